@@ -1,0 +1,201 @@
+"""CIFAR-10: structure discovery against dense and uniformly slimmer networks.
+
+    python benchmarks/cifar.py --data-dir DIR [RUN ...]
+    python benchmarks/cifar.py --list
+
+Each named run trains one network for a fixed number of epochs and writes
+``benchmarks/results/cifar/<model>-<epochs>e-<method><target>-s<seed>.json`` when it ends; runs
+that are already there are skipped. After every epoch a checkpoint goes to ``--scratch``, from
+which an interrupted run continues exactly. 5,000 training images, the same for all runs, are held
+out for validation; the test images are read once, after the last epoch.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from guyot.data import Batches, Dataset, load
+from guyot.models import build, count_macs, resnet
+from guyot.training import (
+    Recipe,
+    evaluate,
+    make_optimizer,
+    make_scheduler,
+    restart_with_fast_allocator,
+    train_epoch,
+)
+
+RESULTS = Path(__file__).parent / "results" / "cifar"
+DENSE_WIDTHS = (16, 32, 64)
+VALIDATION = 5_000
+
+
+@dataclass(frozen=True)
+class Run:
+    """One cell of the table. ``target`` is the share of the dense network's MACs to keep."""
+
+    method: str
+    target: float
+    seed: int
+    epochs: int = 24
+    model: str = "resnet20"
+
+    @property
+    def name(self) -> str:
+        """Unique, and the stem of the result file."""
+        goal = "" if self.method == "dense" else f"{self.target:g}"
+        return f"{self.model}-{self.epochs}e-{self.method}{goal}-s{self.seed}"
+
+
+def all_runs() -> list[Run]:
+    """Every run of the comparison, in the order in which they are worth having."""
+    runs: list[Run] = []
+    for seed in range(3):
+        runs += [Run("dense", 1.0, seed), Run("uniform", 0.5, seed), Run("uniform", 0.3, seed)]
+    runs += [Run("dense", 1.0, 0, 30, "resnet56"), Run("uniform", 0.5, 0, 30, "resnet56")]
+    return runs
+
+
+def uniform_widths(model: str, target: float) -> tuple[int, int, int]:
+    """Stage widths ``round(m * (16, 32, 64))`` of the smallest MACs that are >= target * dense.
+
+    The rival is thus never smaller than what it is compared with.
+    """
+    depth = int(model.removeprefix("resnet"))
+    image = torch.zeros(1, 3, 32, 32)
+    dense = count_macs(resnet(depth), image)
+    tried: dict[tuple[int, int, int], int] = {}
+    for step in range(1, 257):
+        first, second, third = (max(1, round(width * step / 256)) for width in DENSE_WIDTHS)
+        widths = (first, second, third)
+        if widths not in tried:
+            tried[widths] = count_macs(resnet(depth, widths=widths), image)
+        if tried[widths] >= target * dense:
+            return widths
+    raise ValueError(f"target={target}: give a share of the dense MACs in (0, 1]")
+
+
+def build_model(run: Run) -> nn.Module:
+    """The network of ``run`` with weights drawn from its seed."""
+    torch.manual_seed(run.seed)
+    if run.method == "dense":
+        model = build(run.model)
+    elif run.method == "uniform":
+        depth = int(run.model.removeprefix("resnet"))
+        model = resnet(depth, widths=uniform_widths(run.model, run.target))
+    else:
+        raise ValueError(f"method={run.method!r} is unknown; choose dense or uniform")
+    return model.to(memory_format=torch.channels_last)
+
+
+def train(run: Run, dataset: Dataset, scratch: Path) -> dict[str, Any]:
+    """Train ``run`` to its end, continuing from its checkpoint if there is one."""
+    assert dataset.validation is not None
+    recipe = Recipe(epochs=run.epochs)
+    model = build_model(run)
+    batches = Batches(dataset, dataset.train, recipe.batch_size, augment=True, seed=run.seed)
+    held_out = Batches(dataset, dataset.validation, 500, augment=False)
+    test = Batches(dataset, dataset.test, 500, augment=False)
+    optimizer = make_optimizer(model, recipe)
+    scheduler = make_scheduler(optimizer, recipe, len(batches))
+    history: list[dict[str, float]] = []
+    checkpoint = scratch / f"{run.name}.pt"
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        for key, part in parts.items():
+            part.load_state_dict(state[key])
+        history = state["history"]
+    for epoch in range(len(history), recipe.epochs):
+        result = train_epoch(model, batches.epoch(epoch), optimizer, scheduler, recipe)
+        history.append(asdict(result) | {"validation": evaluate(model, held_out.epoch(0))})
+        print(f"{run.name} epoch {epoch + 1}/{recipe.epochs} {history[-1]}", flush=True)
+        state = {key: part.state_dict() for key, part in parts.items()} | {"history": history}
+        torch.save(state, checkpoint.with_suffix(".part"))
+        checkpoint.with_suffix(".part").replace(checkpoint)
+    return {
+        "run": asdict(run),
+        "recipe": asdict(recipe),
+        "test_accuracy": evaluate(model, test.epoch(0)),
+        "validation_accuracy": history[-1]["validation"],
+        "macs": count_macs(model, torch.zeros(1, 3, 32, 32)),
+        "input_shape": [3, 32, 32],
+        "params": sum(parameter.numel() for parameter in model.parameters()),
+        "widths": list(
+            DENSE_WIDTHS if run.method == "dense" else uniform_widths(run.model, run.target)
+        ),
+        "training_images": len(dataset.train),
+        "seconds_per_epoch": sorted(e["seconds"] for e in history)[len(history) // 2],
+        "epochs": history,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the timings belong to."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = lines[0].partition(":")[2].strip() if lines else model
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "amx_bf16": torch.cpu._is_amx_tile_supported(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def main() -> None:
+    """Train the runs named on the command line (default: all) that have no result yet."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("runs", nargs="*", help="names; default: every run, in order")
+    parser.add_argument("--data-dir", help="folder with CIFAR-10's parquet files")
+    parser.add_argument("--cache-dir", help="where decoded images are kept")
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "guyot-bench" / "checkpoints",
+        help="folder for checkpoints of unfinished runs",
+    )
+    parser.add_argument("--list", action="store_true", help="name the runs and end")
+    options = parser.parse_args()
+    known = {run.name: run for run in all_runs()}
+    if options.list:
+        for name in known:
+            print(name, "done" if (RESULTS / f"{name}.json").exists() else "open")
+        return
+    if unknown := sorted(set(options.runs) - set(known)):
+        parser.error(f"unknown runs {', '.join(unknown)}; --list names them")
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    dataset = load("cifar10", options.data_dir, cache_dir=options.cache_dir).hold_out(VALIDATION)
+    options.scratch.mkdir(parents=True, exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in options.runs or known:
+        target = RESULTS / f"{name}.json"
+        if target.exists():
+            continue
+        started = time.time()
+        result = train(known[name], dataset, options.scratch)
+        result["seconds_of_this_session"] = time.time() - started
+        result["machine"] = machine()
+        result["data"] = "CIFAR-10, JPEG re-encoded copy" if options.data_dir else "CIFAR-10"
+        result["command"] = shlex.join(["python", "benchmarks/cifar.py", name])
+        target.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"{name}: test accuracy {result['test_accuracy']:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    restart_with_fast_allocator()
+    main()

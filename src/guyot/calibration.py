@@ -1,0 +1,77 @@
+"""The most probable network and statistics that belong to it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from guyot.types import Structures
+
+
+def most_probable(theta: Tensor, alive: Tensor, structures: Structures) -> Tensor:
+    """Gates of the most probable network: theta >= 1/2, and in every group at least one unit.
+
+    Args:
+        theta: keep probabilities, shape (gates,).
+        alive: which gates may still be 1, bool, shape (gates,).
+        structures: what there is.
+
+    Returns:
+        0/1, dtype and shape of `theta`.
+    """
+    gates = ((theta >= 0.5) & alive).to(theta)
+    index = structures.index
+    for number in range(len(structures.groups)):
+        where = index.units(number)
+        if not bool(gates[where].any()):
+            gates[where.start + int(theta[where].argmax())] = 1
+    return gates
+
+
+@contextlib.contextmanager
+def calibrated(model: nn.Module, batches: Iterable[Any]) -> Generator[nn.Module]:
+    """The model in evaluation mode, BatchNorm's statistics averaged over some batches.
+
+    The gates of parametrised weights are those of evaluation mode while the statistics are
+    collected. Modes and statistics come back afterwards. Without batches only the mode changes.
+
+    Args:
+        model: the network.
+        batches: what it is called with: a tensor, or a tuple of arguments, each.
+    """
+    modes = {module: module.training for module in model.modules()}
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    saved = [(m, m.momentum, {k: v.clone() for k, v in m.named_buffers(recurse=False)}) for m in norms]
+    model.eval()
+    try:
+        batches = iter(batches)
+        first = next(batches, None)
+        if first is not None:
+            for norm in norms:
+                norm.reset_running_stats()
+                norm.momentum = None
+                norm.training = True
+            with torch.no_grad():
+                _call(model, first)
+                for batch in batches:
+                    _call(model, batch)
+            for norm in norms:
+                norm.training = False
+        yield model
+    finally:
+        with torch.no_grad():
+            for norm, momentum, buffers in saved:
+                norm.momentum = momentum
+                for name, value in buffers.items():
+                    getattr(norm, name).copy_(value)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _call(model: nn.Module, batch: Any) -> None:
+    model(*batch) if isinstance(batch, (tuple, list)) else model(batch)

@@ -1,0 +1,7 @@
+"""Images as uint8 arrays, and batches made from them: digits, CIFAR, image folders."""
+
+from guyot.data.arrays import Dataset, Split
+from guyot.data.batches import Batches
+from guyot.data.sources import load
+
+__all__ = ["Batches", "Dataset", "Split", "load"]

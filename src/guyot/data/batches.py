@@ -1,0 +1,85 @@
+"""Batches from uint8 arrays: random crop, flip and normalisation on the whole batch at once."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from guyot.data.arrays import Dataset, Split
+from guyot.errors import MisconfiguredError
+
+
+def crop_and_flip(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Random crop after zero padding, and random horizontal flip, as one gather.
+
+    ``images`` uint8 ``(N, H, W, C)``; each image is padded by ``pad`` pixels on every side, a
+    window of the old size is cut at a uniformly drawn offset, and mirrored with probability 1/2
+    if ``flip``. Returns a new tensor of the same shape.
+    """
+    count, height, width, _ = images.shape
+    padded = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
+    offsets = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator)
+    mirrored = torch.rand((count, 1), generator=generator) < 0.5
+    rows = offsets[0] + torch.arange(height)
+    columns = torch.arange(width).expand(count, width)
+    if flip:
+        columns = torch.where(mirrored, width - 1 - columns, columns)
+    columns = offsets[1] + columns
+    pixel = rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]
+    pixel = pixel + torch.arange(count)[:, None, None] * (height + 2 * pad) * (width + 2 * pad)
+    flat = padded.view(-1, images.shape[3])
+    return flat.index_select(0, pixel.view(-1)).view(images.shape)
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 ``(N, H, W, C)`` to ``dtype`` ``(N, C, H, W)``, ``channels_last`` in memory.
+
+    ``mean`` and ``std`` float32 ``(C,)`` in units of [0, 1].
+    """
+    values = (images.float() - 255 * mean).mul_(1 / (255 * std))
+    return values.to(dtype).permute(0, 3, 1, 2)
+
+
+class Batches:
+    """Deterministic, resumable batches of one split.
+
+    ``epoch(e)`` depends on ``(seed, e)`` alone, so a run continues at any epoch with the batches
+    it would have had. In training (``augment=True``) the images are shuffled and augmented and an
+    incomplete last batch is dropped; otherwise they come in order and all of them.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: Split,
+        batch_size: int,
+        *,
+        augment: bool,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if batch_size < 1 or (augment and batch_size > len(split)):
+            raise MisconfiguredError(
+                f"batch_size={batch_size}: give a number between 1 and the {len(split)} images"
+            )
+        self.split, self.batch_size, self.augment = split, batch_size, augment
+        self.pad, self.flip = dataset.pad, dataset.flip
+        self.seed, self.dtype = seed, dtype
+        self.mean, self.std = torch.tensor(dataset.mean), torch.tensor(dataset.std)
+
+    def __len__(self) -> int:
+        """Batches in one epoch."""
+        rounding = 0 if self.augment else self.batch_size - 1
+        return (len(self.split) + rounding) // self.batch_size
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield ``(images (N, C, H, W) of dtype, labels (N,) int64)`` of epoch ``number``."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        total = len(self.split)
+        order = torch.randperm(total, generator=generator) if self.augment else torch.arange(total)
+        for step in range(len(self)):
+            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            images = self.split.images[index]
+            if self.augment:
+                images = crop_and_flip(images, self.pad, self.flip, generator)
+            yield normalise(images, self.mean, self.std, self.dtype), self.split.labels[index]

@@ -1,0 +1,21 @@
+"""The errors guyot raises, all of them a `GuyotError`."""
+
+
+class GuyotError(Exception):
+    """Base of every error and the parent of nothing else."""
+
+
+class MisconfiguredError(GuyotError, ValueError):
+    """An argument is wrong: the message names it, its value and the way out."""
+
+
+class UnsupportedError(GuyotError, NotImplementedError):
+    """The model, operator or optimiser does something guyot cannot handle safely."""
+
+
+class SequenceError(GuyotError, RuntimeError):
+    """A method was called at the wrong moment (twice in a step, after `finish`, ...)."""
+
+
+class GuyotWarning(UserWarning):
+    """Something was left out or skipped; the run goes on."""

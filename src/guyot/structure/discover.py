@@ -1,0 +1,106 @@
+"""From a model and example inputs to its structures."""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from guyot.errors import GuyotWarning
+from guyot.structure.branches import find_branches
+from guyot.structure.inference import Inference, Walk, infer
+from guyot.structure.trace import trace
+from guyot.structure.verify import Verifier
+from guyot.surgery import unwrap
+from guyot.types import Frozen, Structures
+
+
+def find_structures(
+    model: nn.Module,
+    example_inputs: Sequence[Any],
+    *,
+    units: bool = True,
+    layers: bool = True,
+    ignore: Sequence[str] = (),
+    verify: bool = True,
+) -> Structures:
+    """Find the unit groups and residual branches of a model, without any annotation.
+
+    Args:
+        model: any module that `torch.export` can trace; it is not changed.
+        example_inputs: the arguments of its `forward`; dimension 0 of each tensor is the batch.
+        units: look for units (channels, neurons).
+        layers: look for removable residual branches.
+        ignore: patterns (`fnmatch`) of group or layer names that must stay.
+        verify: check every group and layer numerically; those that fail are excluded with a
+            `GuyotWarning` that names them and says why.
+
+    Returns:
+        The structures; `frozen` lists what cannot go and why.
+
+    Raises:
+        MisconfiguredError: the inputs do not fit the model.
+        UnsupportedError: the model cannot be traced.
+
+    Example:
+        >>> import torch
+        >>> mlp = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> [(group.name, group.size) for group in find_structures(mlp, (torch.ones(2, 8),)).groups]
+        [('0', 16)]
+    """
+    model = unwrap(model)
+    graph = trace(model, example_inputs)
+    walk = Walk(graph, model)
+    walk.run()
+    branches, refused = find_branches(graph, walk.canonical) if layers else ([], {})
+    for branch in list(branches):
+        if not branch.layer.owner:
+            refused["(root)"] = "its addition is in the root's forward: move it to a submodule"
+            branches.remove(branch)
+        elif _matches(branch.layer.name, ignore):
+            branches.remove(branch)
+    trainable = {walk.canonical[name] for name, _ in model.named_parameters()}
+    excluded: dict[str, str] = {}
+
+    def build() -> Inference:
+        inference = infer(walk, branches, trainable, excluded)
+        names = [group.name for group in inference.structures.groups]
+        rejected = names if not units else [name for name in names if _matches(name, ignore)]
+        if set(rejected) - set(excluded):
+            excluded.update(dict.fromkeys(rejected, "excluded by the user"))
+            return infer(walk, branches, trainable, excluded)
+        return inference
+
+    inference = build()
+    if verify and (inference.structures.groups or inference.structures.layers):
+        verifier = Verifier(model, example_inputs, graph, inference, branches)
+        bad_groups, bad_layers = verifier.failures()
+        if bad_groups or bad_layers:
+            for number, reason in bad_groups.items():
+                excluded[inference.structures.groups[number].name] = reason
+            for number, reason in bad_layers.items():
+                refused[branches[number].layer.name] = reason
+            branches = [b for n, b in enumerate(branches) if n not in bad_layers]
+            _warn(excluded, refused)
+            inference = build()
+    frozen = inference.structures.frozen + tuple(
+        Frozen(name, reason) for name, reason in refused.items()
+    )
+    return replace(inference.structures, frozen=frozen)
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
+
+
+def _warn(groups: dict[str, str], layers: dict[str, str]) -> None:
+    for kind, found in (("units of", groups), ("layer", layers)):
+        for name, reason in found.items():
+            if reason != "excluded by the user":
+                warnings.warn(
+                    f"{kind} {name} cannot be removed: {reason}", GuyotWarning, stacklevel=4
+                )

@@ -1,0 +1,52 @@
+"""The registry of operator rules and the small interface that rules see.
+
+A rule says, for one operator, which dims of its inputs, parameters and output are the same. It
+gets a `Walk` and the graph node and returns the dims of the output (a list of such tuples for an
+operator with several outputs). An operator without a rule freezes the dims it touches.
+
+    @rule(torch.ops.aten.mv.default)
+    def mv(walk, node):
+        weight, vector = walk.operands(node, 0, 1)
+        unify(weight[1], vector[0])
+        walk.contract(node, 0, dim=1)         # gates of dim 1 multiply this operand
+        walk.count(node, weight[0], weight[1])
+        return (weight[0],)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import fx
+
+from guyot.structure.axes import Dim
+
+if TYPE_CHECKING:
+    from guyot.structure.inference import Walk
+
+SPACE = "not a dimension of units"
+Dims = tuple[Dim, ...]
+Rule = Callable[["Walk", fx.Node], "Dims | list[Dims]"]
+
+_RULES: dict[Any, Rule] = {}
+
+
+def rule(*targets: Any) -> Callable[[Rule], Rule]:
+    """Register a rule for one or more `torch.ops` overloads; a later rule replaces an earlier.
+
+    Args:
+        targets: operator overloads, e.g. `torch.ops.aten.conv2d.default`.
+    """
+
+    def register(function: Rule) -> Rule:
+        for target in targets:
+            _RULES[target] = function
+        return function
+
+    return register
+
+
+def rule_for(target: Any) -> Rule | None:
+    """The rule of an operator, or None."""
+    return _RULES.get(target)

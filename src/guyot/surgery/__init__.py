@@ -1,0 +1,17 @@
+"""From a `KeepPlan` to smaller modules and smaller optimiser state."""
+
+from guyot.surgery.layers import without_branches
+from guyot.surgery.locate import owner_of, tensor_at, unwrap
+from guyot.surgery.operate import operate
+from guyot.surgery.plan import Shrunk, masks_of, shrink
+
+__all__ = [
+    "Shrunk",
+    "masks_of",
+    "operate",
+    "owner_of",
+    "shrink",
+    "tensor_at",
+    "unwrap",
+    "without_branches",
+]

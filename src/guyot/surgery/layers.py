@@ -1,0 +1,152 @@
+"""Remove residual branches from user modules: what is left is a smaller, plain module."""
+
+from __future__ import annotations
+
+import operator
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import fx, nn
+
+from guyot.errors import UnsupportedError
+from guyot.types import Layer
+
+_ADDITIONS = {operator.add, operator.iadd, torch.add}
+_ADD_METHODS = {"add", "add_"}
+_RELU_FUNCTIONS = {torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_}
+
+
+class _Shallow(fx.Tracer):
+    """Trace one module's own `forward`; every child is a leaf."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _own_graph(owner: nn.Module, name: str) -> fx.Graph:
+    """The graph of one module's `forward`, the same in both modes.
+
+    Raises:
+        UnsupportedError: `forward` cannot be traced, or depends on `self.training`.
+    """
+    was_training = owner.training
+    graphs: list[fx.Graph] = []
+    try:
+        for mode in (True, False):
+            owner.training = mode
+            graphs.append(_Shallow().trace(owner))
+    except Exception as error:
+        raise UnsupportedError(
+            f"the forward of {name} ({type(owner).__name__}) cannot be rebuilt without its "
+            f"branch: {str(error).strip().splitlines()[0]}"
+        ) from error
+    finally:
+        owner.training = was_training
+    if str(graphs[0]) != str(graphs[1]):
+        raise UnsupportedError(f"the forward of {name} depends on self.training")
+    return graphs[0]
+
+
+def _is_addition(node: fx.Node) -> bool:
+    added = (node.op == "call_function" and node.target in _ADDITIONS) or (
+        node.op == "call_method" and node.target in _ADD_METHODS
+    )
+    return added and all(isinstance(arg, fx.Node) for arg in node.args[:2])
+
+
+def without_branches(owner: nn.Module, name: str, layers: Sequence[Layer]) -> nn.Module:
+    """The module with the branches of the given layers gone.
+
+    A chain of what remains becomes an `nn.Sequential` under the same child names (so parameter
+    names do not change), nothing at all an `nn.Identity`, anything else an `fx.GraphModule`.
+
+    Raises:
+        UnsupportedError: `forward` cannot be rebuilt.
+
+    Example:
+        >>> class Block(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        ...     def forward(self, x):
+        ...         return x + self.conv(x)
+        >>> layer = Layer("", (), owner="", addition=0, operand=1, tensors=())
+        >>> without_branches(Block(), "block", [layer])
+        Identity()
+    """
+    graph = _own_graph(owner, name)
+    additions = [node for node in graph.nodes if _is_addition(node)]
+    for layer in layers:
+        if layer.addition >= len(additions):
+            raise UnsupportedError(
+                f"addition {layer.addition + 1} of {name} is not in the trace of its forward"
+            )
+        node = additions[layer.addition]
+        shortcut = node.args[1 - layer.operand]
+        assert isinstance(shortcut, fx.Node)
+        node.replace_all_uses_with(shortcut)
+        graph.erase_node(node)
+    remainder = fx.GraphModule(owner, graph, class_name=type(owner).__name__)
+    graph = remainder.graph
+    graph.eliminate_dead_code()
+    _out_of_place(owner, graph)
+    chain = _chain(owner, graph)
+    if chain is None:
+        remainder.delete_all_unused_submodules()
+        remainder.recompile()
+        rebuilt: nn.Module = remainder
+    elif not chain or (
+        all(layer.rectified for layer in layers)
+        and all(type(module) is nn.ReLU for module in chain.values())
+    ):
+        rebuilt = nn.Identity()
+    else:
+        rebuilt = nn.Sequential(chain)
+    rebuilt.training = owner.training
+    return rebuilt
+
+
+def _out_of_place(owner: nn.Module, graph: fx.Graph) -> None:
+    """Operators that now act on the module's own input must not overwrite it."""
+    for node in graph.nodes:
+        if not node.args or getattr(node.args[0], "op", "") != "placeholder":
+            continue
+        if node.op == "call_module":
+            module = owner.get_submodule(node.target)
+            if getattr(module, "inplace", False):
+                module.inplace = False  # pyright: ignore[reportAttributeAccessIssue]
+        elif node.kwargs.get("inplace"):
+            node.kwargs = {**node.kwargs, "inplace": False}
+        elif node.target is operator.iadd:
+            node.target = operator.add
+        elif node.op == "call_method" and node.target.endswith("_"):
+            node.target = node.target.rstrip("_")
+
+
+def _chain(owner: nn.Module, graph: fx.Graph) -> OrderedDict[str, nn.Module] | None:
+    """The modules of a graph that only passes one tensor through them in turn, else None."""
+    nodes = list(graph.nodes)
+    if sum(node.op == "placeholder" for node in nodes) != 1:
+        return None
+    last = nodes[0]
+    chain: OrderedDict[str, nn.Module] = OrderedDict()
+    for node in nodes[1:-1]:
+        if node.all_input_nodes != [last] or node.args[:1] != (last,):
+            return None
+        if node.op == "call_module" and "." not in node.target and node.target not in chain:
+            chain[node.target] = owner.get_submodule(node.target)
+        elif node.target in _RELU_FUNCTIONS and "activation" not in chain:
+            chain["activation"] = nn.ReLU()
+        else:
+            return None
+        last = node
+    return chain if nodes[-1].args == (last,) else None
+
+
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of a descendant."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+

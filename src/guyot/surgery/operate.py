@@ -1,0 +1,191 @@
+"""Carry out a `KeepPlan` on modules and optimisers: slice tensors, remove branches.
+
+Parameters keep their identity: the optimiser, its parameter groups, tied weights and the user's
+own references go on holding the same `nn.Parameter` objects, which merely have fewer entries.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from guyot.axis import kept_indices, size_of
+from guyot.errors import UnsupportedError
+from guyot.surgery.layers import replace_module, without_branches
+from guyot.surgery.locate import owner_of, tensor_at
+from guyot.surgery.plan import (
+    Shrunk,
+    all_removed_layers,
+    masks_of,
+    removed_tensors,
+    shrink,
+)
+from guyot.types import KeepPlan, Layer, Structures
+
+Indices = tuple[Tensor | None, ...]
+
+
+def operate(
+    model: nn.Module,
+    structures: Structures,
+    plan: KeepPlan,
+    optimizers: Sequence[torch.optim.Optimizer] = (),
+) -> Shrunk:
+    """Remove what the plan does not keep, for good, from a module and its optimisers.
+
+    Weights, biases, norm parameters, buffers, `.grad` and every optimiser tensor shaped like its
+    parameter (momentum, Adam moments, ...) are sliced with the same indices; memory format,
+    dtype, device, `requires_grad`, parameter groups and tied weights stay. A removed layer leaves
+    no module and no parameter behind.
+
+    Args:
+        model: the module that `structures` describes; changed in place.
+        structures: what it is made of.
+        plan: what stays.
+        optimizers: optimisers that hold its parameters; changed in place.
+
+    Returns:
+        The smaller structures, and which gates are left.
+
+    Raises:
+        UnsupportedError: a module cannot be rebuilt, or an optimiser keeps a state tensor whose
+            shape is neither the parameter's nor a single number. Nothing was changed then.
+    """
+    shrunk = shrink(structures, plan)
+    masks = masks_of(structures, plan)
+    gone_names = removed_tensors(structures, plan)
+    sliced: dict[str, Indices] = {}
+    for tensor in structures.tensors:
+        if tensor.name not in gone_names:
+            indices = tuple(kept_indices(axis, masks) for axis in tensor.axes)
+            if any(index is not None for index in indices):
+                sliced[tensor.name] = indices
+    parameters = {name: tensor_at(model, name) for name in sliced}
+    _check_states(parameters, optimizers)
+    rebuilt = _rebuilt(model, structures, all_removed_layers(structures, plan))
+
+    gone = {id(tensor_at(model, name)) for name in gone_names}
+    for name, indices in sliced.items():
+        _slice(model, name, indices, optimizers)
+    for name, module in rebuilt.items():
+        replace_module(model, name, module)
+    for optimizer in optimizers:
+        _forget(optimizer, gone)
+    sizes = [group.size for group in shrunk.structures.groups]
+    for attribute in shrunk.structures.attributes:
+        module = model.get_submodule(attribute.module)
+        if hasattr(module, attribute.name):
+            setattr(module, attribute.name, size_of(attribute.axis, sizes))
+    return shrunk
+
+
+def _rebuilt(
+    model: nn.Module, structures: Structures, removed: frozenset[int]
+) -> dict[str, nn.Module]:
+    """New modules for the owners of removed branches, outermost owners only."""
+    by_owner: dict[str, list[Layer]] = defaultdict(list)
+    for number in sorted(removed):
+        by_owner[structures.layers[number].owner].append(structures.layers[number])
+    gone = {name for number in removed for name in structures.layers[number].tensors}
+
+    def inside_removed(owner: str) -> bool:
+        names = [t.name for t in structures.tensors if t.name.startswith(f"{owner}.")]
+        return bool(names) and all(name in gone for name in names) and any(
+            owner.startswith(f"{other}.") for other in by_owner
+        )
+
+    return {
+        owner: without_branches(model.get_submodule(owner), owner, layers)
+        for owner, layers in by_owner.items()
+        if not inside_removed(owner)
+    }
+
+
+def select(tensor: Tensor, indices: Indices) -> Tensor:
+    """Keep the given indices of every dimension; the order of strides (memory format) stays.
+
+    Example:
+        >>> weight = torch.ones(4, 4, 3, 3).to(memory_format=torch.channels_last)
+        >>> part = select(weight, (torch.tensor([0, 2, 3]), None, None, None))
+        >>> part.shape, part.is_contiguous(memory_format=torch.channels_last)
+        (torch.Size([3, 4, 3, 3]), True)
+    """
+    result = tensor.detach()
+    for dim, index in enumerate(indices):
+        if index is not None:
+            result = result.index_select(dim, index.to(tensor.device))
+    order = sorted(range(tensor.dim()), key=lambda dim: -tensor.stride(dim))
+    laid_out = torch.empty_permuted(
+        result.shape, order, dtype=tensor.dtype, device=tensor.device
+    )
+    return laid_out.copy_(result)
+
+
+def _slice(
+    model: nn.Module,
+    name: str,
+    indices: Indices,
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> None:
+    module, key = owner_of(model, name)
+    tensor = getattr(module, key)
+    if not isinstance(tensor, nn.Parameter):
+        module.register_buffer(key, select(tensor, indices), key not in _transient(module))
+        return
+    shape = tensor.shape
+    gradient, tensor.grad = tensor.grad, None
+    _set_data(tensor, select(tensor, indices))
+    if gradient is not None:
+        tensor.grad = select(gradient, indices)
+    for optimizer in optimizers:
+        state = optimizer.state.get(tensor, {})
+        for entry, value in state.items():
+            if isinstance(value, Tensor) and value.shape == shape:
+                state[entry] = select(value, indices)
+
+
+def _transient(module: nn.Module) -> set[str]:
+    return module._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
+
+
+def _set_data(parameter: nn.Parameter, data: Tensor) -> None:
+    """Give a parameter new data of another shape.
+
+    The autograd node that accumulates its gradient remembers the old shape and may still be
+    alive (a training loop's `loss` holds it). PyTorch renews the node when the dtype changes,
+    and only then, hence the detour.
+    """
+    detour = torch.float64 if parameter.dtype != torch.float64 else torch.float32
+    parameter.data = torch.empty(0, dtype=detour, device=parameter.device)
+    parameter.data = data
+
+
+def _check_states(
+    parameters: dict[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]
+) -> None:
+    for optimizer in optimizers:
+        for name, parameter in parameters.items():
+            for entry, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                    raise UnsupportedError(
+                        f"{type(optimizer).__name__} keeps {entry!r} of shape "
+                        f"{tuple(value.shape)} for {name} of shape {tuple(parameter.shape)}: "
+                        "guyot cannot slice it; use an optimiser with elementwise state "
+                        "(SGD, Adam, AdamW, RMSprop, ...)"
+                    )
+
+
+def _forget(optimizer: torch.optim.Optimizer, gone: set[int]) -> None:
+    """Take removed parameters out of an optimiser; its groups keep their number and order."""
+    if not gone:
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if id(parameter) in gone:
+                optimizer.state.pop(parameter, None)
+        group["params"] = [p for p in group["params"] if id(p) not in gone]
+
+

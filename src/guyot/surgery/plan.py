@@ -1,0 +1,152 @@
+"""What is left of a `Structures` after a `KeepPlan`: pure bookkeeping, no tensors of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from guyot.types import (
+    Attribute,
+    Axis,
+    Concat,
+    Fixed,
+    KeepPlan,
+    Layer,
+    Product,
+    Structures,
+    UnitGroup,
+    Units,
+)
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """The smaller structures.
+
+    Attributes:
+        structures: what is left.
+        gates: for every gate left its number before; int64, shape (gates left,).
+    """
+
+    structures: Structures
+    gates: Tensor
+
+
+def masks_of(structures: Structures, plan: KeepPlan) -> list[Tensor]:
+    """For every group which units stay; bool, shape (units,)."""
+    masks: list[Tensor] = []
+    for number, group in enumerate(structures.groups):
+        mask = torch.ones(group.size, dtype=torch.bool)
+        if number in plan.kept:
+            mask = torch.zeros(group.size, dtype=torch.bool)
+            mask[plan.kept[number]] = True
+        masks.append(mask)
+    return masks
+
+
+def all_removed_layers(structures: Structures, plan: KeepPlan) -> frozenset[int]:
+    """The layers of the plan and those nested in them."""
+    gone = set(plan.removed_layers)
+    for outer in plan.removed_layers:
+        inside = set(structures.layers[outer].tensors)
+        gone.update(
+            number for number, layer in enumerate(structures.layers) if inside.issuperset(layer.tensors)
+        )
+    return frozenset(gone)
+
+
+def removed_tensors(structures: Structures, plan: KeepPlan) -> frozenset[str]:
+    """Names of the parameters and buffers that go with the removed layers."""
+    layers = all_removed_layers(structures, plan)
+    return frozenset(name for layer in layers for name in structures.layers[layer].tensors)
+
+
+def shrink(structures: Structures, plan: KeepPlan) -> Shrunk:
+    """The structures that a network has after a plan was carried out.
+
+    A group that no weight reads any more (its readers went with a layer) becomes fixed.
+
+    Example:
+        >>> from guyot.types import Slot
+        >>> slots = (Slot("a.weight", 0), Slot("b.weight", 1))
+        >>> group = UnitGroup("a", 4, slots, slots[1:])
+        >>> before = Structures((group,), (), (), ())
+        >>> after = shrink(before, KeepPlan({0: torch.tensor([0, 3])}))
+        >>> after.structures.groups[0].size, after.gates
+        (2, tensor([0, 3]))
+    """
+    gone_layers = all_removed_layers(structures, plan)
+    gone = removed_tensors(structures, plan)
+    index = structures.index
+    groups: list[UnitGroup] = []
+    gates: list[Tensor] = []
+    meaning: dict[int, Axis] = {}
+    for number, (group, mask) in enumerate(
+        zip(structures.groups, masks_of(structures, plan), strict=True)
+    ):
+        size = int(mask.sum())
+        readers = tuple(slot for slot in group.readers if slot.tensor not in gone)
+        members = tuple(slot for slot in group.members if slot.tensor not in gone)
+        if not readers:
+            meaning[number] = Fixed(size)
+            continue
+        meaning[number] = Units(len(groups))
+        groups.append(replace(group, size=size, members=members, readers=readers))
+        gates.append(index.offsets[number] + mask.nonzero().flatten())
+    left = [n for n in range(len(structures.layers)) if n not in gone_layers]
+    renumber = {old: new for new, old in enumerate(left)}
+    gates.append(torch.tensor([index.layer(n) for n in left], dtype=torch.int64))
+
+    def axes(old: Sequence[Axis]) -> tuple[Axis, ...]:
+        return tuple(_substitute(axis, meaning) for axis in old)
+
+    def layers(old: Sequence[int]) -> tuple[int, ...]:
+        return tuple(renumber[layer] for layer in old)
+
+    smaller = replace(
+        structures,
+        groups=tuple(groups),
+        layers=tuple(_renumbered(structures, number, gone_layers) for number in left),
+        tensors=tuple(
+            replace(t, axes=axes(t.axes), layers=layers(t.layers))
+            for t in structures.tensors
+            if t.name not in gone
+        ),
+        operations=tuple(
+            replace(op, axes=axes(op.axes), layers=layers(op.layers))
+            for op in structures.operations
+            if not gone_layers.intersection(op.layers)
+        ),
+        attributes=tuple(
+            Attribute(a.module, a.name, axes([a.axis])[0])
+            for a in structures.attributes
+            if not any(name.startswith(f"{a.module}.") for name in gone)
+        ),
+    )
+    return Shrunk(smaller, torch.cat(gates))
+
+
+def _renumbered(structures: Structures, number: int, gone: frozenset[int]) -> Layer:
+    """A layer's place among the additions of its owner after others went."""
+    layer = structures.layers[number]
+    before = sum(
+        structures.layers[other].owner == layer.owner
+        and structures.layers[other].addition < layer.addition
+        for other in gone
+    )
+    return replace(layer, addition=layer.addition - before)
+
+
+def _substitute(axis: Axis, meaning: dict[int, Axis]) -> Axis:
+    match axis:
+        case Fixed():
+            return axis
+        case Units(group):
+            return meaning[group]
+        case Product(parts):
+            return Product(tuple(_substitute(part, meaning) for part in parts))
+        case Concat(parts):
+            return Concat(tuple(_substitute(part, meaning) for part in parts))

@@ -1,0 +1,223 @@
+"""The reference recipe and loop: SGD with Nesterov momentum, warm-up, cosine decay, bf16.
+
+Everything is a small part that another loop may use on its own; `train_epoch` shows where a
+`Discovery` goes into a loop: one `step()` after `optimizer.zero_grad()`.
+"""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from guyot.errors import MisconfiguredError
+
+
+class Stepper(Protocol):
+    """What the loop needs of a `Discovery`: to be told that an optimiser step is over."""
+
+    def step(self) -> Any:
+        """Called once per optimiser step, after the gradients were cleared."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. The defaults are those of every CIFAR figure in `benchmarks/`.
+
+    ``lr`` peak learning rate; ``momentum`` of Nesterov's SGD; ``weight_decay`` L2 coefficient on
+    all parameters, BatchNorm included; ``warmup_epochs`` of linear growth from 0; ``decay`` to 0
+    at the last step; ``label_smoothing`` in [0, 1); ``bf16`` autocast with float32 weights.
+    """
+
+    epochs: int = 24
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 1.0
+    decay: Literal["cosine", "linear"] = "cosine"
+    label_smoothing: float = 0.0
+    bf16: bool = True
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        if self.epochs < 1:
+            problems.append(f"epochs={self.epochs}: give at least 1")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            problems.append(f"lr={self.lr}: give a positive learning rate, such as 0.1")
+        if not 0 <= self.momentum < 1:
+            problems.append(f"momentum={self.momentum}: give a value in [0, 1)")
+        if self.weight_decay < 0:
+            problems.append(f"weight_decay={self.weight_decay}: give 0 or more")
+        if self.warmup_epochs < 0:
+            problems.append(f"warmup_epochs={self.warmup_epochs}: give 0 or more")
+        if self.decay not in ("cosine", "linear"):
+            problems.append(f"decay={self.decay!r}: choose 'cosine' or 'linear'")
+        if not 0 <= self.label_smoothing < 1:
+            problems.append(f"label_smoothing={self.label_smoothing}: give a value in [0, 1)")
+        if problems:
+            raise MisconfiguredError("; ".join(problems))
+
+
+FAST_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**27),
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
+"""Environment under which glibc keeps freed activations instead of returning them to the kernel,
+and torch asks for huge pages: a ResNet-20 step on the CPU takes about 0.8 of its time."""
+
+
+def restart_with_fast_allocator() -> None:
+    """Start this program anew under :data:`FAST_ALLOCATOR`, once; for programs, not libraries.
+
+    The variables are read when a process starts, so setting them later has no effect. Does nothing
+    on other systems than Linux or when one of them is set already.
+    """
+    if not sys.platform.startswith("linux") or any(name in os.environ for name in FAST_ALLOCATOR):
+        return
+    sys.stdout.flush()
+    os.execve(sys.executable, sys.orig_argv, os.environ | FAST_ALLOCATOR)
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch of training gave.
+
+    ``loss`` mean training loss per sample (nats), ``accuracy`` of the training batches in [0, 1],
+    ``seconds`` wall-clock, ``steps`` optimiser steps.
+    """
+
+    loss: float
+    accuracy: float
+    seconds: float
+    steps: int
+
+
+def lr_factor(recipe: Recipe, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """Learning rate at a step as a fraction of the peak: linear warm-up, then decay to 0."""
+    warmup = min(round(recipe.warmup_epochs * steps_per_epoch), total_steps - 1)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
+        return (
+            0.5 * (1 + math.cos(math.pi * progress)) if recipe.decay == "cosine" else 1 - progress
+        )
+
+    return factor
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """SGD with Nesterov momentum over all parameters of ``model``."""
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+        weight_decay=recipe.weight_decay,
+        foreach=True,
+    )
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The recipe's per-step schedule for ``recipe.epochs`` epochs."""
+    total = recipe.epochs * steps_per_epoch
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(recipe, total, steps_per_epoch))
+
+
+def prefers_bf16(device: str | torch.device = "cpu") -> bool:
+    """Whether bf16 autocast gains on ``device``: bf16 matrix units on the CPU, or a recent GPU."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def train_step(
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+) -> tuple[Tensor, Tensor]:
+    """Forward and backward of one batch.
+
+    ``images`` ``(N, C, H, W)``, ``labels`` int64 ``(N,)``. Returns the detached mean loss (nats,
+    float32 scalar) and the number of correct predictions (int64 scalar).
+    """
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.bf16):
+        logits = model(images)
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+    loss.backward()
+    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+
+def train_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    recipe: Recipe,
+    *,
+    discovery: Stepper | None = None,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+) -> EpochResult:
+    """Train on every batch once.
+
+    ``forward`` replaces ``model`` in the forward pass only (a compiled version of it);
+    ``on_step(step, loss)`` is told about every step.
+    """
+    device = next(model.parameters()).device
+    model.train()
+    started = time.perf_counter()
+    loss_sum = torch.zeros((), device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    count = steps = 0
+    for images, labels in batches:
+        images, labels = images.to(device), labels.to(device)
+        loss, hits = train_step(forward or model, images, labels, recipe)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        if discovery is not None:
+            discovery.step()
+        loss_sum += loss * len(labels)
+        correct += hits
+        count += len(labels)
+        steps += 1
+        if on_step is not None:
+            on_step(steps, float(loss))
+    if not steps:
+        raise MisconfiguredError("the epoch had no batch: batch_size exceeds the training images")
+    seconds = time.perf_counter() - started
+    return EpochResult(float(loss_sum) / count, int(correct) / count, seconds, steps)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, bf16: bool = True
+) -> float:
+    """Accuracy in [0, 1] over all batches, in eval mode; the model's mode is restored."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    correct = count = 0
+    for images, labels in batches:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = model(images.to(device))
+        correct += int((logits.argmax(1).cpu() == labels).sum())
+        count += len(labels)
+    model.train(was_training)
+    return correct / count

@@ -1,0 +1,247 @@
+"""The frozen vocabulary: what a network's structure is, in terms every floor shares.
+
+A network has **unit groups** (sets of channels, neurons or heads that shrink together) and
+**layers** (residual branches that can go as a whole). Every unit and every layer is a
+*structure* with one gate. Gates of a network are numbered once: the units of group 0, of
+group 1, ..., then the layers. All flat vectors over gates (keep probabilities, benefits, prices)
+use this numbering, which `GateIndex` holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A dimension that never shrinks (batch, space, kernel, classes)."""
+
+    size: int
+
+
+@dataclass(frozen=True)
+class Units:
+    """A dimension with one entry per unit of a group."""
+
+    group: int
+
+
+@dataclass(frozen=True)
+class Product:
+    """A dimension that flattens several, outermost first: heads x head_dim, C x H x W."""
+
+    parts: tuple[Axis, ...]
+
+
+@dataclass(frozen=True)
+class Concat:
+    """A dimension that lays several end to end: the input of a DenseNet layer."""
+
+    parts: tuple[Axis, ...]
+
+
+Axis = Fixed | Units | Product | Concat
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One dimension of one parameter or buffer.
+
+    Attributes:
+        tensor: qualified name in the model, e.g. `"layer1.0.conv1.weight"`.
+        dim: the dimension.
+    """
+
+    tensor: str
+    dim: int
+
+
+@dataclass(frozen=True)
+class UnitGroup:
+    """Units that exist together: one equivalence class of axes.
+
+    Attributes:
+        name: the tensor that first produces the units, e.g. `"layer1.0.conv1"`.
+        size: number of units.
+        members: every tensor dimension in which the group occurs; removal slices them all.
+        readers: the members that contract the units; gates multiply these.
+    """
+
+    name: str
+    size: int
+    members: tuple[Slot, ...]
+    readers: tuple[Slot, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A residual branch `y = shortcut(x) + branch(x)` that can be removed as a whole.
+
+    Attributes:
+        name: qualified name of the module that is rebuilt when the branch goes.
+        writers: parameters whose joint scaling by 0 makes the branch exactly 0.
+        owner: qualified name of the module whose `forward` contains the addition.
+        addition: position of the addition among the additions of that `forward`.
+        operand: 0 or 1, which operand of the addition is the branch.
+        tensors: parameters and buffers that only the branch uses.
+        rectified: the shortcut is the identity and its input has passed a ReLU.
+    """
+
+    name: str
+    writers: tuple[str, ...]
+    owner: str
+    addition: int
+    operand: int
+    tensors: tuple[str, ...]
+    rectified: bool = False
+
+
+@dataclass(frozen=True)
+class TensorShape:
+    """A parameter or buffer as a product of axes, inside zero or more layers.
+
+    Attributes:
+        name: qualified name.
+        axes: one per dimension.
+        layers: the layers it belongs to (indices into `Structures.layers`).
+        trainable: counts as a parameter.
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+    layers: tuple[int, ...]
+    trainable: bool
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Multiply-accumulates of one operator for one sample: the product of its axes.
+
+    Attributes:
+        name: the operator's module, e.g. `"layer1.0.conv1"`.
+        axes: their product is the MACs (output channels, inputs per output, kernel, space).
+        layers: the layers it runs in.
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A module's static attribute that states the length of a dimension.
+
+    Attributes:
+        module: qualified name of the module.
+        name: the attribute, e.g. `"out_channels"`.
+        axis: the dimension whose length it states.
+    """
+
+    module: str
+    name: str
+    axis: Axis
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Why some tensor dimensions cannot shrink."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Structures:
+    """What can go in a network, and what everything costs.
+
+    Attributes:
+        groups: unit groups.
+        layers: removable residual branches.
+        tensors: every parameter and buffer.
+        operations: every operator with MACs.
+        attributes: static attributes of modules that must follow.
+        frozen: what cannot go and why.
+        input_shapes: shapes of the example inputs the MACs refer to (with the batch dimension).
+    """
+
+    groups: tuple[UnitGroup, ...]
+    layers: tuple[Layer, ...]
+    tensors: tuple[TensorShape, ...]
+    operations: tuple[Operation, ...]
+    attributes: tuple[Attribute, ...] = ()
+    frozen: tuple[Frozen, ...] = ()
+    input_shapes: tuple[tuple[int, ...], ...] = ()
+
+    @cached_property
+    def index(self) -> GateIndex:
+        """The numbering of all gates."""
+        return GateIndex(tuple(g.size for g in self.groups), len(self.layers))
+
+
+@dataclass(frozen=True)
+class GateIndex:
+    """The numbering of gates: units of group 0, group 1, ..., then one gate per layer.
+
+    Example:
+        >>> index = GateIndex((3, 2), layers=1)
+        >>> index.total, index.units(1), index.layer(0)
+        (6, slice(3, 5, None), 5)
+    """
+
+    group_sizes: tuple[int, ...]
+    layers: int
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """First gate of every group, and, last, of the layers."""
+        offsets = [0]
+        for size in self.group_sizes:
+            offsets.append(offsets[-1] + size)
+        return tuple(offsets)
+
+    @property
+    def total(self) -> int:
+        """Number of gates."""
+        return self.offsets[-1] + self.layers
+
+    def units(self, group: int) -> slice:
+        """The gates of a group."""
+        return slice(self.offsets[group], self.offsets[group + 1])
+
+    def layer(self, layer: int) -> int:
+        """The gate of a layer."""
+        return self.offsets[-1] + layer
+
+    @property
+    def layer_slice(self) -> slice:
+        """The gates of all layers."""
+        return slice(self.offsets[-1], self.total)
+
+    def group_of_gate(self) -> Tensor:
+        """For every gate its group, layers numbered after the groups; int64, shape (total,)."""
+        sizes = torch.tensor([*self.group_sizes] + [1] * self.layers, dtype=torch.int64)
+        return torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+
+
+@dataclass(frozen=True)
+class KeepPlan:
+    """What stays, relative to a `Structures`: indices per group, and which layers go.
+
+    Attributes:
+        kept: group -> sorted kept unit indices, int64; a missing group keeps all.
+        removed_layers: indices of layers that go.
+    """
+
+    kept: Mapping[int, Tensor] = field(default_factory=dict)
+    removed_layers: frozenset[int] = frozenset()
+
+    @property
+    def empty(self) -> bool:
+        """True when the plan removes nothing."""
+        return not self.kept and not self.removed_layers

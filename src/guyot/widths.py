@@ -1,0 +1,108 @@
+"""Which widths are physically possible, and what may go now.
+
+A *logical* width counts the units that can still be active, a *physical* one the entries that the
+tensors really have. Hardware computes some widths no faster than the next larger multiple, so
+units that are gone stay as exact zeros until a whole quantum of their group can go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from guyot.errors import MisconfiguredError
+from guyot.types import KeepPlan, Structures, UnitGroup
+
+
+def quanta_of(structures: Structures, quantum: int | Mapping[str, int]) -> tuple[int, ...]:
+    """The quantum of every group: one number for all, or by name (1 where it is not named).
+
+    Raises:
+        MisconfiguredError: a quantum below 1, or a name that no group has.
+    """
+    names = [group.name for group in structures.groups]
+    if isinstance(quantum, Mapping):
+        unknown = sorted(set(quantum) - set(names))
+        if unknown:
+            raise MisconfiguredError(f"quantum names {unknown}, but the groups are {names}")
+        values = [quantum.get(name, 1) for name in names]
+    else:
+        values = [quantum] * len(names)
+    if any(value < 1 for value in values):
+        raise MisconfiguredError(f"quantum={quantum!r}: a width comes in multiples of 1 or more")
+    return tuple(values)
+
+
+def home_layer(structures: Structures, group: UnitGroup) -> int | None:
+    """The innermost layer that holds all of a group, or None."""
+    tensors = {slot.tensor for slot in group.members}
+    homes = [n for n, layer in enumerate(structures.layers) if tensors.issubset(layer.tensors)]
+    return min(homes, key=lambda n: len(structures.layers[n].tensors), default=None)
+
+
+def protect(
+    alive: Tensor, score: Tensor, structures: Structures, quanta: Sequence[int]
+) -> Tensor:
+    """Revive what the network cannot do without; let layers go whose units have all gone.
+
+    A group outside layers keeps at least one quantum, its best by `score`. A group inside a layer
+    may empty: then the layer goes, since it has nothing left to compute.
+
+    Args:
+        alive: bool, shape (gates,).
+        score: which units are better, shape (gates,).
+        structures: what there is.
+        quanta: per group.
+
+    Returns:
+        bool, shape (gates,).
+    """
+    alive = alive.clone()
+    index = structures.index
+    for number, group in enumerate(structures.groups):
+        where = index.units(number)
+        least = min(group.size, quanta[number])
+        count = int(alive[where].sum())
+        home = home_layer(structures, group)
+        if home is not None:
+            if count == 0:
+                alive[index.layer(home)] = False
+        elif count < least:
+            order = score[where] + alive[where] * (score[where].max() - score[where].min() + 1)
+            units = alive[where].clone()
+            units[order.topk(least).indices] = True
+            alive[where] = units
+    return alive
+
+
+def physical_plan(structures: Structures, alive: Tensor, quanta: Sequence[int]) -> KeepPlan:
+    """What can be sliced away: whole quanta of units that are gone, and layers that are gone.
+
+    Args:
+        structures: what there is.
+        alive: bool, shape (gates,).
+        quanta: per group.
+
+    Example:
+        >>> from guyot.types import Slot
+        >>> group = UnitGroup("a", 8, (Slot("a.weight", 0),), (Slot("b.weight", 1),))
+        >>> alive = torch.tensor([1, 1, 0, 0, 1, 0, 0, 0], dtype=torch.bool)
+        >>> physical_plan(Structures((group,), (), (), ()), alive, quanta=[4]).kept[0]
+        tensor([0, 1, 2, 4])
+    """
+    index = structures.index
+    kept: dict[int, Tensor] = {}
+    for number, group in enumerate(structures.groups):
+        units = alive[index.units(number)].cpu()
+        quantum = quanta[number]
+        count = int(units.sum())
+        width = min(group.size, max(1, -(-count // quantum)) * quantum)
+        if width < group.size:
+            spare = (~units).nonzero().flatten()[: width - count]
+            kept[number] = torch.cat([units.nonzero().flatten(), spare]).sort().values
+    gone = frozenset(
+        n for n in range(len(structures.layers)) if not bool(alive[index.layer(n)])
+    )
+    return KeepPlan(kept, gone)

@@ -1,0 +1,188 @@
+"""The house rules that a machine can check: floors, sizes, and what must never be used."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import guyot
+
+PACKAGE = Path(guyot.__file__).parent
+
+# From the ground up. A room imports only rooms on lower floors; inside a room everything goes.
+HOUSE = (
+    {"types", "errors"},
+    {"axis"},
+    {"structure", "models", "data"},
+    {"complexity", "gates", "estimators"},
+    {"dynamics", "settle", "surgery"},
+    {"budget"},
+    {"session", "checkpoint"},
+    {"export", "report", "training", "sweep", "integrations"},
+    {"cli", "__init__"},
+)
+FLOORS = {name: floor for floor, rooms in enumerate(HOUSE) for name in rooms}
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+# Mathematics of tensors and frozen dataclasses; none of it ever sees a module.
+PURE = {"complexity", "estimators", "dynamics", "budget", "axis"}
+# The only files that know torch.export.
+EXPORTERS = {"structure/trace.py", "export.py"}
+UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "joblib"}
+UNSAFE_CALLS = {"torch.save", "torch.load", "torch.serialization"}
+# Arguments of other libraries' loaders, and the only value they may have.
+SAFE_ARGUMENTS = {"weights_only": True, "allow_pickle": False}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def room(path: Path) -> str:
+    """`guyot/dynamics.py` -> dynamics, `guyot/structure/rules/conv.py` -> structure."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def absolute(path: Path, node: ast.ImportFrom) -> str:
+    """The module an import statement names, with leading dots resolved."""
+    if node.level == 0:
+        return node.module or ""
+    package = ("guyot", *path.relative_to(PACKAGE).parent.parts)
+    base = package[: len(package) - node.level + 1]
+    return ".".join([*base, *([node.module] if node.module else [])])
+
+
+def imported_modules(path: Path, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of everything imported, also inside functions and `if` blocks.
+
+    `from a import b` yields `a.b`: whether b is a module or a name in a is left to the reader.
+    """
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                yield node.lineno, f"{absolute(path, node)}.{alias.name}"
+
+
+def imported_rooms(path: Path, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    seen = set()
+    for line, name in imported_modules(path, tree):
+        head, *rest = name.split(".")
+        if head == "guyot":
+            seen.add((line, rest[0] if rest and rest[0] in FLOORS else "__init__"))
+    yield from sorted(seen)
+
+
+def dotted(node: ast.expr) -> str:
+    """`torch.save` for the expression torch.save; empty for what is not a dotted name."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{prefix}.{node.attr}" if (prefix := dotted(node.value)) else ""
+    return ""
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines from `def` to the end, without the docstring."""
+    assert function.end_lineno is not None
+    lines = function.end_lineno - function.lineno + 1
+    if ast.get_docstring(function, clean=False) is not None:
+        docstring = function.body[0]
+        assert docstring.end_lineno is not None
+        lines -= docstring.end_lineno - docstring.lineno + 1
+    return lines
+
+
+def test_every_room_has_a_floor() -> None:
+    homeless = {room(path) for path in FILES} - set(FLOORS)
+    assert not homeless, f"give {sorted(homeless)} a floor in HOUSE"
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_rooms_import_only_lower_floors(path: Path) -> None:
+    here = room(path)
+    wrong = [
+        f"{relative(path)}:{line} imports {there} (floor {FLOORS[there]}) into floor {FLOORS[here]}"
+        for line, there in imported_rooms(path, parse(path))
+        if there != here and FLOORS[there] >= FLOORS[here]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_files_and_functions_stay_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    wrong = []
+    if (lines := len(text.splitlines())) > MAX_FILE_LINES:
+        wrong.append(f"{relative(path)} has {lines} lines; split it at {MAX_FILE_LINES}")
+    wrong += [
+        f"{relative(path)}:{function.lineno} {function.name} has {length(function)} lines; "
+        f"at most {MAX_FUNCTION_LINES} without its docstring"
+        for function in functions(ast.parse(text))
+        if length(function) > MAX_FUNCTION_LINES
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_no_pickle(path: Path) -> None:
+    """Loading a file must never be able to run code."""
+    tree = parse(path)
+    wrong = [
+        f"{relative(path)}:{line} imports {name}"
+        for line, name in imported_modules(path, tree)
+        if name.split(".")[0] in UNSAFE_MODULES or name in UNSAFE_CALLS
+    ]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and dotted(node) in UNSAFE_CALLS:
+            wrong.append(f"{relative(path)}:{node.lineno} uses {dotted(node)}")
+        if isinstance(node, ast.keyword) and node.arg in SAFE_ARGUMENTS:
+            value = node.value.value if isinstance(node.value, ast.Constant) else None
+            if value is not SAFE_ARGUMENTS[node.arg]:
+                wrong.append(f"{relative(path)}:{node.value.lineno} passes {node.arg}={value}")
+    assert not wrong, "\n".join(wrong) + "\nuse safetensors and JSON"
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_only_the_tracer_knows_torch_export(path: Path) -> None:
+    if relative(path) in EXPORTERS:
+        return
+    tree = parse(path)
+    wrong = [line for line, name in imported_modules(path, tree) if name.startswith("torch.export")]
+    wrong += [
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and dotted(node) == "torch.export"
+    ]
+    assert not wrong, f"{relative(path)} knows torch.export in lines {wrong}"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if room(p) in PURE], ids=relative)
+def test_mathematics_never_sees_a_module(path: Path) -> None:
+    wrong = [
+        node.lineno
+        for node in ast.walk(parse(path))
+        if (isinstance(node, ast.Attribute) and node.attr == "Module")
+        or (isinstance(node, ast.alias) and node.name.split(".")[-1] == "Module")
+    ]
+    assert not wrong, f"{relative(path)} knows nn.Module in lines {wrong}"
+
+
+def test_the_package_is_typed() -> None:
+    assert (PACKAGE / "py.typed").is_file()
