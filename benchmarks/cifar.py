@@ -5,25 +5,28 @@
 
 Each named run trains one network for a fixed number of epochs and writes
 ``benchmarks/results/cifar/<model>-<epochs>e-<method><target>-s<seed>.json`` when it ends; runs
-that are already there are skipped. After every epoch a checkpoint goes to ``--scratch``, from
-which an interrupted run continues exactly. 5,000 training images, the same for all runs, are held
-out for validation; the test images are read once, after the last epoch.
+that are already there are skipped. After every epoch of a dense or uniform run a checkpoint goes
+to ``--scratch``, from which it continues exactly; an interrupted discovery starts again. 5,000
+training images, the same for all runs, are held out for validation; the test images are read
+once, after the last epoch.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
 import shlex
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from guyot import Discovery, DiscoveryConfig
 from guyot.data import Batches, Dataset, load
 from guyot.models import build, count_macs, resnet
 from guyot.training import (
@@ -38,6 +41,15 @@ from guyot.training import (
 RESULTS = Path(__file__).parent / "results" / "cifar"
 DENSE_WIDTHS = (16, 32, 64)
 VALIDATION = 5_000
+IMAGE = (3, 32, 32)
+DISCOVERIES: dict[str, DiscoveryConfig] = {
+    "guyot": DiscoveryConfig(),
+    "layers-only": DiscoveryConfig(units=False),
+    "units-only": DiscoveryConfig(layers=False),
+    "straight-through": DiscoveryConfig(estimator="straight-through"),
+    "exact-widths": DiscoveryConfig(quantum=1),
+}
+"""What the methods with a discovery leave at other than the defaults."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,10 @@ def all_runs() -> list[Run]:
     runs: list[Run] = []
     for seed in range(3):
         runs += [Run("dense", 1.0, seed), Run("uniform", 0.5, seed), Run("uniform", 0.3, seed)]
-    runs += [Run("dense", 1.0, 0, 30, "resnet56"), Run("uniform", 0.5, 0, 30, "resnet56")]
+        runs += [Run("guyot", 0.5, seed), Run("guyot", 0.3, seed)]
+    runs += [Run(m, 0.5, 0) for m in ("layers-only", "units-only", "straight-through")]
+    runs += [Run(m, 0.5, 0, 30, "resnet56") for m in ("guyot", "uniform")]
+    runs += [Run("dense", 1.0, 0, 30, "resnet56"), Run("exact-widths", 0.5, 0)]
     return runs
 
 
@@ -72,7 +87,7 @@ def uniform_widths(model: str, target: float) -> tuple[int, int, int]:
     The rival is thus never smaller than what it is compared with.
     """
     depth = int(model.removeprefix("resnet"))
-    image = torch.zeros(1, 3, 32, 32)
+    image = torch.zeros(1, *IMAGE)
     dense = count_macs(resnet(depth), image)
     tried: dict[tuple[int, int, int], int] = {}
     for step in range(1, 257):
@@ -88,18 +103,61 @@ def uniform_widths(model: str, target: float) -> tuple[int, int, int]:
 def build_model(run: Run) -> nn.Module:
     """The network of ``run`` with weights drawn from its seed."""
     torch.manual_seed(run.seed)
-    if run.method == "dense":
+    if run.method == "dense" or run.method in DISCOVERIES:
         model = build(run.model)
     elif run.method == "uniform":
         depth = int(run.model.removeprefix("resnet"))
         model = resnet(depth, widths=uniform_widths(run.model, run.target))
     else:
-        raise ValueError(f"method={run.method!r} is unknown; choose dense or uniform")
+        known = ["dense", "uniform", *DISCOVERIES]
+        raise ValueError(f"method={run.method!r} is unknown; choose one of {known}")
     return model.to(memory_format=torch.channels_last)
 
 
+def start_discovery(
+    run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, total_steps: int
+) -> Discovery | None:
+    """The discovery of a run that has one."""
+    if run.method not in DISCOVERIES:
+        return None
+    config = replace(DISCOVERIES[run.method], seed=run.seed)
+    example = torch.zeros(2, *IMAGE)
+    return Discovery(
+        model, (example,), optimizer, total_steps=total_steps, target=run.target, config=config
+    )
+
+
+def progress_of(discovery: Discovery | None) -> dict[str, Any]:
+    """What a discovery has to say at the end of an epoch."""
+    if discovery is None:
+        return {}
+    theta = torch.cat([values.flatten() for values in discovery.keep_probs.values()])
+    left = theta[theta > 0]
+    return {
+        "phase": discovery.phase.value,
+        "macs": discovery.macs,
+        "params": discovery.params,
+        "expected": discovery.expected_complexity,
+        "undecided": discovery.undecided,
+        "above_0.95": float((left >= 0.95).float().mean()),
+        "gates": len(theta),
+        "nu": discovery.nu,
+    }
+
+
+def validate(
+    model: nn.Module, discovery: Discovery | None, batches: Batches, held_out: Batches, epoch: int
+) -> float:
+    """Validation accuracy, during discovery that of the most probable network."""
+    if discovery is None:
+        return evaluate(model, held_out.epoch(0))
+    inputs = [images for images, _ in itertools.islice(batches.epoch(epoch), 5)]
+    with torch.autocast("cpu", torch.bfloat16), discovery.evaluation(inputs):
+        return evaluate(model, held_out.epoch(0))
+
+
 def train(run: Run, dataset: Dataset, scratch: Path) -> dict[str, Any]:
-    """Train ``run`` to its end, continuing from its checkpoint if there is one."""
+    """Train ``run`` to its end; without a discovery, continue from a checkpoint if there is one."""
     assert dataset.validation is not None
     recipe = Recipe(epochs=run.epochs)
     model = build_model(run)
@@ -108,7 +166,8 @@ def train(run: Run, dataset: Dataset, scratch: Path) -> dict[str, Any]:
     test = Batches(dataset, dataset.test, 500, augment=False)
     optimizer = make_optimizer(model, recipe)
     scheduler = make_scheduler(optimizer, recipe, len(batches))
-    history: list[dict[str, float]] = []
+    discovery = start_discovery(run, model, optimizer, recipe.epochs * len(batches))
+    history: list[dict[str, Any]] = []
     checkpoint = scratch / f"{run.name}.pt"
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     if checkpoint.exists():
@@ -117,26 +176,41 @@ def train(run: Run, dataset: Dataset, scratch: Path) -> dict[str, Any]:
             part.load_state_dict(state[key])
         history = state["history"]
     for epoch in range(len(history), recipe.epochs):
-        result = train_epoch(model, batches.epoch(epoch), optimizer, scheduler, recipe)
-        history.append(asdict(result) | {"validation": evaluate(model, held_out.epoch(0))})
+        result = train_epoch(
+            model, batches.epoch(epoch), optimizer, scheduler, recipe, discovery=discovery
+        )
+        accuracy = validate(model, discovery, batches, held_out, epoch)
+        history.append(asdict(result) | {"validation": accuracy} | progress_of(discovery))
         print(f"{run.name} epoch {epoch + 1}/{recipe.epochs} {history[-1]}", flush=True)
-        state = {key: part.state_dict() for key, part in parts.items()} | {"history": history}
-        torch.save(state, checkpoint.with_suffix(".part"))
-        checkpoint.with_suffix(".part").replace(checkpoint)
+        if discovery is None:
+            state = {key: part.state_dict() for key, part in parts.items()} | {"history": history}
+            torch.save(state, checkpoint.with_suffix(".part"))
+            checkpoint.with_suffix(".part").replace(checkpoint)
+    found: dict[str, Any] = {}
+    if discovery is not None:
+        discovery.finish()
+        found = {
+            "removals": [asdict(removal) for removal in discovery.removals],
+            "attained": discovery.attained,
+            "structure": discovery.structure,
+        }
     return {
         "run": asdict(run),
         "recipe": asdict(recipe),
         "test_accuracy": evaluate(model, test.epoch(0)),
         "validation_accuracy": history[-1]["validation"],
-        "macs": count_macs(model, torch.zeros(1, 3, 32, 32)),
-        "input_shape": [3, 32, 32],
+        "macs": count_macs(model, torch.zeros(1, *IMAGE)),
+        "input_shape": list(IMAGE),
         "params": sum(parameter.numel() for parameter in model.parameters()),
-        "widths": list(
-            DENSE_WIDTHS if run.method == "dense" else uniform_widths(run.model, run.target)
-        ),
+        "widths": {
+            name: module.out_channels
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Conv2d)
+        },
         "training_images": len(dataset.train),
         "seconds_per_epoch": sorted(e["seconds"] for e in history)[len(history) // 2],
         "epochs": history,
+        **found,
     }
 
 

@@ -14,12 +14,16 @@ PACKAGE = Path(guyot.__file__).parent
 HOUSE = (
     {"types", "errors"},
     {"axis"},
-    {"structure", "models", "data"},
-    {"complexity", "gates", "estimators"},
-    {"dynamics", "settle", "surgery"},
+    {"surgery", "models", "data"},
+    {"structure"},
+    {"complexity", "gates", "estimators", "calibration", "quantum", "rebuild", "checks"},
+    {"dynamics", "settle", "widths"},
     {"budget"},
+    {"controller"},
     {"session", "checkpoint"},
+    {"config"},
     {"export", "report", "training", "sweep", "integrations"},
+    {"running"},
     {"cli", "__init__"},
 )
 FLOORS = {name: floor for floor, rooms in enumerate(HOUSE) for name in rooms}
@@ -27,7 +31,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 # Mathematics of tensors and frozen dataclasses; none of it ever sees a module.
-PURE = {"complexity", "estimators", "dynamics", "budget", "axis"}
+PURE = {"complexity", "estimators", "dynamics", "budget", "axis", "settle", "widths"}
 # The only files that know torch.export.
 EXPORTERS = {"structure/trace.py", "export.py"}
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "joblib"}

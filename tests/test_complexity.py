@@ -119,7 +119,9 @@ def test_prices_are_derivatives_of_the_cost(name: str, alpha: float, beta: float
 
     prices, h = complexity.prices(theta), 1e-2
     for j in range(len(theta)):
-        ends = [theta + sign * h * torch.eye(len(theta), dtype=torch.float64)[j] for sign in (1, -1)]
+        ends = [
+            theta + sign * h * torch.eye(len(theta), dtype=torch.float64)[j] for sign in (1, -1)
+        ]
         difference = (cost(ends[0]) - cost(ends[1])) / (2 * h)
         torch.testing.assert_close(prices[j], difference, rtol=1e-8, atol=1e-10)
 
@@ -144,7 +146,9 @@ def test_beta_discounts_units_and_never_layers() -> None:
     plain = Complexity(structures).prices(theta)
     layers_only = Complexity(structures, beta=1.0).prices(theta)
     assert (layers_only[units] == 0).all()
-    assert torch.equal(layers_only[structures.index.layer_slice], plain[structures.index.layer_slice])
+    assert torch.equal(
+        layers_only[structures.index.layer_slice], plain[structures.index.layer_slice]
+    )
     assert (plain > 0).all()
 
 
@@ -152,7 +156,9 @@ def test_normalisation_refers_to_the_original_network() -> None:
     small, full = residual_network(2), Complexity(residual_network(4), alpha=0.5)
     shrunk = Complexity(small, 0.5, full_macs=full.full_macs, full_params=full.full_params)
     ones = torch.ones(small.index.total)
-    expected = 0.5 * shrunk.macs(ones) / full.full_macs + 0.5 * shrunk.params(ones) / full.full_params
+    expected = (
+        0.5 * shrunk.macs(ones) / full.full_macs + 0.5 * shrunk.params(ones) / full.full_params
+    )
     torch.testing.assert_close(shrunk.expected(ones), expected)
     assert float(full.expected(torch.ones(full.index.total))) == pytest.approx(1, abs=1e-12)
 

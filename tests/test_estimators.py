@@ -92,8 +92,8 @@ def test_the_others_are_biased_as_documented() -> None:
 def relu_net(seed: int = 0) -> Loss:
     """Cross-entropy of a tiny ReLU network whose 4 hidden units are gated at the readers."""
     g = torch.Generator().manual_seed(seed)
-    x = torch.randn(12, 3, generator=g, dtype=torch.float64)
-    y = torch.randint(3, (12,), generator=g)
+    x = torch.randn(64, 3, generator=g, dtype=torch.float64)
+    y = torch.randint(3, (64,), generator=g)
     w1 = torch.randn(4, 3, generator=g, dtype=torch.float64)
     w2 = 0.5 * torch.randn(4, 4, generator=g, dtype=torch.float64)
     w3 = torch.randn(3, 4, generator=g, dtype=torch.float64)
@@ -112,7 +112,7 @@ def test_two_sided_on_a_relu_net() -> None:
     exact = torch.stack([exact_benefit(loss, theta, j) for j in range(8)])
     one, zero = mean_sides(loss, theta)
     trapezoid = -(one + zero) / 2
-    assert (trapezoid - exact).norm() < 0.15 * exact.norm()
+    assert (trapezoid - exact).norm() < 0.2 * exact.norm()
     taylor = -one
     assert (trapezoid - exact).norm() < 0.5 * (taylor - exact).norm()
 
@@ -216,9 +216,9 @@ def test_enumeration_is_a_probability() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(MisconfiguredError, match="decay=1.0 is out of range"):
+    with pytest.raises(MisconfiguredError, match=r"decay=1.0 is out of range"):
         TwoSided(3, decay=1.0)
-    with pytest.raises(MisconfiguredError, match="'heun' is unknown.*two-sided"):
+    with pytest.raises(MisconfiguredError, match=r"'heun' is unknown.*two-sided"):
         estimator("heun", 3)
     with pytest.raises(MisconfiguredError, match=r"sums of shape \(2,\).*call select"):
         TwoSided(3).update(SideSums.from_sample(torch.ones(2), torch.ones(2)))

@@ -1,7 +1,15 @@
 """guyot: neural networks that find their own structure while they train."""
 
-from guyot.errors import GuyotError, GuyotWarning, MisconfiguredError, SequenceError, UnsupportedError
-from guyot.session import Discovery, DiscoveryConfig, Removal
+from guyot.controller import DiscoveryConfig
+from guyot.errors import (
+    GuyotError,
+    GuyotWarning,
+    MisconfiguredError,
+    SequenceError,
+    UnsupportedError,
+)
+from guyot.rebuild import rebuild
+from guyot.session import Discovery, Removal
 from guyot.structure import find_structures
 
 __all__ = [
@@ -14,4 +22,5 @@ __all__ = [
     "SequenceError",
     "UnsupportedError",
     "find_structures",
+    "rebuild",
 ]

@@ -17,13 +17,12 @@ class BudgetConfig:
     """Constants of `Budget`, tuned on simulated noisy benefits; they have no unit to set.
 
     Attributes:
-        path_end: share of discovery at which the reference reaches the target.
         relaxation: share of discovery in which a deviation from the reference is made up.
         rate: largest change of log nu per step, times the horizon.
         scale_rate: how fast the speed's unit follows nu, per step, times the horizon.
+        span: largest nu / scale and scale / nu.
     """
 
-    path_end: float = 0.75
     relaxation: float = 0.02
     rate: float = 200.0
     scale_rate: float = 5.0
@@ -42,7 +41,9 @@ class Budget:
         ref(t + 1) - ref(t) + (ref(t) - C^) / tau.
 
     No gain is to be tuned. The change of log nu per step is bounded, since the b_j are noisy, and
-    log s follows log nu slowly, so that in the mean the step is that of a fixed nu [ours].
+    log s follows log nu slowly, so that in the mean the step is that of a fixed nu. The path
+    reaches the target when the gates begin to commit (`Phases.commit`); from then on nu rests,
+    and the plan that the gates are taken to meets the target as closely as it can be met [ours].
 
     Args:
         target: C^ to reach, share of the full network.
@@ -83,7 +84,7 @@ class Budget:
         """C^ wanted at a step: a smooth path (3u**2 - 2u**3), then the target."""
         if self._initial is None:
             return self.target
-        u = min(1.0, self.phases.progress(step) / self.config.path_end)
+        u = min(1.0, self.phases.progress(step) / (1 - self.phases.commit))
         return self._initial + (self.target - self._initial) * u * u * (3 - 2 * u)
 
     def update(
@@ -115,7 +116,7 @@ class Budget:
         steps = step - self._last if self._last is not None else 1
         self._last = step
         progress, horizon = self.phases.progress(step), self.phases.horizon
-        if progress >= self.config.path_end:
+        if progress >= 1 - self.phases.commit:
             self.nu = self.scale
             return
         tau = max(self.config.relaxation * self.phases.discovery_steps, 2 * steps, 2)
@@ -131,7 +132,9 @@ class Budget:
         low = max(self.nu / bound, self.scale / self.config.span)
         high = max(low, min(self.nu * bound, self.scale * self.config.span))
         self.nu = _bisect(change, wanted, low, high)
-        self.scale *= (self.nu / self.scale) ** min(1.0, self.config.scale_rate * steps / horizon)
+        if self.nu > low:  # at the lower end no nu would do: a smaller unit would only wind up
+            follow = min(1.0, self.config.scale_rate * steps / horizon)
+            self.scale *= (self.nu / self.scale) ** follow
 
     def state_dict(self) -> dict[str, float | int | None]:
         """What has to survive a checkpoint."""

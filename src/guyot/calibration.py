@@ -46,7 +46,9 @@ def calibrated(model: nn.Module, batches: Iterable[Any]) -> Generator[nn.Module]
     """
     modes = {module: module.training for module in model.modules()}
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    saved = [(m, m.momentum, {k: v.clone() for k, v in m.named_buffers(recurse=False)}) for m in norms]
+    saved = [
+        (m, m.momentum, {k: v.clone() for k, v in m.named_buffers(recurse=False)}) for m in norms
+    ]
     model.eval()
     try:
         batches = iter(batches)

@@ -294,7 +294,7 @@ class Complexity:
             for m in polynomial.monomials
         )
         self.normalised = Polynomial(scaled, index)
-        self._charge = torch.ones(index.total)
+        self._charge = torch.ones(index.total, dtype=torch.float64)
         self._charge[: index.offsets[-1]] = 1 - beta
 
     def macs(self, theta: Tensor) -> Tensor:

@@ -64,7 +64,9 @@ class Phases:
                 "choose 0 <= warmup < discovery_end < 1."
             )
         if not 0 < self.commit < 1:
-            raise MisconfiguredError(f"commit={self.commit} is out of range: choose 0 < commit < 1.")
+            raise MisconfiguredError(
+                f"commit={self.commit} is out of range: choose 0 < commit < 1."
+            )
         if not self._fits(self.total_steps):
             lengths = (self.warmup or 1.0, self.discovery_end - self.warmup, 1 - self.discovery_end)
             enough = math.ceil(self.shortest / min(lengths))

@@ -196,6 +196,7 @@ class TwoSided(Estimator):
     name = "two-sided"
 
     def benefit(self, theta: Tensor) -> Tensor:
+        """Trapezoid of both sides, nats, shape (gates,)."""
         one, zero = self._sides()
         return -0.5 * (one + zero)
 
@@ -212,6 +213,7 @@ class StraightThrough(Estimator):
     name = "straight-through"
 
     def benefit(self, theta: Tensor) -> Tensor:
+        """Sides weighted as they are sampled, nats, shape (gates,)."""
         one, zero = self._sides()
         return -(theta * one + (1 - theta) * zero)
 
@@ -228,6 +230,7 @@ class FirstOrderTaylor(Estimator):
     name = "taylor"
 
     def benefit(self, theta: Tensor) -> Tensor:
+        """The active side alone, nats, shape (gates,)."""
         return -self._sides()[0]
 
 

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from guyot.axis import expand
+from guyot.axis import expand, groups_in
+from guyot.surgery import tensor_at
 from guyot.types import Axis, Structures, Units
 
 Term = tuple[Callable[[bool], Tensor], tuple[int, ...]]
+Place = tuple[slice, Callable[[Tensor], Tensor]]
 
 
 class Gate(nn.Module):
@@ -38,6 +41,19 @@ class Gate(nn.Module):
         for values, view in self._terms:
             weight = weight * values(self.training).view(view)
         return weight
+
+
+@dataclass(frozen=True)
+class Norms:
+    """Euclidean norms of what each gate scales, float32, shape (gates,).
+
+    Attributes:
+        weight: ||w_j||.
+        gradient: ||dC/d(xi_j w_j)|| of the last backward pass; 0 where xi_j was 0.
+    """
+
+    weight: Tensor
+    gradient: Tensor
 
 
 class Gates:
@@ -60,6 +76,7 @@ class Gates:
         self.probable = torch.ones(index.total, device=device)
         self.gradient = torch.zeros(index.total, device=device)
         self._attached: list[tuple[nn.Module, str]] = []
+        self._places: list[tuple[Tensor, list[Place]]] = []
         self._groups = [self._leaf(index.units(g)) for g in range(len(structures.groups))]
         self._layers = [self._leaf(index.layer(n)) for n in range(len(structures.layers))]
 
@@ -76,15 +93,24 @@ class Gates:
     def attach(self, model: nn.Module) -> None:
         """Put the gates on the modules of a model."""
         axes = {tensor.name: tensor.axes for tensor in self.structures.tensors}
+        index = self.structures.index
         terms: dict[str, list[Term]] = defaultdict(list)
+        places: dict[str, list[Place]] = defaultdict(list)
         for slot in {s: None for group in self.structures.groups for s in group.readers}:
+            axis = axes[slot.tensor][slot.dim]
             view = [1] * len(axes[slot.tensor])
             view[slot.dim] = -1
-            terms[slot.tensor].append((self._vector(axes[slot.tensor][slot.dim]), tuple(view)))
+            terms[slot.tensor].append((self._vector(axis), tuple(view)))
+            for group in dict.fromkeys(groups_in(axis)):
+                fold = self._fold(axis, group, slot.dim)
+                places[slot.tensor].append((index.units(group), fold))
         for number, layer in enumerate(self.structures.layers):
             train, probable = self._layers[number]
             for writer in layer.writers:
                 terms[writer].append((_choice(train, probable), ()))
+                places[writer].append(
+                    (slice(index.layer(number), index.layer(number) + 1), torch.sum)
+                )
         for name, found in terms.items():
             path, _, key = name.rpartition(".")
             module = model.get_submodule(path)
@@ -92,12 +118,31 @@ class Gates:
             gate.training = module.training
             parametrize.register_parametrization(module, key, gate, unsafe=True)
             self._attached.append((module, key))
+        self._places = [(tensor_at(model, name), found) for name, found in places.items()]
 
     def detach(self) -> None:
         """Take the gates off; parameters are the same objects with the same values as before."""
         for module, key in self._attached:
             parametrize.remove_parametrizations(module, key, leave_parametrized=False)
         self._attached.clear()
+
+    @torch.no_grad()
+    def norms(self) -> Norms:
+        """Measure weights and their `.grad`, before the optimiser uses it.
+
+        A user may have clipped or rescaled the gradients. Those of the gates were not touched and
+        equal sum w * dC/d(xi w), which tells the factor; it is taken out again.
+        """
+        weight, gradient, inner = (torch.zeros_like(self.gradient) for _ in range(3))
+        for parameter, places in self._places:
+            if parameter.grad is None:
+                continue
+            for where, fold in places:
+                weight[where] += fold(parameter.square())
+                gradient[where] += fold(parameter.grad.square())
+                inner[where] += fold(parameter * parameter.grad)
+        scale = inner.abs().sum() / (self.gradient * self.sampled).abs().sum().clamp(min=1e-30)
+        return Norms(weight.sqrt(), gradient.sqrt() / scale.clamp(min=1e-30))
 
     def _vector(self, axis: Axis) -> Callable[[bool], Tensor]:
         """The mask over a dimension, differentiable in training mode."""
@@ -113,6 +158,33 @@ class Gates:
             )
 
         return mask
+
+    def _fold(self, axis: Axis, group: int, dim: int) -> Callable[[Tensor], Tensor]:
+        """Sum a tensor over all dims but one, and that one over the entries of each unit."""
+        if isinstance(axis, Units):
+            return lambda tensor: _sum_but(tensor, dim)
+
+        def fold(tensor: Tensor) -> Tensor:
+            size = self.structures.groups[group].size
+            with torch.enable_grad():
+                units = torch.ones(size, device=tensor.device, requires_grad=True)
+                spread = expand(
+                    axis,
+                    lambda g: (
+                        units
+                        if g == group
+                        else torch.ones(self.structures.groups[g].size, device=tensor.device)
+                    ),
+                    lambda n: torch.ones(n, device=tensor.device),
+                )
+                (folded,) = torch.autograd.grad(spread, units, _sum_but(tensor, dim))
+            return folded
+
+        return fold
+
+
+def _sum_but(tensor: Tensor, dim: int) -> Tensor:
+    return tensor.sum([other for other in range(tensor.dim()) if other != dim])
 
 
 def _choice(train: Tensor, probable: Tensor) -> Callable[[bool], Tensor]:

@@ -4,63 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from guyot import dynamics
-from guyot.budget import Budget
 from guyot.calibration import calibrated, most_probable
-from guyot.complexity import Complexity
-from guyot.dynamics import Phase, Phases, ZeroPatience
-from guyot.errors import GuyotWarning, MisconfiguredError, SequenceError
-from guyot.estimators import SideSums, estimator
+from guyot.checks import check_optimizer, check_prunable, sgd_weight_decay
+from guyot.controller import Controller, Dials, DiscoveryConfig
+from guyot.dynamics import Phase, Phases
+from guyot.errors import GuyotWarning, SequenceError
+from guyot.estimators import SideSums
 from guyot.gates import Gates
-from guyot.settle import Choice, choose, floor
 from guyot.structure import find_structures
 from guyot.surgery import masks_of, operate, unwrap
 from guyot.types import KeepPlan, Structures
-from guyot.widths import physical_plan, protect, quanta_of
-
-
-@dataclass(frozen=True)
-class DiscoveryConfig:
-    """Everything that has a default good enough not to be touched.
-
-    Attributes:
-        warmup: share of the steps before gates come on.
-        discovery_end: share of the steps at which what is left is settled.
-        theta0: initial keep probability.
-        epsilon: least probability with which either side of a gate is sampled.
-        patience: share of discovery for which a probability must stay 0 before it is final.
-        estimator: "two-sided", "straight-through" or "taylor".
-        decay: of the estimator's running means, per sample.
-        max_speed: bound of the normalised drift.
-        quantum: widths come in multiples of this; one number, or by group name.
-        units: gate units.
-        layers: gate residual branches.
-        ignore: patterns of group and layer names that must stay.
-        removals: how many times during discovery structures may be removed.
-        seed: of the sampled gates.
-    """
-
-    warmup: float = 0.1
-    discovery_end: float = 0.6
-    theta0: float = 0.9
-    epsilon: float = 0.03
-    patience: float = 0.05
-    estimator: str = "two-sided"
-    decay: float = 0.96
-    max_speed: float = 2.0
-    quantum: int | Mapping[str, int] = 8
-    units: bool = True
-    layers: bool = True
-    ignore: Sequence[str] = ()
-    removals: int = 40
-    seed: int = 0
+from guyot.widths import physical_plan
 
 
 @dataclass(frozen=True)
@@ -107,13 +68,20 @@ class Discovery:
         beta: 0: charge what each structure costs ... 1: charge whole layers only.
         config: everything else.
 
+    Attributes:
+        model: the module that trains, without wrappers.
+        original: the structures of the full network.
+        removals: what went, and when.
+        attained: share of the complexity that settling kept; None before.
+        skipped: steps whose gradients were NaN or inf.
+
     Raises:
         MisconfiguredError: a dial out of range, inputs or optimiser that do not fit the model, too
             few steps, a target that the network cannot reach, or nothing to prune.
         UnsupportedError: the model cannot be traced.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (the dials are the interface)
         self,
         model: nn.Module,
         example_inputs: Sequence[Any],
@@ -126,66 +94,27 @@ class Discovery:
         beta: float = 0.0,
         config: DiscoveryConfig | None = None,
     ) -> None:
-        self.config = config = config or DiscoveryConfig()
-        if (nu is None) == (target is None):
-            raise MisconfiguredError(
-                f"nu={nu} and target={target}: give one of them, e.g. target=0.5 to keep half of "
-                "the complexity"
-            )
-        if nu is not None and not nu >= 0:
-            raise MisconfiguredError(
-                f"nu={nu}: give the nats of training loss worth paying to remove all of the "
-                "complexity, 0 or more, e.g. 0.3"
-            )
-        self.phases = Phases(
-            total_steps, warmup=config.warmup, discovery_end=config.discovery_end
-        )
-        self._budget: Budget | None = None
-        if target is not None:
-            self._budget = Budget(target, self.phases, config.theta0, config.max_speed)
-        self.nu = nu
+        config = config or DiscoveryConfig()
+        dials = Dials(nu, target, alpha, beta)
+        self._phases = Phases(total_steps, warmup=config.warmup, discovery_end=config.discovery_end)
         self._outer = model
         self.model = unwrap(model)
-        self.optimizer = optimizer
-        _check_optimizer(self.model, optimizer)
-        self.structures = find_structures(
+        self._optimizer = optimizer
+        check_optimizer(self.model, optimizer)
+        self.original = find_structures(
             self.model,
             example_inputs,
             units=config.units,
             layers=config.layers,
             ignore=config.ignore,
         )
-        if not self.structures.index.total:
-            raise MisconfiguredError(_nothing_to_prune(self.structures))
-        self.original = self.structures
-        self._alpha, self._beta = alpha, beta
-        self.complexity = Complexity(self.structures, alpha, beta)
-        self._full = (self.complexity.full_macs, self.complexity.full_params)
-        self._quantum = config.quantum
-        self._quanta = quanta_of(self.structures, config.quantum)
-        if target is not None:
-            least = floor(self.structures, self.complexity, self._quanta)
-            if target < least:
-                raise MisconfiguredError(
-                    f"target={target} is below {least:.3f}, the least that the coupled groups "
-                    "allow (all layers gone, one quantum of every group): choose a larger target, "
-                    "a smaller quantum, or fewer ignored groups"
-                )
+        check_prunable(self.original)
         device = next(self.model.parameters()).device
-        total = self.structures.index.total
-        self.theta = torch.full((total,), config.theta0, device=device)
-        self.alive = torch.ones(total, dtype=torch.bool, device=device)
-        self._origin = torch.arange(total)
-        self._reference = self.complexity.reference_prices().to(device)
-        self._estimator = estimator(config.estimator, total, config.decay)
-        steps = self.phases.discovery_steps
-        self._zeros = ZeroPatience(total, max(1, round(config.patience * steps)))
-        self._interval = max(1, steps // config.removals)
-        self._pricing = max(1, min(10, self._interval))
-        self._generator = torch.Generator(device=device).manual_seed(config.seed)
+        self._controller = Controller(
+            self.original, dials, self._phases, config, device, sgd_weight_decay(optimizer)
+        )
         self._gates: Gates | None = None
-        self._plan: Tensor | None = None
-        self._prices = self._gradient = torch.zeros(total, device=device)
+        self._origin = torch.arange(self.original.index.total)
         self.removals: list[Removal] = []
         self.attained: float | None = None
         self.skipped = 0
@@ -193,9 +122,18 @@ class Discovery:
         self._pending = 0
         self._settled = nu == 0
         self._finished = False
-        self._hook = optimizer.register_step_post_hook(self._optimizer_stepped)
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_optimizer),
+            optimizer.register_step_post_hook(self._after_optimizer),
+        ]
 
-    def _optimizer_stepped(self, *_: object) -> None:
+    def _before_optimizer(self, *_: object) -> None:
+        """Gradients are there: now and then, measure what the certificate of removal needs."""
+        if self._gates is not None and self._step % self._controller.pricing == 0:
+            norms = self._gates.norms()
+            self._controller.measured(norms.weight, norms.gradient)
+
+    def _after_optimizer(self, *_: object) -> None:
         self._pending += 1
 
     # -- what it tells -----------------------------------------------------------------------
@@ -203,62 +141,100 @@ class Discovery:
     @property
     def phase(self) -> Phase:
         """Warm-up, discovery or fine-tuning."""
-        return Phase.FINE_TUNE if self._settled else self.phases.at(self._step)
+        return Phase.FINE_TUNE if self._settled else self._phases.at(self._step)
+
+    @property
+    def structures(self) -> Structures:
+        """What is left of the network's structures."""
+        return self._controller.structures
+
+    @property
+    def full_macs(self) -> int:
+        """MACs of one sample of the full network."""
+        return round(self._controller.full_macs)
+
+    @property
+    def full_params(self) -> int:
+        """Trainable parameters of the full network."""
+        return round(self._controller.full_params)
 
     @property
     def macs(self) -> int:
         """MACs of one sample at the present physical widths."""
-        return round(float(self.complexity.macs(torch.ones_like(self.theta))))
+        return round(float(self._controller.complexity.macs(torch.ones_like(self._theta))))
 
     @property
     def params(self) -> int:
         """Trainable parameters at the present physical widths."""
-        return round(float(self.complexity.params(torch.ones_like(self.theta))))
+        return round(float(self._controller.complexity.params(torch.ones_like(self._theta))))
 
     @property
     def logical_macs(self) -> int:
-        """MACs of one sample if every unit that is gone were sliced away."""
-        return round(float(self.complexity.macs(self.alive.to(self.theta))))
+        """MACs of one sample if every unit that was given up were sliced away."""
+        alive = self._controller.alive.to(self._theta)
+        return round(float(self._controller.complexity.macs(alive)))
 
     @property
     def expected_complexity(self) -> float:
         """E[C], the expected share of the full network's complexity."""
-        theta = self.theta if self._gates is not None else torch.ones_like(self.theta)
-        return float(self.complexity.expected(theta))
+        if self._gates is None:
+            ones = torch.ones_like(self._theta)
+            return float(self._controller.complexity.expected(ones))
+        return self._controller.expected
+
+    @property
+    def nu(self) -> float:
+        """The multiplier in force, in nats: the one given, or the one the target needs now."""
+        return self._controller.nu
 
     @property
     def keep_probs(self) -> dict[str, Tensor]:
-        """Keep probabilities by group and layer name."""
-        return self._by_name(self.theta)
+        """Keep probabilities: group name -> shape (units,), "layer NAME" -> scalar."""
+        return self._by_name(self._theta)
 
     @property
     def prices(self) -> dict[str, Tensor]:
-        """What keeping each structure costs at present, in nats, by group and layer name."""
-        nu = self._budget.nu if self._budget is not None else self.nu
-        return self._by_name((nu or 0.0) * self._prices)
+        """What keeping each structure costs at present, in nats; keys as in `keep_probs`."""
+        return self._by_name(self._controller.nu * self._controller.prices)
 
     @property
     def benefits(self) -> dict[str, Tensor]:
-        """What each structure is estimated to earn, in nats, by group and layer name."""
-        return self._by_name(self._estimator.benefit(self.theta))
+        """What each structure is estimated to earn, in nats; keys as in `keep_probs`."""
+        return self._by_name(self._controller.benefit)
 
     @property
     def undecided(self) -> int:
         """Gates that are neither 0 nor 1."""
-        if self._gates is None:
-            return 0
-        return int(((self.theta > 0) & (self.theta < 1) & self.alive).sum())
+        return 0 if self._gates is None else self._controller.undecided
+
+    @property
+    def structure(self) -> dict[str, Any]:
+        """What is left, as plain data for JSON; `guyot.rebuild` cuts a fresh model down to it.
+
+        `{"units": {group: kept indices of the original network}, "removed_layers": [names]}`;
+        groups that are whole are not listed.
+        """
+        gone: dict[str, set[int]] = {}
+        for removal in self.removals:
+            for name, units in removal.units.items():
+                gone.setdefault(name, set()).update(units)
+        sizes = {group.name: group.size for group in self.original.groups}
+        return {
+            "units": {
+                name: sorted(set(range(sizes[name])) - units) for name, units in gone.items()
+            },
+            "removed_layers": [name for removal in self.removals for name in removal.layers],
+        }
+
+    @property
+    def _theta(self) -> Tensor:
+        return self._controller.theta
 
     def _by_name(self, flat: Tensor) -> dict[str, Tensor]:
-        index = self.structures.index
-        result = {
-            group.name: flat[index.units(n)].clone()
-            for n, group in enumerate(self.structures.groups)
-        }
-        result.update(
-            {f"layer {layer.name}": flat[index.layer(n)].clone()
-             for n, layer in enumerate(self.structures.layers)}
-        )
+        structures, index = self.structures, self.structures.index
+        result = {g.name: flat[index.units(n)].clone() for n, g in enumerate(structures.groups)}
+        for number, layer in enumerate(structures.layers):
+            result[f"layer {layer.name}"] = flat[index.layer(number)].clone()
         return result
 
     # -- what it does ------------------------------------------------------------------------
@@ -282,76 +258,52 @@ class Discovery:
             )
         self._pending = 0
         if self._gates is not None:
-            self._discover(grad_scale or 1.0)
+            self._discover(self._gates, grad_scale or 1.0)
         self._step += 1
         if self._settled:
             return
-        if self._gates is None and self.phases.at(self._step) is Phase.DISCOVERY:
-            self._open()
-        elif self.phases.at(self._step) is Phase.FINE_TUNE or self._decided():
+        phase = self._phases.at(self._step)
+        if phase is Phase.FINE_TUNE or (self._gates is not None and self._controller.decided):
             self.settle()
+        elif self._gates is None and phase is Phase.DISCOVERY:
+            self._controller.price()
+            self._attach()
 
-    def _open(self) -> None:
-        """Attach gates and draw the first sample."""
-        self._gates = Gates(self.structures, self.theta.device)
+    def _attach(self) -> None:
+        """Put gates on the modules and draw a sample."""
+        self._gates = Gates(self.structures, self._theta.device)
         self._gates.attach(self.model)
-        self._price()
-        self._draw()
+        self._draw(self._gates)
 
-    def _price(self) -> None:
-        self._gradient = self.complexity.gradient(self.theta)
-        self._prices = self.complexity.prices(self.theta)
+    def _detach(self) -> None:
+        if self._gates is not None:
+            self._gates.detach()
+            self._gates = None
 
-    def _draw(self) -> None:
-        assert self._gates is not None
-        sampled = dynamics.sample(self.theta, self.config.epsilon, self._generator)
-        self._gates.sampled.copy_(sampled * self.alive)
-        self._gates.probable.copy_(most_probable(self.theta, self.alive, self.structures))
-        self._gates.zero_grad()
+    def _draw(self, gates: Gates) -> None:
+        alive = self._controller.alive
+        gates.sampled.copy_(self._controller.sample())
+        gates.probable.copy_(most_probable(self._theta, alive, self.structures))
+        gates.zero_grad()
 
-    def _discover(self, grad_scale: float) -> None:
-        """One step of the method: gradients -> benefits -> keep probabilities -> removal."""
-        gates = self._gates
-        assert gates is not None
+    def _discover(self, gates: Gates, grad_scale: float) -> None:
+        """Let the controller move the gates; remove what it condemns."""
         sums = SideSums.from_sample(gates.gradient / grad_scale, gates.sampled)
         if not sums.finite:
             self._skip()
-            return
-        self._estimator.update(sums)
-        benefit = self._estimator.benefit(self.theta)
-        if self._step % self._pricing == 0:
-            self._price()
-            if self._budget is not None:
-                self._budget.update(
-                    self._step,
-                    self.theta,
-                    benefit,
-                    self._prices,
-                    self._reference,
-                    self._gradient,
-                    self.expected_complexity,
+        else:
+            condemned = self._controller.advance(sums, self._step)
+            if self._step % self._controller.interval == 0 and bool(condemned.any()):
+                self._controller.give_up(condemned)
+                plan = physical_plan(
+                    self.structures, self._controller.alive, self._controller.quanta
                 )
-        scale = nu = self.nu or 0.0
-        if self._budget is not None:
-            nu, scale = self._budget.nu, self._budget.scale
-        price = nu * self._prices
-        commitment = self.phases.commitment(self._step)
-        if commitment > 0 and (self._plan is None or self._step % self._interval == 0):
-            self._plan = self._choose(benefit, price).mask
-        drift = dynamics.speed(
-            benefit,
-            price,
-            scale * self._reference,
-            self.config.max_speed,
-            commitment,
-            self._plan,
-        )
-        moved = dynamics.step(self.theta, drift, self.config.theta0, self.phases.horizon)
-        self.theta = torch.where(self.alive, moved, 0)
-        gone = self._zeros.update(self.theta, benefit, price)
-        if self._step % self._interval == 0 and bool((gone & self.alive).any()):
-            self._let_go(~gone & self.alive, benefit - price)
-        self._draw()
+                if not plan.empty:
+                    self._detach()
+                    self._operate(plan)
+                    self._attach()
+                    return
+        self._draw(gates)
 
     def _skip(self) -> None:
         self.skipped += 1
@@ -363,52 +315,14 @@ class Discovery:
                 GuyotWarning,
                 stacklevel=4,
             )
-        self._draw()
-
-    def _decided(self) -> bool:
-        """Everything is 0 or 1, and what is 0 has been so for long enough."""
-        if self._gates is None or self.undecided:
-            return False
-        if bool(((self.theta == 0) & self.alive).any()):
-            return False
-        if self._budget is None:
-            return True
-        return self.expected_complexity <= 1.01 * self._budget.target
-
-    def _let_go(self, alive: Tensor, score: Tensor) -> None:
-        """Give up structures for good; slice what whole quanta and layers allow."""
-        self.alive = protect(alive, score, self.structures, self._quanta)
-        self.theta = torch.where(self.alive, self.theta, 0)
-        plan = physical_plan(self.structures, self.alive, self._quanta)
-        if not plan.empty:
-            self._operate(plan)
 
     def _operate(self, plan: KeepPlan) -> None:
-        """Surgery on modules, optimiser and everything that is indexed by gates."""
-        gated = self._gates is not None
-        if self._gates is not None:
-            self._gates.detach()
-            self._gates = None
+        """Surgery on modules, optimiser and everything that is numbered by gates."""
         before, origin = self.structures, self._origin
-        kept = operate(self.model, before, plan, [self.optimizer])
-        self.structures = kept.structures
-        self._origin = origin[kept.gates]
-        where = kept.gates.to(self.theta.device)
-        self.theta, self.alive = self.theta[where], self.alive[where]
-        self._plan = None if self._plan is None else self._plan[where]
-        self._reference = self._reference[where]
-        self._estimator.select(where)
-        self._zeros.select(where)
-        names = {group.name for group in self.structures.groups}
-        if isinstance(self._quantum, Mapping):
-            self._quantum = {k: v for k, v in self._quantum.items() if k in names}
-        self._quanta = quanta_of(self.structures, self._quantum)
-        self.complexity = Complexity(self.structures, self._alpha, self._beta, *self._full)
+        left = operate(self.model, before, plan, [self._optimizer])
+        self._origin = origin[left.gates]
+        self._controller.select(left.structures, left.gates)
         self.removals.append(self._record(before, origin, plan))
-        if gated:
-            self._gates = Gates(self.structures, self.theta.device)
-            self._gates.attach(self.model)
-            self._price()
 
     def _record(self, before: Structures, origin: Tensor, plan: KeepPlan) -> Removal:
         units: dict[str, tuple[int, ...]] = {}
@@ -424,33 +338,32 @@ class Discovery:
         return Removal(self._step, units, layers, self.macs)
 
     def settle(self) -> None:
-        """End discovery now: round what is undecided, remove it, take the gates off."""
+        """End discovery now: decide what is undecided, remove what goes, take the gates off."""
         if self._settled:
             return
-        if self._gates is not None:
-            benefit = self._estimator.benefit(self.theta)
-            nu = self._budget.nu if self._budget is not None else (self.nu or 0.0)
-            choice = self._choose(benefit, nu * self._prices)
-            self.attained = choice.attained
-            self.alive = choice.mask.to(self.alive)
-            plan = physical_plan(self.structures, self.alive, self._quanta)
-            self._gates.detach()
-            self._gates = None
-            if not plan.empty:
-                self._operate(plan)
-            self.alive = torch.ones_like(self.alive)
-            self.theta = torch.ones_like(self.theta)
         self._settled = True
-
-    def _choose(self, benefit: Tensor, price: Tensor) -> Choice:
-        """The network that would be settled on now."""
-        target = self._budget.target if self._budget is not None else None
-        return choose(
-            self.theta, benefit, price, self.structures, self.complexity, self._quanta, target
-        )
+        if self._gates is None:
+            return
+        choice = self._controller.choose()
+        self.attained = choice.attained
+        self._controller.settle(choice.mask)
+        self._detach()
+        plan = physical_plan(self.structures, self._controller.alive, self._controller.quanta)
+        if not plan.empty:
+            self._operate(plan)
+        self._controller.settle(torch.ones_like(self._controller.alive))
+        if not choice.within:
+            target = self._controller.dials.target
+            warnings.warn(
+                f"target={target} was not met: {choice.attained:.4f} is the closest that the "
+                f"widths allow (multiples of {sorted(set(self._controller.quanta))}); a smaller "
+                "quantum comes closer",
+                GuyotWarning,
+                stacklevel=3,
+            )
 
     @contextlib.contextmanager
-    def evaluation(self, batches: Iterable[Any] = ()) -> Iterator[nn.Module]:
+    def evaluation(self, batches: Iterable[Any] = ()) -> Generator[nn.Module]:
         """The most probable network in evaluation mode, with statistics of its own.
 
         During discovery BatchNorm's running statistics belong to many sampled networks. Inside
@@ -467,40 +380,23 @@ class Discovery:
         """End the run; the model, a plain `nn.Module` that needs no guyot.
 
         Warns:
-            GuyotWarning: nothing was removed, or the target was missed by more than 1 %.
+            GuyotWarning: nothing was removed.
+
+        Raises:
+            SequenceError: called twice.
         """
         if self._finished:
             raise SequenceError("finish() was called twice")
         self.settle()
         self._finished = True
-        self._hook.remove()
-        if not self.removals and self.nu != 0:
+        for hook in self._hooks:
+            hook.remove()
+        if not self.removals and self._controller.dials.nu != 0:
             warnings.warn(
-                f"nothing was removed in {self._step} steps: every structure earned its price; "
-                "raise nu, or give a target",
+                f"nothing was removed in {self._step} steps: every structure earned its price, or "
+                "discovery never began; raise nu, give a target, or train for the total_steps "
+                "that were announced",
                 GuyotWarning,
                 stacklevel=2,
             )
         return self.model
-
-
-def _check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held]
-    if missing:
-        raise MisconfiguredError(
-            f"the optimizer does not hold {len(missing)} of the model's parameters, e.g. "
-            f"{missing[0]}: build it from model.parameters() of this very model, or set "
-            "requires_grad=False on what must not train"
-        )
-
-
-def _nothing_to_prune(structures: Structures) -> str:
-    reasons = "; ".join(f"{f.name}: {f.reason}" for f in structures.frozen[:5])
-    return (
-        "the model has no prunable structure (no unit group and no residual branch)"
-        + (f": {reasons}" if reasons else "")
-        + "; a network needs at least one hidden layer between input and output"
-    )
-
-

@@ -42,9 +42,7 @@ def home_layer(structures: Structures, group: UnitGroup) -> int | None:
     return min(homes, key=lambda n: len(structures.layers[n].tensors), default=None)
 
 
-def protect(
-    alive: Tensor, score: Tensor, structures: Structures, quanta: Sequence[int]
-) -> Tensor:
+def protect(alive: Tensor, score: Tensor, structures: Structures, quanta: Sequence[int]) -> Tensor:
     """Revive what the network cannot do without; let layers go whose units have all gone.
 
     A group outside layers keeps at least one quantum, its best by `score`. A group inside a layer
@@ -102,7 +100,5 @@ def physical_plan(structures: Structures, alive: Tensor, quanta: Sequence[int]) 
         if width < group.size:
             spare = (~units).nonzero().flatten()[: width - count]
             kept[number] = torch.cat([units.nonzero().flatten(), spare]).sort().values
-    gone = frozenset(
-        n for n in range(len(structures.layers)) if not bool(alive[index.layer(n)])
-    )
+    gone = frozenset(n for n in range(len(structures.layers)) if not bool(alive[index.layer(n)]))
     return KeepPlan(kept, gone)

@@ -134,9 +134,7 @@ def factor(dim: Dim, outer: int) -> tuple[Dim, Dim]:
                 break
         if left == 1:
             return product(*taken), product(*rest)
-    first, second = _give_up(
-        [dim], (outer, inner), f"{dim!r} has no outer factor of size {outer}"
-    )
+    first, second = _give_up([dim], (outer, inner), f"{dim!r} has no outer factor of size {outer}")
     return first, second
 
 

@@ -154,7 +154,7 @@ def find_branches(trace: Trace, canonical: dict[str, str]) -> tuple[list[Branch]
         if writers is None:
             refused[owner] = "its residual branch does not end in an affine operator"
             continue
-        tensors = tuple(name for name, users in uses.items() if users <= nodes)
+        tensors = _only_in(nodes, uses, canonical)
         taken = {branch.layer.name for branch in branches}
         name = owner or "(root)"
         name = name if name not in taken else f"{name}:{place + 1}"
@@ -169,6 +169,17 @@ def find_branches(trace: Trace, canonical: dict[str, str]) -> tuple[list[Branch]
         )
         branches.append(Branch(layer, node, frozenset(nodes)))
     return _removable(branches, calls, refused), refused
+
+
+def _only_in(
+    nodes: set[fx.Node], uses: dict[str, set[fx.Node]], canonical: dict[str, str]
+) -> tuple[str, ...]:
+    """Tensors that only these operators use, and counters and the like beside them."""
+    used = [name for name, users in uses.items() if users <= nodes]
+    modules = {name.rpartition(".")[0] for name in used}
+    modules -= {name.rpartition(".")[0] for name in uses if name not in used}
+    idle = [name for name in dict.fromkeys(canonical.values()) if name not in uses]
+    return (*used, *(name for name in idle if name.rpartition(".")[0] in modules))
 
 
 def _branch_of(

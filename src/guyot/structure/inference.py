@@ -13,6 +13,7 @@ from guyot.structure.axes import Dim, find, freeze, leaves, resolve
 from guyot.structure.branches import Branch
 from guyot.structure.rules import SPACE, Dims, rule_for
 from guyot.structure.trace import Trace, module_of, shape_of
+from guyot.surgery import first_names, named_tensors
 from guyot.types import (
     Attribute,
     Axis,
@@ -48,14 +49,10 @@ class Walk:
         self.shaped: list[fx.Node] = []
         self.literals: list[tuple[fx.Node, int, Dim]] = []
         self.batch = Dim(0, BATCH)
-        named = dict(model.named_parameters(remove_duplicate=False))
-        named.update(model.named_buffers(remove_duplicate=False))
-        by_identity: dict[int, str] = {}
-        for name, tensor in named.items():
-            first = by_identity.setdefault(id(tensor), name)
-            if first == name:
+        self.canonical = first_names(model)
+        for name, tensor in named_tensors(model).items():
+            if self.canonical[name] == name:
                 self.tensors[name] = tuple(Dim(size) for size in tensor.shape)
-        self.canonical = {name: by_identity[id(tensor)] for name, tensor in named.items()}
 
     def name(self, node: fx.Node) -> str:
         """The module that made the node, for messages."""
@@ -101,10 +98,12 @@ class Walk:
             self.contracted[Slot(name, dim)] = None
 
     def attribute(self, node: fx.Node, position: int, attribute: str, dim: Dim) -> None:
-        """Say that an attribute of the module that owns a parameter states a dim's size."""
-        name = self.parameter(node, position)
-        if name is not None:
-            self.attributes.append((name.rpartition(".")[0], attribute, dim))
+        """Say that an attribute of the modules that own a parameter states a dim's size."""
+        canonical = self.parameter(node, position)
+        if canonical is not None:
+            for name, first in self.canonical.items():
+                if first == canonical:
+                    self.attributes.append((name.rpartition(".")[0], attribute, dim))
 
     def count(self, node: fx.Node, *dims: Dim) -> None:
         """Say that one sample costs the product of these dims in multiply-accumulates."""

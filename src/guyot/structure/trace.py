@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -52,7 +52,7 @@ def call_of(node: fx.Node) -> str:
 
 
 @contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Generator[None]:
     """The model in evaluation mode; every module's own mode comes back afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -123,7 +123,7 @@ def trace(model: nn.Module, example_inputs: Sequence[Any]) -> Trace:
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
             tensors[name] = str(spec.target)
         elif spec.kind is InputKind.CONSTANT_TENSOR:
-            constants[name] = program.constants[str(spec.target)]
+            constants[name] = cast(Tensor, program.constants[str(spec.target)])
         else:
             inputs.append(name)
     return Trace(program.graph, tensors, constants, tuple(inputs))

@@ -20,7 +20,7 @@ from guyot.axis import expand, kept_indices, size_of
 from guyot.structure.branches import Branch
 from guyot.structure.inference import Inference
 from guyot.structure.trace import Trace, evaluation_mode
-from guyot.surgery import masks_of, operate
+from guyot.surgery import first_names, masks_of, named_tensors, operate
 from guyot.surgery.operate import select
 from guyot.types import Axis, KeepPlan, Structures
 
@@ -125,7 +125,7 @@ class Verifier:
         try:
             masked = self._replay(self._masked(plan), _Change())
             sliced = self._replay(*self._sliced(plan))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (whatever a user's forward raises)
             return f"the graph does not run without it: {_first_line(error)}"
         if not _close(masked, sliced):
             return "masking and slicing it give different outputs"
@@ -134,21 +134,26 @@ class Verifier:
             operate(module, self.inference.structures, plan)
             with evaluation_mode(module):
                 own = _tensors(module(*_copies(self.inputs)))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (whatever a user's forward raises)
             return f"the model's own forward does not run without it: {_first_line(error)}"
         if not _close(own, sliced):
             return "the model's own forward gives another output than its graph"
         if self.trains and not self._runs_in_training(module):
-            return "the model's forward in training mode does not run without it"
+            return "the model's forward and backward in training mode do not run without it"
         return None
 
     def _runs_in_training(self, model: nn.Module) -> bool:
+        """Do forward and backward run in training mode? Leaves no trace."""
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         modes = {module: module.training for module in model.modules()}
+        parameters = [p for p in model.parameters() if p.requires_grad]
         try:
-            with torch.no_grad():
-                model.train()(*_copies(self.inputs))
-        except Exception:
+            with torch.random.fork_rng(devices=[]), torch.enable_grad():
+                outputs = _tensors(model.train()(*_copies(self.inputs)))
+                total = sum(output.sum() for output in outputs if output.requires_grad)
+                if isinstance(total, Tensor):
+                    torch.autograd.grad(total, parameters, allow_unused=True)
+        except Exception:  # noqa: BLE001  (whatever a user's forward raises)
             return False
         finally:
             for module, mode in modes.items():
@@ -159,8 +164,7 @@ class Verifier:
         return True
 
     def _tensors(self) -> dict[str, Tensor]:
-        named = dict(self.model.named_parameters(remove_duplicate=False))
-        named.update(self.model.named_buffers(remove_duplicate=False))
+        named = named_tensors(self.model)
         return {key: named[name].detach() for key, name in self.trace.tensors.items()}
 
     def _masked(self, plan: KeepPlan) -> dict[str, Tensor]:
@@ -168,7 +172,7 @@ class Verifier:
         scales = reader_masks(structures, masks_of(structures, plan))
         zeroed = {w for n in plan.removed_layers for w in structures.layers[n].writers}
         tensors = self._tensors()
-        identities = _identities(self.model)
+        identities = first_names(self.model)
         for key, name in self.trace.tensors.items():
             canonical = identities[name]
             if canonical in scales:
@@ -183,7 +187,7 @@ class Verifier:
         sizes = [int(mask.sum()) for mask in masks]
         by_name = {tensor.name: tensor for tensor in structures.tensors}
         tensors = self._tensors()
-        identities = _identities(self.model)
+        identities = first_names(self.model)
         for key, name in self.trace.tensors.items():
             axes = by_name[identities[name]].axes
             tensors[key] = select(tensors[key], tuple(kept_indices(a, masks) for a in axes))
@@ -234,13 +238,6 @@ def expand_mask(axis: Axis, masks: Sequence[Tensor]) -> Tensor:
         lambda group: masks[group].to(torch.float64),
         lambda size: torch.ones(size, dtype=torch.float64),
     )
-
-
-def _identities(model: nn.Module) -> dict[str, str]:
-    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    named.update(model.named_buffers(remove_duplicate=False))
-    first: dict[int, str] = {}
-    return {name: first.setdefault(id(tensor), name) for name, tensor in named.items()}
 
 
 def _perturbed(model: nn.Module) -> nn.Module:

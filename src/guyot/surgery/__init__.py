@@ -1,13 +1,15 @@
 """From a `KeepPlan` to smaller modules and smaller optimiser state."""
 
 from guyot.surgery.layers import without_branches
-from guyot.surgery.locate import owner_of, tensor_at, unwrap
+from guyot.surgery.locate import first_names, named_tensors, owner_of, tensor_at, unwrap
 from guyot.surgery.operate import operate
 from guyot.surgery.plan import Shrunk, masks_of, shrink
 
 __all__ = [
     "Shrunk",
+    "first_names",
     "masks_of",
+    "named_tensors",
     "operate",
     "owner_of",
     "shrink",

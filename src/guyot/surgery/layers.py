@@ -115,7 +115,7 @@ def _out_of_place(owner: nn.Module, graph: fx.Graph) -> None:
         if node.op == "call_module":
             module = owner.get_submodule(node.target)
             if getattr(module, "inplace", False):
-                module.inplace = False  # pyright: ignore[reportAttributeAccessIssue]
+                setattr(module, "inplace", False)  # noqa: B010  (a module of unknown type)
         elif node.kwargs.get("inplace"):
             node.kwargs = {**node.kwargs, "inplace": False}
         elif node.target is operator.iadd:
@@ -148,5 +148,3 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put a module in the place of a descendant."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
-
-

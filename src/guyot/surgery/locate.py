@@ -16,7 +16,7 @@ def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     path, _, key = name.rpartition(".")
     module = model.get_submodule(path)
     if parametrize.is_parametrized(module, key):
-        return module.parametrizations[key], "original"  # pyright: ignore[reportIndexIssue,reportReturnType]
+        return module.get_submodule(f"parametrizations.{key}"), "original"
     return module, key
 
 
@@ -24,6 +24,27 @@ def tensor_at(model: nn.Module, name: str) -> Tensor:
     """The parameter or buffer of a qualified name, without gates."""
     module, key = owner_of(model, name)
     return getattr(module, key)
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by every name they have."""
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter or buffer -> the first name of the same tensor.
+
+    Example:
+        >>> tied = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+        >>> tied[1].weight = tied[0].weight
+        >>> first_names(tied)
+        {'0.weight': '0.weight', '1.weight': '0.weight'}
+    """
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(t), name) for name, t in named_tensors(model).items()}
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -63,15 +63,17 @@ def operate(
             indices = tuple(kept_indices(axis, masks) for axis in tensor.axes)
             if any(index is not None for index in indices):
                 sliced[tensor.name] = indices
-    parameters = {name: tensor_at(model, name) for name in sliced}
-    _check_states(parameters, optimizers)
+    for optimizer in optimizers:
+        for tensor in structures.tensors:
+            parameter = tensor_at(model, tensor.name)
+            _check_state(optimizer, tensor.name, parameter, tensor.name in sliced)
     rebuilt = _rebuilt(model, structures, all_removed_layers(structures, plan))
 
     gone = {id(tensor_at(model, name)) for name in gone_names}
     for name, indices in sliced.items():
         _slice(model, name, indices, optimizers)
-    for name, module in rebuilt.items():
-        replace_module(model, name, module)
+    for name in sorted(rebuilt, key=len):  # an outer module before those inside it
+        replace_module(model, name, rebuilt[name])
     for optimizer in optimizers:
         _forget(optimizer, gone)
     sizes = [group.size for group in shrunk.structures.groups]
@@ -85,16 +87,18 @@ def operate(
 def _rebuilt(
     model: nn.Module, structures: Structures, removed: frozenset[int]
 ) -> dict[str, nn.Module]:
-    """New modules for the owners of removed branches, outermost owners only."""
+    """New modules for the owners of removed branches, but not inside a removed branch."""
     by_owner: dict[str, list[Layer]] = defaultdict(list)
     for number in sorted(removed):
         by_owner[structures.layers[number].owner].append(structures.layers[number])
-    gone = {name for number in removed for name in structures.layers[number].tensors}
 
     def inside_removed(owner: str) -> bool:
-        names = [t.name for t in structures.tensors if t.name.startswith(f"{owner}.")]
-        return bool(names) and all(name in gone for name in names) and any(
-            owner.startswith(f"{other}.") for other in by_owner
+        names = {t.name for t in structures.tensors if t.name.startswith(f"{owner}.")}
+        return any(
+            names and names.issubset(layer.tensors)
+            for other, layers in by_owner.items()
+            for layer in layers
+            if owner.startswith(f"{other}.")
         )
 
     return {
@@ -118,9 +122,7 @@ def select(tensor: Tensor, indices: Indices) -> Tensor:
         if index is not None:
             result = result.index_select(dim, index.to(tensor.device))
     order = sorted(range(tensor.dim()), key=lambda dim: -tensor.stride(dim))
-    laid_out = torch.empty_permuted(
-        result.shape, order, dtype=tensor.dtype, device=tensor.device
-    )
+    laid_out = torch.empty_permuted(result.shape, order, dtype=tensor.dtype, device=tensor.device)
     return laid_out.copy_(result)
 
 
@@ -163,19 +165,23 @@ def _set_data(parameter: nn.Parameter, data: Tensor) -> None:
     parameter.data = data
 
 
-def _check_states(
-    parameters: dict[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]
+def _check_state(
+    optimizer: torch.optim.Optimizer, name: str, parameter: Tensor, sliced: bool
 ) -> None:
-    for optimizer in optimizers:
-        for name, parameter in parameters.items():
-            for entry, value in optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
-                    raise UnsupportedError(
-                        f"{type(optimizer).__name__} keeps {entry!r} of shape "
-                        f"{tuple(value.shape)} for {name} of shape {tuple(parameter.shape)}: "
-                        "guyot cannot slice it; use an optimiser with elementwise state "
-                        "(SGD, Adam, AdamW, RMSprop, ...)"
-                    )
+    """Refuse state that has no entry per entry of its parameter."""
+    for entry, value in optimizer.state.get(parameter, {}).items():
+        if isinstance(value, Tensor):
+            elementwise = not sliced or not value.dim() or value.shape == parameter.shape
+            kind = f"of shape {tuple(value.shape)}"
+        else:
+            elementwise = not isinstance(value, (list, tuple, dict))
+            kind = f"({type(value).__name__})"
+        if not elementwise:
+            raise UnsupportedError(
+                f"{type(optimizer).__name__} keeps {entry!r} {kind} for {name} of shape "
+                f"{tuple(parameter.shape)}: guyot cannot slice it; use an optimiser with "
+                "elementwise state (SGD, Adam, AdamW, RMSprop, ...)"
+            )
 
 
 def _forget(optimizer: torch.optim.Optimizer, gone: set[int]) -> None:
@@ -187,5 +193,3 @@ def _forget(optimizer: torch.optim.Optimizer, gone: set[int]) -> None:
             if id(parameter) in gone:
                 optimizer.state.pop(parameter, None)
         group["params"] = [p for p in group["params"] if id(p) not in gone]
-
-

@@ -53,7 +53,9 @@ def all_removed_layers(structures: Structures, plan: KeepPlan) -> frozenset[int]
     for outer in plan.removed_layers:
         inside = set(structures.layers[outer].tensors)
         gone.update(
-            number for number, layer in enumerate(structures.layers) if inside.issuperset(layer.tensors)
+            number
+            for number, layer in enumerate(structures.layers)
+            if inside.issuperset(layer.tensors)
         )
     return frozenset(gone)
 

@@ -1,13 +1,10 @@
 """Rules of axis inference, one small file per family of operators."""
 
-from guyot.structure.rules import (  # noqa: F401  (importing registers the rules)
-    convolution,
-    linear,
-    normalisation,
-    pointwise,
-    pooling,
-    shape,
-)
+from importlib import import_module
+
 from guyot.structure.rules.registry import SPACE, Dims, Rule, rule, rule_for
 
 __all__ = ["SPACE", "Dims", "Rule", "rule", "rule_for"]
+
+for _family in ("convolution", "linear", "normalisation", "pointwise", "pooling", "shape"):
+    import_module(f"{__name__}.{_family}")  # registers its rules

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +27,7 @@ MANY = (
 ).split()
 
 
-def overloads(names: list[str]) -> list[object]:
+def overloads(names: Iterable[str]) -> list[object]:
     """Every overload of the named aten operators that this PyTorch has."""
     packets = [getattr(aten, name) for name in names if hasattr(aten, name)]
     return [getattr(packet, overload) for packet in packets for overload in packet.overloads()]

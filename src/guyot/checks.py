@@ -1,0 +1,40 @@
+"""What must be true of a user's model and optimiser, with errors that say the way out."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from guyot.errors import MisconfiguredError
+from guyot.types import Structures
+
+
+def sgd_weight_decay(optimizer: torch.optim.Optimizer) -> float | None:
+    """The least L2 coefficient of SGD's groups; None for other optimisers."""
+    if not isinstance(optimizer, torch.optim.SGD):
+        return None
+    return min(float(group["weight_decay"]) for group in optimizer.param_groups)
+
+
+def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimiser that does not hold every parameter that trains."""
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held]
+    if missing:
+        raise MisconfiguredError(
+            f"the optimizer does not hold {len(missing)} of the model's parameters, e.g. "
+            f"{missing[0]}: build it from model.parameters() of this very model, or set "
+            "requires_grad=False on what must not train"
+        )
+
+
+def check_prunable(structures: Structures) -> None:
+    """Refuse a network in which nothing can go; says why."""
+    if structures.index.total:
+        return
+    reasons = "; ".join(f"{f.name}: {f.reason}" for f in structures.frozen[:5])
+    raise MisconfiguredError(
+        "the model has no prunable structure (no unit group and no residual branch)"
+        + (f": {reasons}" if reasons else "")
+        + "; a network needs at least one hidden layer between input and output"
+    )

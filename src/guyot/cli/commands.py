@@ -1,0 +1,205 @@
+"""The commands and their options."""
+
+import importlib.metadata
+import time
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from guyot import report, running
+from guyot.cli.display import Display
+from guyot.cli.interrupt import Interruption
+from guyot.config import DATA, DECAYS, ESTIMATORS, RunConfig
+from guyot.controller import DiscoveryConfig
+from guyot.errors import GuyotError, GuyotWarning
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"guyot {importlib.metadata.version('guyot')} (torch {torch.__version__})")
+        raise typer.Exit
+
+
+@app.callback()
+def guyot(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Train a network that finds its own structure while it learns."""
+
+
+def _option(panel: str, text: str, *names: str) -> Any:
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False)
+
+
+_WHAT, _HOW, _FIND, _RUN = "What to train", "Training", "Discovery", "The run"
+
+
+@app.command()
+def train(  # noqa: PLR0913 - one parameter per option
+    data: Annotated[
+        str, _option(_WHAT, f"One of {', '.join(DATA)} ({RunConfig.data}).")
+    ] = RunConfig.data,
+    model: Annotated[
+        str | None,
+        _option(_WHAT, "resnet20 (or 32, 44, 56, 110), digits, or a torchvision name."),
+    ] = None,
+    data_dir: Annotated[
+        str | None, _option(_WHAT, "Folder with CIFAR's parquet files (download).")
+    ] = None,
+    image_size: Annotated[
+        int | None, _option(_WHAT, f"Pixels, for imagefolder ({RunConfig.image_size}).")
+    ] = None,
+    validation: Annotated[
+        float | None,
+        _option(_WHAT, f"Share of training images held out ({RunConfig.validation})."),
+    ] = None,
+    epochs: Annotated[
+        int | None, _option(_HOW, f"Passes over the training images ({RunConfig.epochs}).")
+    ] = None,
+    batch_size: Annotated[
+        int | None, _option(_HOW, f"Images per step ({RunConfig.batch_size}, digits 64).")
+    ] = None,
+    lr: Annotated[
+        float | None, _option(_HOW, f"Peak learning rate of SGD ({RunConfig.lr}).")
+    ] = None,
+    weight_decay: Annotated[
+        float | None, _option(_HOW, f"L2 coefficient ({RunConfig.weight_decay}).")
+    ] = None,
+    warmup_epochs: Annotated[
+        float | None,
+        _option(_HOW, f"Epochs of growing learning rate ({RunConfig.warmup_epochs})."),
+    ] = None,
+    decay: Annotated[
+        str | None, _option(_HOW, f"{' or '.join(DECAYS)}, to 0 at the end ({RunConfig.decay}).")
+    ] = None,
+    label_smoothing: Annotated[
+        float | None, _option(_HOW, f"From 0 to below 1 ({RunConfig.label_smoothing}).")
+    ] = None,
+    target: Annotated[
+        float | None, _option(_FIND, "Share of the complexity to keep (0.5). Or:")
+    ] = None,
+    nu: Annotated[
+        float | None, _option(_FIND, "Nats of loss worth paying to remove it all.")
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        _option(_FIND, f"1: complexity is MACs ... 0: parameters ({RunConfig.alpha})."),
+    ] = None,
+    beta: Annotated[
+        float | None,
+        _option(_FIND, f"0: charge all ... 1: charge whole layers only ({RunConfig.beta})."),
+    ] = None,
+    estimator: Annotated[
+        str | None, _option(_FIND, f"{', '.join(ESTIMATORS)} ({RunConfig.estimator}).")
+    ] = None,
+    quantum: Annotated[
+        int | None, _option(_FIND, f"Widths are multiples of it ({DiscoveryConfig.quantum}).")
+    ] = None,
+    no_discovery: Annotated[
+        bool, _option(_FIND, "Train the full network.", "--no-discovery")
+    ] = False,
+    out: Annotated[
+        Path | None, _option(_RUN, "New folder for everything (runs/NAME-TIME).")
+    ] = None,
+    seed: Annotated[
+        int | None, _option(_RUN, f"Decides all that is random ({RunConfig.seed}).")
+    ] = None,
+    device: Annotated[
+        str | None, _option(_RUN, "cpu, cuda, cuda:1, ... (a GPU if there is one).")
+    ] = None,
+    threads: Annotated[int | None, _option(_RUN, "Of the CPU (all cores).")] = None,
+    bf16: Annotated[
+        bool | None,
+        _option(_RUN, "Autocast to bfloat16 (where it is faster).", "--bf16/--no-bf16"),
+    ] = None,
+    quiet: Annotated[
+        bool, _option(_RUN, "Print only the table at the end.", "--quiet", "-q")
+    ] = False,
+) -> None:
+    """Train a network, let it find its structure, and write a run folder.
+
+    The folder holds the configuration, a line per epoch, the smaller network,
+    its structure, and the figures before and after. Ctrl-C ends the run
+    cleanly and keeps what there is. Defaults are in brackets.
+
+    Try: guyot train --data digits
+    """
+    try:
+        config = RunConfig.of(
+            data,
+            model=model,
+            data_dir=data_dir,
+            image_size=image_size,
+            validation=validation,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup_epochs=warmup_epochs,
+            decay=decay,
+            label_smoothing=label_smoothing,
+            discovery=not no_discovery,
+            target=target,
+            nu=nu,
+            alpha=alpha,
+            beta=beta,
+            estimator=estimator,
+            quantum=quantum,
+            seed=seed,
+            device=device,
+            threads=threads,
+            bf16=bf16,
+        )
+        _train(config, out or _default_folder(config), quiet)
+    except GuyotError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from error
+
+
+def _train(config: RunConfig, out: Path, quiet: bool) -> None:
+    """Run, print the table, and leave with the right exit code."""
+    console = Console()
+
+    def asked() -> None:
+        display.say("stopping after this step; Ctrl-C again to abort")
+
+    stop = Interruption(asked)
+    display = Display(console, lambda: setattr(stop, "armed", True), quiet=quiet)
+    try:
+        with stop, display, warnings.catch_warnings():
+            warnings.simplefilter("always", GuyotWarning)
+            warnings.showwarning = lambda message, *_: display.say(f"note: {message}")
+            outcome = running.train(config, out, display, stop)
+    except KeyboardInterrupt:
+        left = f"{out} is incomplete" if stop.armed else "nothing was written"
+        typer.echo(f"aborted: {left}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    typer.echo("\n".join(["", *report.lines(outcome), "", f"Everything is in {out}"]))
+    if outcome.interrupted is not None:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _default_folder(config: RunConfig) -> Path:
+    """A folder that does not exist yet."""
+    stem = f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    names = [stem, *(f"{stem}-{number}" for number in range(2, 100))]
+    folders = [Path("runs") / name for name in names]
+    return next((folder for folder in folders if not folder.exists()), folders[-1])

@@ -1,0 +1,312 @@
+"""Everything that is numbered by gates: probabilities, means, prices, and their motion.
+
+The controller moves keep probabilities and says what is condemned and what a settled network
+would be. It never sees a module; `guyot.session` carries out what it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from guyot import dynamics
+from guyot.budget import Budget
+from guyot.complexity import Complexity
+from guyot.dynamics import Phases, ZeroPatience
+from guyot.errors import MisconfiguredError
+from guyot.estimators import SideSums, estimator
+from guyot.settle import Choice, choose, floor
+from guyot.types import Structures
+from guyot.widths import protect, quanta_of
+
+_FORGET = 0.99
+"""Per measurement, how fast the running upper bound of gradients follows smaller ones."""
+
+
+@dataclass(frozen=True)
+class DiscoveryConfig:
+    """Everything that has a default good enough not to be touched.
+
+    Attributes:
+        warmup: share of the steps before gates come on.
+        discovery_end: share of the steps at which what is left is settled.
+        theta0: initial keep probability.
+        epsilon: least probability with which either side of a gate is sampled.
+        sharpness: 1: gates are sampled with their keep probabilities; larger: with these
+            stretched about 1/2, see `Controller.sample`.
+        patience: share of discovery for which a probability must stay 0 before it is final.
+        estimator: "two-sided", "straight-through" or "taylor".
+        decay: of the estimator's running means, per sample.
+        max_speed: bound of the normalised drift.
+        quantum: widths come in multiples of this; one number, or by group name.
+        units: gate units.
+        layers: gate residual branches.
+        ignore: patterns of group and layer names that must stay.
+        removals: how many times during discovery structures may be removed.
+        seed: of the sampled gates.
+    """
+
+    warmup: float = 0.1
+    discovery_end: float = 0.6
+    theta0: float = 0.9
+    epsilon: float = 0.03
+    sharpness: float = 1.0
+    patience: float = 0.05
+    estimator: str = "two-sided"
+    decay: float = 0.96
+    max_speed: float = 2.0
+    quantum: int | Mapping[str, int] = 8
+    units: bool = True
+    layers: bool = True
+    ignore: Sequence[str] = ()
+    removals: int = 40
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Dials:
+    """What the user wants: `nu` or `target`, and what complexity means.
+
+    Attributes:
+        nu: nats of training loss worth paying to remove all complexity; None with a target.
+        target: share of the complexity to keep; None with `nu`.
+        alpha: 1: MACs ... 0: parameters.
+        beta: 0: what each structure costs ... 1: whole layers only.
+
+    Raises:
+        MisconfiguredError: both or neither of `nu` and `target`, or `nu` below 0.
+    """
+
+    nu: float | None
+    target: float | None
+    alpha: float = 1.0
+    beta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.nu is None) == (self.target is None):
+            raise MisconfiguredError(
+                f"nu={self.nu} and target={self.target}: give one of them, e.g. target=0.5 to "
+                "keep half of the complexity"
+            )
+        if self.nu is not None and not 0 <= self.nu < float("inf"):
+            raise MisconfiguredError(
+                f"nu={self.nu}: give the nats of training loss worth paying to remove all of the "
+                "complexity, 0 or more, e.g. 0.3"
+            )
+
+
+class Controller:
+    """Keep probabilities of all gates and what moves them.
+
+    Args:
+        structures: what there is.
+        dials: what the user wants.
+        phases: when.
+        config: the rest.
+        device: where the vectors live.
+        weight_decay: lambda of the optimiser if it is (momentum) SGD, for which the certificate
+            of removal is proved; else None.
+
+    Attributes:
+        structures: what is left.
+        complexity: of what is left, as a share of the full network.
+        theta: keep probabilities, float32, shape (gates,); what costs nothing starts at 1.
+        alive: False for what was given up, bool, shape (gates,).
+
+    Raises:
+        MisconfiguredError: alpha, beta, target or quantum out of range, or a target that the
+            coupled groups do not allow.
+    """
+
+    def __init__(
+        self,
+        structures: Structures,
+        dials: Dials,
+        phases: Phases,
+        config: DiscoveryConfig,
+        device: torch.device,
+        weight_decay: float | None,
+    ) -> None:
+        total = structures.index.total
+        self.structures, self.dials, self.phases, self.config = structures, dials, phases, config
+        self.complexity = Complexity(structures, dials.alpha, dials.beta)
+        self.full_macs, self.full_params = self.complexity.full_macs, self.complexity.full_params
+        self._quantum = config.quantum
+        self.quanta = quanta_of(structures, config.quantum)
+        self.budget: Budget | None = None
+        if dials.target is not None:
+            self.budget = Budget(dials.target, phases, config.theta0, config.max_speed)
+            self._check_target(dials.target)
+        self.theta = torch.full((total,), config.theta0, device=device)
+        self.alive = torch.ones(total, dtype=torch.bool, device=device)
+        self.prices = torch.zeros(total, device=device)
+        self._gradient = torch.zeros(total, device=device)
+        self._reference = self.complexity.reference_prices().to(device)
+        self.theta[self._reference == 0] = 1.0
+        self._estimator = estimator(config.estimator, total, config.decay)
+        steps = phases.discovery_steps
+        self._zeros = ZeroPatience(total, max(1, round(config.patience * steps)))
+        self.interval = max(1, steps // config.removals)
+        self.pricing = max(1, min(10, self.interval))
+        self._plan: Tensor | None = None
+        self._weight_decay = weight_decay
+        self._bound = torch.zeros(total, device=device)
+        self._norm = torch.full((total,), torch.inf, device=device)
+        self._generator = torch.Generator(device=device).manual_seed(config.seed)
+
+    def _check_target(self, target: float) -> None:
+        least = floor(self.structures, self.complexity, self.quanta)
+        if target < least:
+            raise MisconfiguredError(
+                f"target={target} is below {least:.3f}, the least that the coupled groups allow "
+                "(all layers gone, one quantum of every group): choose a larger target, a smaller "
+                "quantum, or fewer ignored groups"
+            )
+
+    @property
+    def nu(self) -> float:
+        """The multiplier in force, nats."""
+        return self.budget.nu if self.budget is not None else (self.dials.nu or 0.0)
+
+    @property
+    def benefit(self) -> Tensor:
+        """Estimated benefits, nats, shape (gates,)."""
+        return self._estimator.benefit(self.theta)
+
+    @property
+    def undecided(self) -> int:
+        """Gates that are neither 0 nor 1."""
+        return int(((self.theta > 0) & (self.theta < 1) & self.alive).sum())
+
+    @property
+    def decided(self) -> bool:
+        """Everything is 1 or given up, and the target, if there is one, is reached."""
+        if self.undecided or bool(((self.theta == 0) & self.alive).any()):
+            return False
+        return self.dials.target is None or self.expected <= 1.01 * self.dials.target
+
+    @property
+    def expected(self) -> float:
+        """C^(theta), share of the full network."""
+        return float(self.complexity.expected(self.theta))
+
+    def price(self) -> None:
+        """Compute prices at the present probabilities."""
+        self._gradient = self.complexity.gradient(self.theta)
+        self.prices = self.complexity.prices(self.theta)
+
+    def sample(self) -> Tensor:
+        """Draw gates; 0/1, float32, shape (gates,).
+
+        The probabilities are theta stretched about 1/2 by `sharpness`: both agree at every
+        deterministic network, but the weights train in few networks near the most probable one
+        instead of in the whole cloud of undecided ones [ours].
+        """
+        stretched = 0.5 + self.config.sharpness * (self.theta - 0.5)
+        return dynamics.sample(stretched, self.config.epsilon, self._generator) * self.alive
+
+    def measured(self, weight_norm: Tensor, gradient_norm: Tensor) -> None:
+        """Take in the norms of what the gates scale, for the certificate of removal."""
+        self._norm = weight_norm
+        self._bound = torch.maximum(_FORGET * self._bound, gradient_norm)
+
+    def advance(self, sums: SideSums, step: int) -> Tensor:
+        """One step of the method: gradients -> benefits -> keep probabilities.
+
+        Args:
+            sums: this step's gate gradients by sampled side.
+            step: optimiser step.
+
+        Returns:
+            Which gates are condemned, bool, shape (gates,).
+        """
+        self._estimator.update(sums)
+        benefit = self.benefit
+        if step % self.pricing == 0:
+            self.price()
+            if self.budget is not None:
+                self.budget.update(
+                    step,
+                    self.theta,
+                    benefit,
+                    self.prices,
+                    self._reference,
+                    self._gradient,
+                    self.expected,
+                )
+        price = self.nu * self.prices
+        scale = self.budget.scale if self.budget is not None else self.nu
+        commitment = self.phases.commitment(step)
+        if commitment > 0 and (self._plan is None or step % self.interval == 0):
+            self._plan = self.choose().mask
+        drift = dynamics.speed(
+            benefit,
+            price,
+            scale * self._reference,
+            self.config.max_speed,
+            commitment,
+            self._plan,
+        )
+        moved = dynamics.step(self.theta, drift, self.config.theta0, self.phases.horizon)
+        self.theta = torch.where(self.alive, moved, 0)
+        gone = self._zeros.update(self.theta, benefit, price) | self._certified(price)
+        return gone & self.alive
+
+    def _certified(self, price: Tensor) -> Tensor:
+        """Gates in the domain of attraction of 0."""
+        if not self._weight_decay:
+            return torch.zeros_like(self.alive)
+        inside = dynamics.certified(self.theta, self._norm, self._bound, price, self._weight_decay)
+        return inside & (self._bound > 0)
+
+    def give_up(self, condemned: Tensor) -> None:
+        """Mark gates as gone, but for what the network cannot do without."""
+        score = self.benefit - self.nu * self.prices
+        alive = self.alive & ~condemned
+        self.alive = protect(alive, score, self.structures, self.quanta)
+        self.theta = torch.where(self.alive, self.theta, 0)
+
+    def choose(self) -> Choice:
+        """The network that would be settled on now."""
+        return choose(
+            self.theta,
+            self.benefit,
+            self.nu * self.prices,
+            self.structures,
+            self.complexity,
+            self.quanta,
+            self.dials.target,
+            self.alive,
+        )
+
+    def settle(self, alive: Tensor) -> None:
+        """Decide everything at once."""
+        self.alive = alive.to(self.alive)
+        self.theta = self.alive.to(self.theta)
+
+    def select(self, structures: Structures, gates: Tensor) -> None:
+        """After surgery: go on with what is left.
+
+        Args:
+            structures: the smaller structures.
+            gates: for every gate left its number before, int64.
+        """
+        self.structures = structures
+        where = gates.to(self.theta.device)
+        self.theta, self.alive = self.theta[where], self.alive[where]
+        self._reference = self._reference[where]
+        self._norm, self._bound = self._norm[where], self._bound[where]
+        self._plan = None if self._plan is None else self._plan[where]
+        self._estimator.select(where)
+        self._zeros.select(where)
+        if isinstance(self._quantum, Mapping):
+            left = {group.name for group in structures.groups}
+            self._quantum = {k: v for k, v in self._quantum.items() if k in left}
+        self.quanta = quanta_of(structures, self._quantum)
+        self.complexity = Complexity(
+            structures, self.dials.alpha, self.dials.beta, self.full_macs, self.full_params
+        )
+        self.price()

@@ -1,0 +1,305 @@
+"""The job of `guyot train`: the reference loop around a `Discovery`, and what it writes."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from guyot.config import RunConfig
+from guyot.controller import DiscoveryConfig
+from guyot.data import Batches, Dataset
+from guyot.models import count_macs
+from guyot.report import Latency, Network, Outcome, measure, to_dict, widths
+from guyot.running.folder import RunFolder
+from guyot.running.setup import build_model, check_forward, load_data, resolve
+from guyot.running.watcher import Progress, Silent, Watcher
+from guyot.session import Discovery
+from guyot.training import (
+    EpochResult,
+    Recipe,
+    evaluate,
+    make_optimizer,
+    make_scheduler,
+    train_epoch,
+)
+
+_EVALUATION_BATCH = 500
+_CALIBRATION_IMAGES = 512
+_LATENCY_BATCHES = (1, 64)
+
+
+def train(
+    config: RunConfig,
+    out: str | Path,
+    watcher: Watcher | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Train as configured and write the run folder.
+
+    Args:
+        config: what to do.
+        out: the folder; does not exist or is empty.
+        watcher: told how it goes.
+        stop: asked after every optimiser step; True ends training there. What is undecided then
+            is not settled: the network keeps the sizes it has, weights are 0 where the most
+            probable network has none, and neither test accuracy nor latency is measured.
+
+    Raises:
+        GuyotError: what the user can put right.
+    """
+    threads = torch.get_num_threads()
+    try:
+        folder = RunFolder(Path(out))
+        config = resolve(config)
+        job = _Job(config, load_data(config))
+        folder.begin(config)
+        return job.run(folder, watcher or Silent(), stop)
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Job:
+    """Everything of a run that exists before its first step."""
+
+    def __init__(self, config: RunConfig, dataset: Dataset) -> None:
+        assert dataset.validation is not None
+        self.config, self.dataset = config, dataset
+        self.recipe = Recipe(
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            warmup_epochs=config.warmup_epochs,
+            decay="linear" if config.decay == "linear" else "cosine",
+            label_smoothing=config.label_smoothing,
+            bf16=bool(config.bf16),
+        )
+        self.batches = Batches(
+            dataset, dataset.train, config.batch_size, augment=True, seed=config.seed
+        )
+        self.validation = Batches(dataset, dataset.validation, _EVALUATION_BATCH, augment=False)
+        self.test = Batches(dataset, dataset.test, _EVALUATION_BATCH, augment=False)
+        images, _ = next(self.batches.epoch(0))
+        classes = len(dataset.classes)
+        model = build_model(config.model, classes)
+        check_forward(model, images[:2], config, classes)
+        self.model = model.to(config.device).to(memory_format=torch.channels_last)
+        self.full = copy.deepcopy(self.model)
+        self.example = images[:2].to(config.device)
+        self.before = Network(count_macs(self.full, self.example), _params(self.full))
+        self.optimizer = make_optimizer(self.model, self.recipe)
+        self.scheduler = make_scheduler(self.optimizer, self.recipe, len(self.batches))
+        self.discovery = self._discovery() if config.discovery else None
+
+    def _discovery(self) -> Discovery:
+        config = self.config
+        settings = DiscoveryConfig(estimator=config.estimator, seed=config.seed)
+        if config.quantum is not None:
+            settings = dataclasses.replace(settings, quantum=config.quantum)
+        return Discovery(
+            self.model,
+            (self.example,),
+            self.optimizer,
+            total_steps=config.epochs * len(self.batches),
+            nu=config.nu,
+            target=config.target,
+            alpha=config.alpha,
+            beta=config.beta,
+            config=settings,
+        )
+
+    def run(self, folder: RunFolder, watcher: Watcher, stop: Callable[[], bool]) -> Outcome:
+        """All epochs, then the figures; or what there is when it is stopped."""
+        start = time.perf_counter()
+        log = _Removals(self.discovery, folder, watcher)
+        watcher.started(self.config, len(self.batches), self.before.macs, self.before.params)
+        epoch = 0
+        while epoch < self.config.epochs and not stop():
+            began = time.perf_counter()
+            result = self._epoch(epoch, log, watcher, stop)
+            if result.steps < len(self.batches):
+                break
+            epoch += 1
+            progress = self._progress(epoch, result, self._validate(epoch), began)
+            folder.metric("epoch", dataclasses.asdict(progress))
+            watcher.epoch_ended(progress)
+        interrupted = None if epoch == self.config.epochs else self._phase
+        accuracy = self._end(interrupted is not None, epoch)
+        log.update()
+        structure = {
+            "model": self.config.model,
+            "classes": len(self.dataset.classes),
+            "image_shape": list(self.dataset.image_shape),
+            **self._structure,
+        }
+        folder.network(self.model, structure)
+        outcome = self._outcome(interrupted, accuracy, epoch, time.perf_counter() - start)
+        if interrupted is None:
+            watcher.measuring()
+            outcome = self._measured(outcome, stop)
+        folder.result(to_dict(outcome))
+        return outcome
+
+    def _epoch(
+        self, epoch: int, log: _Removals, watcher: Watcher, stop: Callable[[], bool]
+    ) -> EpochResult:
+        def stepped(step: int, loss: float) -> None:
+            log.update()
+            watcher.stepped(step, loss)
+
+        return train_epoch(
+            self.model,
+            _until(self.batches.epoch(epoch), stop),
+            self.optimizer,
+            self.scheduler,
+            self.recipe,
+            discovery=self.discovery,
+            on_step=stepped,
+        )
+
+    @property
+    def _phase(self) -> str:
+        return "dense" if self.discovery is None else self.discovery.phase.value
+
+    @property
+    def _structure(self) -> Mapping[str, Any]:
+        if self.discovery is None:
+            return {"units": {}, "removed_layers": []}
+        return self.discovery.structure
+
+    @contextlib.contextmanager
+    def _evaluation(self, epoch: int) -> Generator[None]:
+        """The most probable network, with statistics from batches of training images."""
+        if self.discovery is None:
+            yield
+            return
+        count = -(-_CALIBRATION_IMAGES // self.config.batch_size)
+        batches = itertools.islice(self.batches.epoch(epoch), count)
+        images = (batch.to(self.config.device) for batch, _ in batches)
+        device = torch.device(self.config.device).type
+        autocast = torch.autocast(device, torch.bfloat16, enabled=self.recipe.bf16)
+        with autocast, self.discovery.evaluation(images):
+            yield
+
+    def _validate(self, epoch: int) -> float:
+        with self._evaluation(epoch):
+            return evaluate(self.model, self.validation.epoch(0), bf16=self.recipe.bf16)
+
+    def _progress(self, epoch: int, result: EpochResult, accuracy: float, began: float) -> Progress:
+        discovery = self.discovery
+        return Progress(
+            epoch=epoch,
+            step=epoch * len(self.batches),
+            loss=result.loss,
+            accuracy=result.accuracy,
+            validation_accuracy=accuracy,
+            macs=self.before.macs if discovery is None else discovery.macs,
+            params=self.before.params if discovery is None else discovery.params,
+            undecided=0 if discovery is None else discovery.undecided,
+            expected_complexity=1.0 if discovery is None else discovery.expected_complexity,
+            phase=self._phase,
+            lr=float(self.optimizer.param_groups[0]["lr"]),
+            seconds=time.perf_counter() - began,
+        )
+
+    def _end(self, interrupted: bool, epoch: int) -> float:
+        """Make the network a plain one; its validation accuracy."""
+        if self.discovery is not None and interrupted:
+            with self._evaluation(epoch):
+                accuracy = evaluate(self.model, self.validation.epoch(0), bf16=self.recipe.bf16)
+                statistics = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+            _bake_gates(self.model)
+            self.model.load_state_dict(statistics, strict=False)
+            return accuracy
+        if self.discovery is not None:
+            self.model = self.discovery.finish()
+        return evaluate(self.model, self.validation.epoch(0), bf16=self.recipe.bf16)
+
+    def _outcome(
+        self, interrupted: str | None, accuracy: float, epochs: int, seconds: float
+    ) -> Outcome:
+        found = () if self.discovery is None else self.discovery.original.layers
+        kept = () if self.discovery is None else widths(self.discovery.original, self._structure)
+        where = f"{self.config.device}, {self.config.threads} threads"
+        return Outcome(
+            model=self.config.model,
+            data=self.config.data,
+            image_shape=self.dataset.image_shape,
+            before=self.before,
+            after=Network(count_macs(self.model, self.example), _params(self.model)),
+            validation_accuracy=accuracy,
+            layers=tuple(layer.name for layer in found),
+            removed_layers=tuple(self._structure["removed_layers"]),
+            widths=kept,
+            epochs=epochs,
+            seconds=seconds,
+            device=where,
+            interrupted=interrupted,
+        )
+
+    def _measured(self, outcome: Outcome, stop: Callable[[], bool]) -> Outcome:
+        """With test accuracy and, unless somebody wants to stop, latency."""
+        accuracy = evaluate(self.model, self.test.epoch(0), bf16=self.recipe.bf16)
+        models = {"before": self.full, "after": self.model}
+        times: dict[str, dict[int, Latency]] = {name: {} for name in models}
+        for batch in _LATENCY_BATCHES:
+            if not stop():
+                for name, latency in measure(models, self.dataset.image_shape, batch).items():
+                    times[name][batch] = latency
+        before = dataclasses.replace(
+            outcome.before,
+            latency=times["before"],
+            test_accuracy=accuracy if self.discovery is None else None,
+        )
+        after = dataclasses.replace(outcome.after, latency=times["after"], test_accuracy=accuracy)
+        return dataclasses.replace(outcome, before=before, after=after)
+
+
+class _Removals:
+    """Tells of every removal once."""
+
+    def __init__(self, discovery: Discovery | None, folder: RunFolder, watcher: Watcher) -> None:
+        self._discovery, self._folder, self._watcher = discovery, folder, watcher
+        self._told = 0
+
+    def update(self) -> None:
+        if self._discovery is None:
+            return
+        for removal in self._discovery.removals[self._told :]:
+            self._folder.metric("removal", dataclasses.asdict(removal))
+            self._watcher.removed(removal)
+            self._told += 1
+
+
+def _until(
+    batches: Iterable[tuple[Tensor, Tensor]], stop: Callable[[], bool]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """At least one batch; no more once it is time to stop."""
+    for batch in batches:
+        yield batch
+        if stop():
+            return
+
+
+def _params(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _bake_gates(model: nn.Module) -> None:
+    """Turn gated weights into plain ones: those of the most probable network."""
+    model.eval()
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module):
+            assert isinstance(module.parametrizations, nn.ModuleDict)
+            for name in list(module.parametrizations):
+                parametrize.remove_parametrizations(module, name)

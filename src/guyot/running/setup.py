@@ -1,0 +1,108 @@
+"""From a `RunConfig` to data, a network and a machine that are ready, or a clear refusal."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import random
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from guyot.config import RunConfig
+from guyot.data import Dataset, load
+from guyot.errors import MisconfiguredError
+from guyot.models import MODELS, build
+from guyot.training import prefers_bf16
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Settle device, threads and precision; sets the threads and every seed.
+
+    Raises:
+        MisconfiguredError: the device cannot be used.
+    """
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise MisconfiguredError(
+            f"device={name!r} cannot be used ({reason}): leave it out, or give cpu or cuda"
+        ) from error
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    bf16 = prefers_bf16(name) if config.bf16 is None else config.bf16
+    random.seed(config.seed)
+    np.random.seed(config.seed)  # noqa: NPY002 - other libraries may draw from it
+    torch.manual_seed(config.seed)
+    return dataclasses.replace(config, device=name, threads=torch.get_num_threads(), bf16=bf16)
+
+
+def load_data(config: RunConfig) -> Dataset:
+    """The data set, with the same validation images held out whatever the seed.
+
+    Raises:
+        MisconfiguredError: no such data, or a package to read it is missing.
+    """
+    try:
+        dataset = load(config.data, config.data_dir, image_size=config.image_size)
+    except ImportError as error:
+        raise MisconfiguredError(
+            f"data={config.data!r} needs the package {error.name!r}, which is not installed: "
+            "pip install 'guyot[data]'"
+        ) from error
+    return dataset.hold_out(max(1, round(config.validation * len(dataset.train))))
+
+
+def build_model(name: str, classes: int) -> nn.Module:
+    """A fresh network: one of guyot's own, or a classification network of torchvision.
+
+    Raises:
+        MisconfiguredError: nobody knows the name, or torchvision is not installed.
+    """
+    if name in MODELS:
+        return build(name, classes)
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise MisconfiguredError(
+            f"model={name!r} is none of {', '.join(MODELS)}; for the networks of torchvision: "
+            "pip install 'guyot[vision]'"
+        ) from error
+    known = models.list_models(module=models)
+    if name not in known:
+        close = difflib.get_close_matches(name, [*MODELS, *known], n=1)
+        raise MisconfiguredError(
+            f"model={name!r} is unknown{f', did you mean {close[0]}?' if close else ''}; choose "
+            f"{', '.join(MODELS)} or a classification network of torchvision, such as resnet18"
+        )
+    return models.get_model(name, weights=None, num_classes=classes)
+
+
+def check_forward(model: nn.Module, images: Tensor, config: RunConfig, classes: int) -> None:
+    """Run a copy of the model on two images, in training mode.
+
+    Raises:
+        MisconfiguredError: it fails, or gives anything but (2, classes) logits.
+    """
+    shape = "x".join(str(n) for n in images.shape[1:])
+    problem = f"model={config.model!r} does not fit data={config.data!r} with images of {shape}"
+    remedy = "choose another model or data" + (
+        ", or another image_size" if config.data.startswith("imagefolder") else ""
+    )
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            logits = copy.deepcopy(model).train()(images)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise MisconfiguredError(f"{problem}: {reason}; {remedy}") from error
+    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise MisconfiguredError(
+            f"{problem}: its output is {found}, not a tensor of (2, {classes}) logits; {remedy}"
+        )

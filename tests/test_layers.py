@@ -1,0 +1,285 @@
+"""A removed residual branch leaves nothing behind, and what is left is a plain module."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+
+import pytest
+import torch
+from cases import CASES, Nested, TwoBranches, counted
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from guyot import GuyotWarning, find_structures
+from guyot.models.cifar import BasicBlock
+from guyot.surgery import operate
+from guyot.types import KeepPlan, Structures
+
+
+def only(structures: Structures, *names: str) -> KeepPlan:
+    """The plan that removes the named layers and keeps every unit."""
+    numbers = {layer.name: n for n, layer in enumerate(structures.layers)}
+    return KeepPlan({}, frozenset(numbers[name] for name in names))
+
+
+def without(model: nn.Module, x: Tensor, *names: str) -> nn.Module:
+    """The model after the named layers were removed."""
+    structures = find_structures(model, (x,))
+    operate(model, structures, only(structures, *names))
+    return model
+
+
+def backward(model: nn.Module, x: Tensor) -> None:
+    model.train()
+    model.zero_grad()
+    model(x).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.layers])
+def test_nothing_is_left_behind(name: str) -> None:
+    case = CASES[name]
+    model, x = case.build(), case.inputs()
+    structures = find_structures(model, (x,))
+    names = set(model.state_dict())
+    every = KeepPlan({}, frozenset(range(len(structures.layers))))
+    branch = {tensor for layer in structures.layers for tensor in layer.tensors}
+    inside = {tensor.rpartition(".")[0] for tensor in branch}
+
+    left = operate(model, structures, every).structures
+
+    assert left.layers == ()
+    assert set(model.state_dict()) == names - branch
+    assert not inside & dict(model.named_modules()).keys()
+    assert not any(op.layers for op in left.operations)
+    executed = [op for op in structures.operations if not op.layers]
+    assert {op.name for op in left.operations} == {op.name for op in executed}
+    assert all("guyot.s" not in type(module).__module__ for module in model.modules())
+    backward(model, x)
+
+
+def test_identity_shortcut_vanishes() -> None:
+    case = CASES["cifar"]
+    model, x = case.build(), case.inputs()
+    before = counted(model, x)
+    without(model, x, "stages.0.0")
+    assert isinstance(model.stages[0][0], nn.Identity)
+    assert before - counted(model, x) == 2 * 9 * 6 * 6 * 8 * 8
+
+
+def test_downsampling_shortcut_stays() -> None:
+    case = CASES["cifar"]
+    model, x = case.build(), case.inputs()
+    weight = model.stages[1][0].downsample[0].weight
+    without(model, x, "stages.1.0")
+    block = model.stages[1][0]
+    assert isinstance(block, nn.Sequential)
+    assert [name for name, _ in block.named_children()] == ["downsample", "relu"]
+    assert block.downsample[0].weight is weight
+    backward(model, x)
+
+
+def test_removing_in_turn_is_removing_at_once() -> None:
+    case = CASES["tokens"]
+    model, x = case.build(), case.inputs()
+    structures = find_structures(model, (x,))
+    names = [layer.name for layer in structures.layers]
+    for first in names:
+        for second in names:
+            if first != second:
+                once, turns = copy.deepcopy(model), copy.deepcopy(model)
+                operate(once, structures, only(structures, first, second))
+                left = operate(turns, structures, only(structures, first)).structures
+                operate(turns, left, only(left, second))
+                assert torch.equal(once(x), turns(x)), (first, second)
+                assert list(once.state_dict()) == list(turns.state_dict())
+
+
+def test_one_of_two_branches_in_a_forward() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 8), TwoBranches(8, 6, scaled=True)), torch.randn(2, 5)
+    stem, block = copy.deepcopy(model)
+    without(model, x, "1")
+    hidden = stem(x)
+    torch.testing.assert_close(model(x), torch.tanh(block.feed(hidden) + hidden))
+    assert isinstance(model[1], fx.GraphModule)
+    assert type(model[1]).__name__ == "TwoBranches"
+    assert [name for name, _ in model[1].named_children()] == ["feed"]
+    without_both = find_structures(model, (x,))
+    assert without_both.groups
+    backward(model, x)
+
+
+def test_outer_branch_takes_the_inner_along() -> None:
+    model, x = CASES["nested"].build(), CASES["nested"].inputs()
+    structures = find_structures(model, (x,))
+    left = operate(model, structures, only(structures, "1")).structures
+    assert [layer.name for layer in left.layers] == ["2"]
+    assert isinstance(model[1], nn.Identity)
+    backward(model, x)
+
+
+class InShortcut(nn.Module):
+    """A residual block whose shortcut holds another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.short = Nested(6)
+        self.first, self.last = nn.Linear(6, 7), nn.Linear(7, 6)
+        self.more = nn.Linear(7, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.short(x)
+        return y + self.last(torch.relu(self.more(torch.relu(self.first(x)))))
+
+
+@pytest.mark.parametrize("names", [("1",), ("1.short",), ("1", "1.short")])
+def test_inner_branch_in_the_shortcut(names: tuple[str, ...]) -> None:
+    model, x = nn.Sequential(nn.Linear(3, 6), InShortcut(), nn.Linear(6, 2)), torch.randn(4, 3)
+    structures = find_structures(model, (x,))
+    assert {layer.name for layer in structures.layers} == {"1", "1.short"}
+    stem, block, head = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    left = operate(model, structures, only(structures, *names), [optimizer]).structures
+    y = stem(x)
+    short = y if "1.short" in names else block.short(y)
+    branch = block.last(torch.relu(block.more(torch.relu(block.first(y)))))
+    torch.testing.assert_close(model(x), head(short if "1" in names else short + branch))
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters()}
+    assert {tensor.name for tensor in left.tensors} == set(model.state_dict())
+
+
+class Scaled(nn.Module):
+    """A residual block written with a function for its steps."""
+
+    def __init__(self, steps: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.steps(self, x)
+
+
+def in_place_sum(block: nn.Module, x: Tensor) -> Tensor:
+    out = block.norm(block.conv(x))
+    out += x
+    return block.relu(out)
+
+
+def method_sum(block: nn.Module, x: Tensor) -> Tensor:
+    return block.norm(block.conv(x)).add_(x).relu_()
+
+
+def function_sum(block: nn.Module, x: Tensor) -> Tensor:
+    return functional.relu(torch.add(x, block.norm(block.conv(x))), inplace=True)
+
+
+def before_activation(block: nn.Module, x: Tensor) -> Tensor:
+    return x + block.conv(torch.relu(block.norm(x)))
+
+
+STEPS = [in_place_sum, method_sum, function_sum, before_activation]
+
+
+@pytest.mark.parametrize("steps", STEPS, ids=lambda steps: steps.__name__)
+def test_in_place_operators_do_not_overwrite_the_input(steps) -> None:
+    stem = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid())
+    model = nn.Sequential(stem, Scaled(steps), nn.Flatten(), nn.Linear(4 * 9, 2))
+    x = torch.randn(2, 3, 3, 3)
+    without(model, x, "1")
+    kept = stem(x).clone()
+    torch.testing.assert_close(model(x), model[3](kept.relu().flatten(1)))
+    backward(model, x)
+
+
+def test_a_later_in_place_operator_meets_a_saved_tensor() -> None:
+    """Where the backward pass fails without a layer, the layer has to stay."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        nn.Sigmoid(),
+        Scaled(before_activation),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(4 * 9, 2),
+    )
+    x = torch.randn(2, 3, 3, 3)
+    with pytest.warns(GuyotWarning, match="layer 2 cannot be removed: .*backward"):
+        structures = find_structures(model, (x,))
+    assert not structures.layers
+    assert any(f.name == "2" and "backward" in f.reason for f in structures.frozen)
+
+
+def test_forward_that_depends_on_the_mode_is_refused() -> None:
+    def steps(block: nn.Module, x: Tensor) -> Tensor:
+        return x + functional.dropout(block.conv(x), 0.1, block.training)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Scaled(steps), nn.Flatten(), nn.Linear(36, 2))
+    with pytest.warns(GuyotWarning, match=r"layer 1 cannot be removed.*depends on self.training"):
+        structures = find_structures(model, (torch.randn(2, 3, 3, 3),))
+    assert not structures.layers
+
+
+def test_forward_that_cannot_be_rebuilt_is_refused() -> None:
+    def steps(block: nn.Module, x: Tensor) -> Tensor:
+        return x + block.conv(x) if len(x) > 1 else x
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Scaled(steps), nn.Flatten(), nn.Linear(36, 2))
+    with pytest.warns(GuyotWarning, match=r"layer 1 cannot be removed.*cannot be rebuilt"):
+        structures = find_structures(model, (torch.randn(2, 3, 3, 3),))
+    assert not structures.layers
+    assert structures.groups
+
+
+def test_module_called_twice_keeps_its_branch() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.block, self.head = nn.Linear(3, 6), Nested(6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.block(self.block(self.stem(x))))
+
+    structures = find_structures(Twice(), (torch.randn(2, 3),))
+    assert not structures.layers
+    assert any("called more than once" in f.reason for f in structures.frozen)
+
+
+def test_addition_in_the_root_is_said() -> None:
+    structures = find_structures(Nested(6), (torch.randn(2, 6),))
+    assert not structures.layers
+    assert any(f.name == "(root)" and "submodule" in f.reason for f in structures.frozen)
+
+
+@pytest.mark.parametrize("names", [("1",), ("1", "2:2")])
+def test_result_can_be_copied_and_loaded(names: tuple[str, ...]) -> None:
+    case = CASES["tokens"]
+    x = case.inputs()
+    model = without(case.build(), x, *names)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(x), model(x))
+    other = without(case.build(), x, *names)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(x), model(x))
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(model, (x,)), buffer)
+    buffer.seek(0)
+    torch.testing.assert_close(torch.export.load(buffer).module()(x), model(x))
+
+
+def test_modes_are_kept() -> None:
+    case = CASES["cifar"]
+    for mode in (True, False):
+        model = without(case.build().train(mode), case.inputs(), "stages.0.0", "stages.1.0")
+        assert {module.training for module in model.modules()} == {mode}
+
+
+def test_blocks_of_other_kinds_stay_what_they_are() -> None:
+    case = CASES["cifar"]
+    model = without(case.build(), case.inputs(), "stages.0.0")
+    assert isinstance(model.stages[2][0], BasicBlock)
