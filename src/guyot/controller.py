@@ -52,8 +52,8 @@ class DiscoveryConfig:
     warmup: float = 0.1
     discovery_end: float = 0.6
     theta0: float = 0.9
-    epsilon: float = 0.03
-    sharpness: float = 1.0
+    epsilon: float = 0.02
+    sharpness: float = 4.0
     patience: float = 0.05
     estimator: str = "two-sided"
     decay: float = 0.96

@@ -1,6 +1,8 @@
 """The commands and their options."""
 
+import dataclasses
 import importlib.metadata
+import re
 import time
 import warnings
 from pathlib import Path
@@ -170,7 +172,7 @@ def train(  # noqa: PLR0913 - one parameter per option
         )
         _train(config, out or _default_folder(config), quiet)
     except GuyotError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {_as_options(str(error))}", err=True)
         raise typer.Exit(2) from error
 
 
@@ -195,6 +197,20 @@ def _train(config: RunConfig, out: Path, quiet: bool) -> None:
     typer.echo("\n".join(["", *report.lines(outcome), "", f"Everything is in {out}"]))
     if outcome.interrupted is not None:
         raise typer.Exit(INTERRUPTED)
+
+
+def _as_options(message: str) -> str:
+    """Settings as they are typed.
+
+    Example:
+        >>> _as_options("batch_size=0: give at least 1; or set data_dir")
+        '--batch-size=0: give at least 1; or set --data-dir'
+    """
+    names = [field.name for field in dataclasses.fields(RunConfig)]
+    typed = "|".join(f"{name}(?==)" for name in [*names, "out"])
+    whole = "|".join(rf"{name}\b" for name in names if "_" in name)
+    pattern = rf"(?<![^\s(])(?:{typed}|{whole})"
+    return re.sub(pattern, lambda found: "--" + found[0].replace("_", "-"), message)
 
 
 def _default_folder(config: RunConfig) -> Path:

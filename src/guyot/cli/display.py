@@ -69,7 +69,7 @@ class Display:
         if self._bar is not None:
             self._bar.update(self._task, total=steps * config.epochs, description="")
         self.say(
-            f"{config.model} on {config.data}: {macs / 1e6:.4g} M MACs, "
+            f"model {config.model}, data {config.data}: {macs / 1e6:.4g} M MACs, "
             f"{params / 1e6:.4g} M parameters"
         )
         self.say(f"{_goal(config)}\n\n{_HEAD}")
@@ -101,7 +101,8 @@ class Display:
 
 
 def _goal(config: RunConfig) -> str:
-    place = f"{config.device}, {config.threads} threads, {'bf16' if config.bf16 else 'float32'}"
+    threads = f"{config.threads} CPU thread{'s' * (config.threads != 1)}"
+    place = f"{config.device}, {threads}, {'bf16' if config.bf16 else 'float32'}"
     if not config.discovery:
         return f"full network, no discovery; {config.epochs} epochs on {place}"
     goal = f"nu {config.nu}" if config.target is None else f"target {config.target:.0%}"

@@ -44,7 +44,8 @@ class Outcome:
         widths: of every unit group.
         epochs: complete ones.
         seconds: wall-clock of training with validation.
-        device: where it ran, with the number of CPU threads.
+        device: where it ran.
+        threads: of the CPU.
         interrupted: None, or the phase in which the run was stopped.
     """
 
@@ -60,6 +61,7 @@ class Outcome:
     epochs: int
     seconds: float
     device: str
+    threads: int
     interrupted: str | None = None
 
 

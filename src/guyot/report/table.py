@@ -22,7 +22,7 @@ def lines(outcome: Outcome) -> list[str]:
         Lines without line ends: title, figures, widths, notes.
     """
     shape = "x".join(str(n) for n in outcome.image_shape)
-    title = f"{outcome.model} on {outcome.data}, one image is {shape}"
+    title = f"model {outcome.model}, data {outcome.data}, images {shape}"
     if outcome.interrupted is not None:
         title += f"; interrupted during {outcome.interrupted}"
     rows = list(_figures(outcome))
@@ -49,8 +49,8 @@ def _figures(outcome: Outcome) -> Iterator[tuple[str, str, str, str]]:
     yield "test accuracy", _accuracy(before), _accuracy(after), ""
     if outcome.validation_accuracy is not None:
         yield "validation accuracy", "", f"{outcome.validation_accuracy:.2%}", ""
-    count = len(outcome.layers)
-    yield "residual branches", str(count), str(count - len(outcome.removed_layers)), ""
+    if count := len(outcome.layers):
+        yield "residual branches", str(count), str(count - len(outcome.removed_layers)), ""
 
 
 def _pair(before: int, after: int, text: Callable[[int], str]) -> tuple[str, str, str]:
@@ -112,8 +112,9 @@ def _notes(outcome: Outcome) -> Sequence[str]:
     if outcome.before.latency:
         passes = min(item.repetitions for item in outcome.before.latency.values())
         notes.append(
-            f"Latency: one forward pass in float32 on {outcome.device}; median and quartiles of "
-            f"at least {passes} passes, both networks in turns."
+            f"Latency: one forward pass in float32 on {outcome.device}, {outcome.threads} "
+            f"CPU thread{'s' * (outcome.threads > 1)}; median and quartiles of at least {passes} "
+            "passes, both networks in turns."
         )
     if outcome.before.test_accuracy is None and outcome.after.test_accuracy is not None:
         notes.append("The network before was never trained alone (--no-discovery does that).")

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from guyot.config import RunConfig
 from guyot.controller import DiscoveryConfig
 from guyot.data import Batches, Dataset
+from guyot.errors import MisconfiguredError
 from guyot.models import count_macs
 from guyot.report import Latency, Network, Outcome, measure, to_dict, widths
 from guyot.running.folder import RunFolder
@@ -106,17 +107,23 @@ class _Job:
         settings = DiscoveryConfig(estimator=config.estimator, seed=config.seed)
         if config.quantum is not None:
             settings = dataclasses.replace(settings, quantum=config.quantum)
-        return Discovery(
-            self.model,
-            (self.example,),
-            self.optimizer,
-            total_steps=config.epochs * len(self.batches),
-            nu=config.nu,
-            target=config.target,
-            alpha=config.alpha,
-            beta=config.beta,
-            config=settings,
-        )
+        steps = len(self.batches)
+        try:
+            return Discovery(
+                self.model,
+                (self.example,),
+                self.optimizer,
+                total_steps=config.epochs * steps,
+                nu=config.nu,
+                target=config.target,
+                alpha=config.alpha,
+                beta=config.beta,
+                config=settings,
+            )
+        except MisconfiguredError as error:
+            if "total_steps" not in str(error):
+                raise
+            raise MisconfiguredError(f"{error} Here an epoch is {steps} steps.") from error
 
     def run(self, folder: RunFolder, watcher: Watcher, stop: Callable[[], bool]) -> Outcome:
         """All epochs, then the figures; or what there is when it is stopped."""
@@ -230,7 +237,6 @@ class _Job:
     ) -> Outcome:
         found = () if self.discovery is None else self.discovery.original.layers
         kept = () if self.discovery is None else widths(self.discovery.original, self._structure)
-        where = f"{self.config.device}, {self.config.threads} threads"
         return Outcome(
             model=self.config.model,
             data=self.config.data,
@@ -243,7 +249,8 @@ class _Job:
             widths=kept,
             epochs=epochs,
             seconds=seconds,
-            device=where,
+            device=self.config.device,
+            threads=self.config.threads or torch.get_num_threads(),
             interrupted=interrupted,
         )
 

@@ -109,6 +109,18 @@ class Walk:
         """Say that one sample costs the product of these dims in multiply-accumulates."""
         self.counts.append((node, self.name(node), dims))
 
+    def samples(self, dims: Dims) -> Dims:
+        """The leading dims of a tensor without the batch, also where others are folded into it."""
+        if not dims:
+            return ()
+        first, batch = find(dims[0]), find(self.batch)
+        parts = [find(part) for part in first.parts] if first.kind == "product" else [first]
+        if batch.size <= 1 or batch in parts:
+            folded = [part for part in parts if part is not batch and part.size > 1]
+        else:
+            folded = [self.constant(first.size // batch.size)] if first.size > batch.size else []
+        return (*folded, *dims[1:])
+
     def literal_shape(self, node: fx.Node) -> None:
         """Say that the node's arguments state the shape of its result."""
         self.shaped.append(node)

@@ -65,6 +65,11 @@ def evaluation_mode(model: nn.Module) -> Generator[None]:
 
 def check_inputs(model: nn.Module, example_inputs: Sequence[Any]) -> None:
     """Refuse example inputs on another device than the model or without a batch dimension."""
+    if isinstance(example_inputs, Tensor):
+        raise MisconfiguredError(
+            "example_inputs is one tensor; pass a tuple of the arguments of the model's forward, "
+            "e.g. (images,)"
+        )
     tensors = [value for value in example_inputs if isinstance(value, Tensor)]
     if not tensors:
         raise MisconfiguredError(
@@ -86,6 +91,11 @@ def check_inputs(model: nn.Module, example_inputs: Sequence[Any]) -> None:
             raise MisconfiguredError(
                 f"example input {position} is a scalar; dimension 0 must be the batch"
             )
+    if parameter.device.type == "meta":
+        raise MisconfiguredError(
+            "the model is on the meta device and has no weights to check; "
+            'give it some with model.to_empty(device="cpu") and initialise them'
+        )
 
 
 def trace(model: nn.Module, example_inputs: Sequence[Any]) -> Trace:

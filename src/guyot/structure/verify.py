@@ -113,9 +113,9 @@ class Verifier:
         generator = torch.Generator().manual_seed(0)
         kept: dict[int, Tensor] = {}
         for number, group in enumerate(self.inference.structures.groups):
-            order = torch.randperm(group.size, generator=generator)
+            units = _uneven(group.size, generator)
             if ("group", number) in suspects:
-                kept[number] = order[: max(1, group.size * 2 // 3)].sort().values
+                kept[number] = units
         return KeepPlan(kept, frozenset(n for kind, n in suspects if kind == "layer"))
 
     @torch.no_grad()
@@ -238,6 +238,15 @@ def expand_mask(axis: Axis, masks: Sequence[Tensor]) -> Tensor:
         lambda group: masks[group].to(torch.float64),
         lambda size: torch.ones(size, dtype=torch.float64),
     )
+
+
+def _uneven(size: int, generator: torch.Generator) -> Tensor:
+    """Some two thirds of the units of a group, never the same backwards."""
+    count = max(1, size * 2 // 3)
+    while True:
+        units = torch.randperm(size, generator=generator)[:count].sort().values
+        if not torch.equal(units, size - 1 - units.flip(0)):
+            return units
 
 
 def _perturbed(model: nn.Module) -> nn.Module:

@@ -47,5 +47,5 @@ def convolution(walk: Walk, node: fx.Node) -> Dims:
     walk.attribute(node, 1, "in_channels", inputs)
     walk.attribute(node, 1, "out_channels", outputs)
     space = walk.fresh(node, start=2)
-    walk.count(node, outputs, product(*fan_in), *kernel, *space)
+    walk.count(node, outputs, product(*fan_in), *kernel, *walk.samples((x[0], *space)))
     return (x[0], outputs, *space)

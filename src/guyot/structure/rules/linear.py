@@ -27,5 +27,5 @@ def linear(walk: Walk, node: fx.Node) -> Dims:
         unify(bias[0], weight[0])
     walk.attribute(node, 1, "in_features", weight[1])
     walk.attribute(node, 1, "out_features", weight[0])
-    walk.count(node, weight[0], weight[1], *x[1:-1])
+    walk.count(node, weight[0], weight[1], *walk.samples(x[:-1]))
     return (*x[:-1], weight[0])

@@ -80,6 +80,13 @@ def transpose(walk: Walk, node: fx.Node) -> Dims:
     return tuple(dims)
 
 
+@rule(*overloads(["mT", "t"]))
+def matrix_transpose(walk: Walk, node: fx.Node) -> Dims:
+    """The last two dims change places."""
+    (x,) = walk.operands(node, 0)
+    return (*x[:-2], *reversed(x[-2:]))
+
+
 @rule(*overloads(["unsqueeze"]))
 def unsqueeze(walk: Walk, node: fx.Node) -> Dims:
     """A dim of size 1 is put in."""

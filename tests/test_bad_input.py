@@ -1,0 +1,243 @@
+"""Mistakes in calling `Discovery`: each an error or a warning that names the way out."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES
+from torch import Tensor, nn
+
+from guyot import (
+    Discovery,
+    DiscoveryConfig,
+    GuyotError,
+    GuyotWarning,
+    MisconfiguredError,
+    SequenceError,
+    UnsupportedError,
+    find_structures,
+)
+
+CASE = CASES["mlp"]
+
+
+def discover(model: nn.Module | None = None, inputs: Any = None, **dials: Any) -> Discovery:
+    model = model or CASE.build()
+    inputs = (CASE.inputs(),) if inputs is None else inputs
+    optimizer = dials.pop("optimizer", None) or torch.optim.SGD(model.parameters(), 0.1)
+    if not dials.keys() & {"nu", "target"}:
+        dials["nu"] = 0.3
+    return Discovery(model, inputs, optimizer, **{"total_steps": 100, **dials})
+
+
+def train(discovery: Discovery, steps: int, spoil: int | None = None) -> None:
+    for step in range(steps):
+        discovery.optimizer_under_test.zero_grad()
+        loss = discovery.model(CASE.inputs(8)).square().mean()
+        (loss * torch.nan if step == spoil else loss).backward()
+        if step == spoil:
+            for parameter in discovery.model.parameters():
+                parameter.grad.zero_()
+        discovery.optimizer_under_test.step()
+        discovery.step()
+
+
+def watched(**dials: Any) -> Discovery:
+    model = CASE.build()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    discovery = discover(model, optimizer=optimizer, **dials)
+    discovery.optimizer_under_test = optimizer
+    return discovery
+
+
+@pytest.mark.parametrize(
+    ("dials", "message"),
+    [
+        ({"nu": -0.1}, r"nu=-0\.1: .*0 or more"),
+        ({"nu": float("nan")}, r"nu=nan: .*0 or more"),
+        ({"nu": float("inf")}, r"nu=inf: .*0 or more"),
+        ({"nu": None, "target": None}, r"nu=None and target=None: give one of them"),
+        ({"nu": 0.1, "target": 0.5}, r"nu=0\.1 and target=0\.5: give one of them"),
+        ({"target": 0.0}, r"target=0\.0 is out of range.*between 0 and 1"),
+        ({"target": 1.0}, r"target=1\.0 is out of range"),
+        ({"target": -2.0}, r"target=-2\.0 is out of range"),
+        ({"target": float("nan")}, r"target=nan is out of range"),
+        ({"alpha": -0.1}, r"alpha=-0\.1 is out of range"),
+        ({"alpha": 1.1}, r"alpha=1\.1 is out of range"),
+        ({"alpha": float("nan")}, r"alpha=nan is out of range"),
+        ({"beta": -0.1}, r"beta=-0\.1 is out of range"),
+        ({"beta": 7.0}, r"beta=7\.0 is out of range"),
+        ({"total_steps": 0}, r"total_steps=0 is too small.*at least 100 steps"),
+        ({"total_steps": 80}, r"total_steps=80 is too small.*at least 100 steps"),
+        ({"total_steps": -5}, r"total_steps=-5 is too small"),
+        ({"target": 0.01}, r"target=0\.01 is below 0\.\d+, the least.*larger target"),
+        ({"config": DiscoveryConfig(quantum={"nope": 8})}, r"quantum names \['nope'\].*groups are"),
+        ({"config": DiscoveryConfig(quantum=0)}, r"quantum=0: a width comes in multiples of 1"),
+        ({"config": DiscoveryConfig(estimator="guess")}, r"guess.*two-sided"),
+        ({"config": DiscoveryConfig(warmup=0.7)}, r"warmup=0\.7 and discovery_end=0\.6.*order"),
+        ({"config": DiscoveryConfig(warmup=-0.1)}, r"warmup=-0\.1"),
+        ({"config": DiscoveryConfig(theta0=1.5)}, r"theta0=1\.5"),
+        ({"config": DiscoveryConfig(theta0=0.0)}, r"theta0=0\.0"),
+        ({"config": DiscoveryConfig(epsilon=0.7)}, r"epsilon=0\.7"),
+        ({"config": DiscoveryConfig(epsilon=-0.1)}, r"epsilon=-0\.1"),
+        ({"config": DiscoveryConfig(decay=1.5)}, r"decay=1\.5"),
+        ({"config": DiscoveryConfig(max_speed=0.0)}, r"max_speed=0\.0"),
+        ({"config": DiscoveryConfig(patience=-1.0)}, r"patience=-1\.0"),
+        ({"config": DiscoveryConfig(removals=0)}, r"removals=0"),
+        ({"config": DiscoveryConfig(sharpness=-1.0)}, r"sharpness=-1\.0"),
+        ({"config": DiscoveryConfig(ignore=("*",))}, r"no prunable structure"),
+        ({"config": DiscoveryConfig(units=False)}, r"no prunable structure"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_dials(dials: dict[str, Any], message: str) -> None:
+    with pytest.raises(MisconfiguredError, match=message):
+        discover(**dials)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ((torch.randn(4, 9),), r"does not run on example_inputs of shapes \[\(4, 9\)\]"),
+        ((torch.randn(4, 7), torch.randn(4)), r"does not run on example_inputs"),
+        ((torch.randn(4, 7, device="meta"),), r"example input 0 is on meta and the model on cpu"),
+        ((torch.tensor(1.0),), r"example input 0 is a scalar; dimension 0 must be the batch"),
+        (([1, 2],), r"holds no tensor"),
+        ((), r"holds no tensor"),
+        (torch.randn(4, 7), r"tuple"),
+    ],
+    ids=["shape", "too many", "device", "scalar", "lists", "none", "no tuple"],
+)
+def test_inputs(inputs: Any, message: str) -> None:
+    with pytest.raises(MisconfiguredError, match=message):
+        discover(inputs=inputs)
+
+
+def test_model_on_another_device() -> None:
+    with torch.device("meta"):
+        model = CASE.build()
+    with pytest.raises(MisconfiguredError, match="on cpu and the model on meta"):
+        find_structures(model, (CASE.inputs(),))
+    with pytest.raises(GuyotError, match="meta"):
+        find_structures(model, (CASE.inputs().to("meta"),))
+
+
+class DataDependent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(7, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        return self.two(x) if x.sum() > 0 else self.two(-x)
+
+
+def test_control_flow_that_depends_on_data() -> None:
+    with pytest.raises(UnsupportedError, match=r"cannot trace DataDependent: .*control flow"):
+        discover(DataDependent())
+
+
+def test_model_without_hidden_units() -> None:
+    with pytest.raises(MisconfiguredError, match=r"no prunable structure.*hidden layer"):
+        discover(nn.Sequential(nn.Linear(7, 3)))
+    with pytest.raises(MisconfiguredError, match=r"no prunable structure.*hidden layer"):
+        discover(nn.Linear(7, 3))
+
+
+def test_model_without_parameters() -> None:
+    with pytest.raises(MisconfiguredError, match="has no parameters"):
+        find_structures(nn.ReLU(), (torch.ones(2, 3),))
+
+
+def test_optimizer_of_another_model() -> None:
+    model = CASE.build()
+    stranger = torch.optim.SGD(copy.deepcopy(model).parameters(), 0.1)
+    message = r"optimizer does not hold \d+ of the model's parameters, e\.g\. 0\.weight"
+    with pytest.raises(MisconfiguredError, match=message):
+        discover(model, optimizer=stranger)
+    half = torch.optim.SGD(model[3].parameters(), 0.1)
+    with pytest.raises(MisconfiguredError, match=message):
+        discover(model, optimizer=half)
+    for module in (model[0], model[1], model[5]):
+        module.requires_grad_(False)
+    discover(model, optimizer=half)
+
+
+def test_optimizer_with_state_that_cannot_be_sliced_is_refused_before_training() -> None:
+    model = CASE.build()
+    optimizer = torch.optim.Adafactor(model.parameters())
+    discovery = discover(model, optimizer=optimizer, nu=1e3)
+
+    def train_on() -> None:
+        for _ in range(100):
+            optimizer.zero_grad()
+            model(CASE.inputs()).square().mean().backward()
+            optimizer.step()
+            discovery.step()
+
+    with pytest.raises(UnsupportedError, match="Adafactor keeps"):
+        train_on()
+
+
+def test_step_out_of_turn() -> None:
+    discovery = watched()
+    with pytest.raises(SequenceError, match=r"before optimizer\.step\(\), at step 0: call it once"):
+        discovery.step()
+    train(discovery, 1)
+    with pytest.raises(SequenceError, match="called twice"):
+        discovery.step()
+    train(discovery, 14)
+    with pytest.raises(SequenceError, match="called twice.*at step 15"):
+        discovery.step()
+    train(discovery, 1)
+
+
+def test_after_finish() -> None:
+    discovery = watched()
+    train(discovery, 5)
+    with pytest.warns(GuyotWarning, match=r"nothing was removed in 5 steps.*nu.*target"):
+        discovery.finish()
+    discovery.optimizer_under_test.step()
+    with pytest.raises(SequenceError, match=r"step\(\) after finish\(\): make a new Discovery"):
+        discovery.step()
+    with pytest.raises(SequenceError, match=r"finish\(\) was called twice"):
+        discovery.finish()
+
+
+def test_a_target_that_was_not_pursued_is_said() -> None:
+    discovery = watched(target=0.5, config=DiscoveryConfig(quantum=1))
+    train(discovery, 3)
+    with pytest.warns(GuyotWarning, match="target=0.5|nothing was removed"):
+        discovery.finish()
+
+
+@pytest.mark.parametrize("estimator", ["two-sided", "straight-through", "taylor"])
+def test_gradients_that_are_not_finite_are_skipped(estimator: str) -> None:
+    discovery = watched(config=DiscoveryConfig(estimator=estimator))
+    train(discovery, 20)
+    before = discovery.keep_probs
+    with pytest.warns(GuyotWarning, match=r"NaN or inf in the loss .* at step 20 \(1 so far\)"):
+        train(discovery, 1, spoil=0)
+    after = discovery.keep_probs
+    assert discovery.skipped == 1
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    train(discovery, 20)
+    assert discovery.skipped == 1
+    for told in (discovery.keep_probs, discovery.benefits, discovery.prices):
+        assert all(bool(value.isfinite().all()) for value in told.values())
+    assert any(not torch.equal(before[name], discovery.keep_probs[name]) for name in before)
+
+
+def test_refusal_leaves_no_trace() -> None:
+    model = CASE.build()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(MisconfiguredError, match="target"):
+        discover(model, optimizer=optimizer, target=0.01)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert model.training
+    assert not optimizer._optimizer_step_post_hooks
+    assert not optimizer._optimizer_step_pre_hooks

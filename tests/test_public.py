@@ -1,0 +1,61 @@
+"""The public surface: names and signatures that users rely on."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import guyot
+from guyot import DiscoveryConfig
+
+NAMES = """
+    Discovery DiscoveryConfig GuyotError GuyotWarning MisconfiguredError Removal SequenceError
+    UnsupportedError find_structures rebuild
+""".split()
+
+
+def test_names() -> None:
+    assert sorted(guyot.__all__) == sorted(NAMES)
+    assert len(NAMES) <= 12
+    for name in NAMES:
+        assert inspect.getdoc(getattr(guyot, name)), f"{name} has no docstring"
+
+
+def test_dials_of_discovery() -> None:
+    parameters = inspect.signature(guyot.Discovery).parameters
+    positional = "model example_inputs optimizer".split()
+    keywords = "total_steps nu target alpha beta config".split()
+    assert list(parameters) == positional + keywords
+    assert all(parameters[name].kind is inspect.Parameter.KEYWORD_ONLY for name in keywords)
+
+
+def test_what_a_discovery_tells() -> None:
+    names = {name for name in dir(guyot.Discovery) if not name.startswith("_")}
+    assert names == set(
+        """
+        benefits evaluation expected_complexity finish full_macs full_params keep_probs
+        logical_macs macs nu params phase prices settle step structure structures undecided
+        """.split()
+    )
+
+
+def test_every_setting_is_described() -> None:
+    described = inspect.getdoc(DiscoveryConfig) or ""
+    for name in inspect.signature(DiscoveryConfig).parameters:
+        assert re.search(rf"^\s+{name}: ", described, re.MULTILINE), name
+
+
+def test_errors_are_one_family_and_of_a_builtin_kind() -> None:
+    for error, kind in (
+        (guyot.MisconfiguredError, ValueError),
+        (guyot.UnsupportedError, NotImplementedError),
+        (guyot.SequenceError, RuntimeError),
+    ):
+        assert issubclass(error, guyot.GuyotError)
+        assert issubclass(error, kind)
+    assert issubclass(guyot.GuyotWarning, UserWarning)
+
+
+def test_typed() -> None:
+    assert (Path(guyot.__file__).parent / "py.typed").is_file()
