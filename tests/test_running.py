@@ -247,9 +247,9 @@ def test_folders_in_use_are_refused(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(MisconfiguredError, match=r"out=.* is not empty: give a new folder"):
         running.train(short(), tmp_path)
-    with pytest.raises(MisconfiguredError, match="out=.*file' is a file"):
+    with pytest.raises(MisconfiguredError, match=r"out=.*file' is a file"):
         running.train(short(), tmp_path / "file")
-    with pytest.raises(MisconfiguredError, match="out=.*cannot be made.*another folder"):
+    with pytest.raises(MisconfiguredError, match=r"out=.*cannot be made.*another folder"):
         RunFolder(tmp_path / "file" / "below").begin(short())
 
 
@@ -288,7 +288,7 @@ def test_a_corrupt_image_is_named(images: Path, tmp_path: Path):
 
 def test_networks_with_several_outputs_are_refused(images: Path, tmp_path: Path):
     config = RunConfig.of(f"imagefolder:{images}", batch_size=4, model="googlenet")
-    with pytest.raises(MisconfiguredError, match="'googlenet' does not fit .*another image_size"):
+    with pytest.raises(MisconfiguredError, match=r"'googlenet' does not fit .*another image_size"):
         running.train(config, tmp_path / "run")
 
 
@@ -305,7 +305,7 @@ def test_missing_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_what_is_no_run_folder_is_told(tmp_path: Path):
-    with pytest.raises(MisconfiguredError, match="not a complete run folder .*structure.json"):
+    with pytest.raises(MisconfiguredError, match=r"not a complete run folder .*structure.json"):
         load_run(tmp_path)
 
 

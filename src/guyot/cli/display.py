@@ -101,7 +101,7 @@ class Display:
 
 
 def _goal(config: RunConfig) -> str:
-    threads = f"{config.threads} CPU thread{'s' * (config.threads != 1)}"
+    threads = f"{config.threads} thread{'s' * (config.threads != 1)}"
     place = f"{config.device}, {threads}, {'bf16' if config.bf16 else 'float32'}"
     if not config.discovery:
         return f"full network, no discovery; {config.epochs} epochs on {place}"

@@ -86,7 +86,7 @@ def _structure(outcome: Outcome) -> list[str]:
     blocks: dict[str, list[Width]] = {}
     for width in outcome.widths:
         blocks.setdefault(width.name.rpartition(".")[0], []).append(width)
-    names = [name or "(outside)" for name in blocks]
+    names = [name or "(root)" for name in blocks]
     indent = min(max(len(name) for name in names), 24) + 2
     result = ["widths per block"]
     for name, found in zip(names, blocks.values(), strict=True):
@@ -113,7 +113,7 @@ def _notes(outcome: Outcome) -> Sequence[str]:
         passes = min(item.repetitions for item in outcome.before.latency.values())
         notes.append(
             f"Latency: one forward pass in float32 on {outcome.device}, {outcome.threads} "
-            f"CPU thread{'s' * (outcome.threads > 1)}; median and quartiles of at least {passes} "
+            f"thread{'s' * (outcome.threads > 1)}; median and quartiles of at least {passes} "
             "passes, both networks in turns."
         )
     if outcome.before.test_accuracy is None and outcome.after.test_accuracy is not None:

@@ -47,13 +47,14 @@ class RunFolder:
             )
 
     def begin(self, config: RunConfig) -> None:
-        """Make the folder and write `config.json`.
+        """Make the folder with `config.json` and an empty `metrics.jsonl`.
 
         Raises:
             MisconfiguredError: it cannot be made.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            (self.path / "metrics.jsonl").touch()
         except OSError as error:
             raise MisconfiguredError(
                 f"out={str(self.path)!r} cannot be made ({error.strerror}): give another folder"

@@ -1,0 +1,244 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from rich.console import Console
+from typer.testing import CliRunner
+
+from guyot import cli, report
+from guyot.cli.commands import app
+from guyot.cli.display import Display
+from guyot.cli.interrupt import Interruption
+from guyot.config import RunConfig
+from guyot.errors import GuyotWarning
+from guyot.running import Progress, load_run
+from guyot.session import Removal
+
+QUICK = ["--epochs", "3", "--batch-size", "32", "--threads", "1", "--no-bf16"]
+OPTIONS = """
+    --alpha --batch-size --beta --bf16 --data --data-dir --decay --device --epochs --estimator
+    --help --image-size --label-smoothing --lr --model --no-bf16 --no-discovery --nu --out
+    --quantum --quiet --seed --target --threads --validation --warmup-epochs --weight-decay -h -q
+""".split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_measurements() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("guyot.running.job.measure", partial(report.measure, seconds=0.0))
+        yield
+
+
+def run(*arguments: str | Path) -> Any:
+    environment = {"COLUMNS": "80", "TERMINAL_WIDTH": "80", "NO_COLOR": "1"}
+    return CliRunner(env=environment).invoke(app, [str(a) for a in arguments])
+
+
+def test_the_surface():
+    command: Any = typer.main.get_command(app)
+    assert sorted(command.commands) == ["train"]
+    names = {
+        name for p in command.commands["train"].params for name in (*p.opts, *p.secondary_opts)
+    }
+    assert sorted(names | {"--help", "-h"}) == sorted(OPTIONS)
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("-h",), ("train", "--help"), ("train", "-h")])
+def test_help_fits_80_columns_and_names_every_option(arguments: tuple[str, ...]):
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert max(len(line) for line in result.output.splitlines()) <= 80
+    named = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", result.output))
+    assert named >= (set(OPTIONS) if arguments[0] == "train" else {"--help", "--version"})
+
+
+def test_version():
+    result = run("--version")
+    assert result.exit_code == 0
+    assert re.fullmatch(r"guyot \d+\.\d+\.\S+ \(torch \d+\.\d+\S*\)\n", result.output)
+
+
+def test_a_run_from_start_to_table(tmp_path: Path):
+    result = run("train", *QUICK, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"^ +3/3 .*%.*fine-tune +0:00$", result.output, re.MULTILINE)
+    assert "target 50% of the MACs; 3 epochs on" in result.output
+    assert re.search(r"^parameters +175 k  => .* k +0\.\d\d$", result.output, re.MULTILINE)
+    assert f"Everything is in {tmp_path / 'run'}" in result.output
+    assert max(len(line) for line in result.output.splitlines()[:-1]) <= 80
+    assert not load_run(tmp_path / "run").training
+
+
+def test_quiet_prints_the_table_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("train", *QUICK, "--quiet", "--no-discovery")
+    assert result.exit_code == 0
+    assert result.output.startswith("\nmodel digits, data digits")
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"digits-\d{8}-\d{6}", folder.name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nu", "0.3", "--target", "0.5"], "--nu=0.3 and --target=0.5: give one of them"),
+        (["--no-discovery", "--nu", "1"], "--nu=1.0 has no effect without discovery"),
+        (["--target", "1.5"], "--target=1.5: give the share of the complexity"),
+        (["--batch-size", "0"], "--batch-size=0: give at least 1"),
+        (["--model", "resnet65"], "--model='resnet65' is unknown, did you mean resnet56"),
+        (["--data", "digit"], "--data='digit' is unknown: choose digits"),
+        (["--data", "cifar10", "--data-dir", "no/such"], "--data-dir='no/such' holds no train"),
+        (["--data", "imagefolder:no/such"], "imagefolder:no/such needs the folders"),
+        (["--epochs", "1"], "total_steps=20 is too small.*an epoch is 20 steps"),
+        (["--estimator", "magic"], "--estimator='magic': choose two-sided"),
+        (["--device", "abacus"], "--device='abacus' cannot be used"),
+        (["--out", "."], r"--out='.*' is not empty: give a new folder"),
+    ],
+)
+def test_bad_input_is_one_paragraph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "something").touch()
+    result = run("train", *arguments)
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stderr.startswith("error: ")
+    assert re.search(message, result.stderr)
+    assert "Traceback" not in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["something"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epoch", "3"], "No such option: --epoch.*--epochs"),
+        (["--lr", "fast"], "'fast' is not a"),
+    ],
+)
+def test_mistyped_options(arguments: list[str], message: str):
+    result = run("train", *arguments)
+    assert result.exit_code == 2
+    assert re.search(message, result.output, re.DOTALL)
+
+
+def test_warnings_become_notes(tmp_path: Path):
+    result = run("train", *QUICK, "--nu", "1e-9", "--out", tmp_path / "run")
+    assert result.exit_code == 0
+    assert re.search(r"^note: nothing was removed", result.output, re.MULTILINE)
+    assert "every unit and layer is still there" in result.output
+
+
+def test_without_typer_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(sys.modules, "guyot.cli.commands")
+    monkeypatch.delattr(cli, "commands", raising=False)
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit, match=r"needs the package 'typer'.*pip install 'guyot\[cli\]'"):
+        cli.main()
+
+
+def test_ctrl_c_asks_first_and_aborts_second():
+    told: list[bool] = []
+    before = signal.getsignal(signal.SIGINT)
+    with Interruption(lambda: told.append(True)) as stop:
+        with pytest.raises(KeyboardInterrupt):  # nothing to save yet
+            signal.raise_signal(signal.SIGINT)
+        assert not stop() and not told
+        stop.armed = True
+        signal.raise_signal(signal.SIGINT)
+        assert stop() and told == [True]
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, times: int, when: str) -> None:
+    """Press Ctrl-C that often, once, when the display is told something."""
+    method: Callable[..., None] = getattr(Display, when)
+    left = [times]
+
+    def told(self: Display, *arguments: Any) -> None:
+        method(self, *arguments)
+        while left[0]:
+            left[0] -= 1
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Display, when, told)
+
+
+def test_ctrl_c_ends_cleanly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    interrupt(monkeypatch, 1, "epoch_ended")
+    result = run("train", *QUICK, "--out", tmp_path / "run")
+    assert result.exit_code == 130
+    assert "stopping after this step; Ctrl-C again to abort" in result.output
+    assert "interrupted during discovery" in result.output
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 1
+    assert not load_run(tmp_path / "run").training
+
+
+def test_a_second_ctrl_c_aborts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    interrupt(monkeypatch, 2, "stepped")
+    result = run("train", *QUICK, "--out", tmp_path / "run")
+    assert result.exit_code == 130
+    assert re.search(r"aborted: .*run is incomplete", result.stderr)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_the_program_stops_at_a_real_ctrl_c(tmp_path: Path):
+    program = [sys.executable, "-c", "from guyot.cli import main; main()"]
+    command = [*program, "train", *QUICK, "--epochs", "500", "--out", str(tmp_path / "run")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert "interrupted during warm-up" in output and "Traceback" not in output
+    assert not load_run(tmp_path / "run").training
+
+
+def test_a_terminal_gets_a_bar_and_the_same_rows(capsys: pytest.CaptureFixture[str]):
+    console = Console(force_terminal=True, width=80)
+    config = RunConfig.of("digits", nu=0.3, alpha=0.5, device="cpu", threads=1, bf16=True)
+    epoch = Progress(1, 20, 1.5, 0.5, 0.75, 800_000, 90_000, 12, 0.6, "discovery", 0.1, 70.0)
+    began: list[bool] = []
+    with Display(console, lambda: began.append(True), quiet=False) as display:
+        display.started(config, 20, 1_600_000, 180_000)
+        display.stepped(1, 2.25)
+        display.removed(Removal(3, {}, ("stages.1.0",), 900_000))
+        display.epoch_ended(epoch)
+        display.measuring()
+    output = capsys.readouterr().out
+    assert began == [True]
+    assert "nu 0.3; 60 epochs on cpu, 1 thread, bf16" in output
+    assert "the layer stages.1.0 is gone" in output
+    assert "  1/60   1.5000   50.0%   75.0%   50.0%   50.0%     12  discovery   1h09" in output
+    assert "testing and timing" in output
+
+
+def test_warning_filters_come_back(tmp_path: Path):
+    before = warnings.showwarning
+    run("train", *QUICK, "--model", "nonsense", "--out", tmp_path / "run")
+    assert warnings.showwarning is before
+    with pytest.warns(GuyotWarning, match="still a warning"):
+        warnings.warn("still a warning", GuyotWarning, stacklevel=1)
