@@ -15,13 +15,16 @@ which other programs on the machine hardly change while torch uses one thread (`
 import argparse
 import copy
 import json
+import math
+import os
 import platform
-import resource
 import shlex
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -33,12 +36,13 @@ import torchvision
 from cifar import machine
 from torch import Tensor, nn
 
+from guyot import Discovery, DiscoveryConfig
 from guyot.complexity import Complexity
 from guyot.data import Batches, load
 from guyot.gates import Gates
 from guyot.models import build, count_macs
 from guyot.quantum import WIDTHS, decide, efficiency, measure_quantum, timing_table
-from guyot.session import Discovery, DiscoveryConfig
+from guyot.report.latency import measure
 from guyot.structure import find_structures
 from guyot.surgery import operate
 from guyot.training import (
@@ -53,6 +57,9 @@ from guyot.types import KeepPlan, Structures
 RESULTS = Path(__file__).parent / "results" / "costs"
 BATCH = {"resnet50": (32, 64)}  # images, pixels
 RECIPE = Recipe()
+LONG = 1000
+"""Epochs, and steps of an epoch, of runs of which only the beginning is measured."""
+
 Json = dict[str, Any]
 Batch = tuple[Tensor, Tensor]
 
@@ -87,15 +94,9 @@ def spread(values: list[float]) -> Json:
     return {"median": median(values), "quartiles": [low, high], "count": len(values)}
 
 
-class Clock:
+def now() -> tuple[float, float]:
     """Wall-clock and CPU seconds of this process."""
-
-    def __init__(self) -> None:
-        self.wall, self.cpu = time.perf_counter(), time.process_time()
-
-    def read(self) -> tuple[float, float]:
-        """Seconds since construction."""
-        return time.perf_counter() - self.wall, time.process_time() - self.cpu
+    return time.perf_counter(), time.process_time()
 
 
 class Arm:
@@ -105,15 +106,16 @@ class Arm:
         self,
         name: str,
         batches: Iterator[Batch],
-        total_steps: int,
+        epochs: int = LONG,
+        per_epoch: int = LONG,
         config: DiscoveryConfig | None = None,
         target: float = 0.5,
     ) -> None:
         self.model = make_model(name)
         self.batches = batches
-        recipe = RECIPE if total_steps > 1000 else Recipe(lr=0.02)
+        recipe = Recipe(epochs=epochs, warmup_epochs=epochs / 30)
         self.optimizer = make_optimizer(self.model, recipe)
-        self.scheduler = make_scheduler(self.optimizer, Recipe(epochs=1), total_steps)
+        self.scheduler = make_scheduler(self.optimizer, recipe, per_epoch)
         self.macs = count_macs(self.model, example(name)[0][:1])
         self.discovery: Discovery | None = None
         if config is not None:
@@ -121,7 +123,7 @@ class Arm:
                 self.model,
                 example(name),
                 self.optimizer,
-                total_steps=total_steps,
+                total_steps=epochs * per_epoch,
                 target=target,
                 config=config,
             )
@@ -133,7 +135,7 @@ class Arm:
     def run(self, steps: int) -> None:
         """Train, and note the seconds per step and those spent in `Discovery.step`."""
         self.model.train()
-        clock, inside = Clock(), 0.0
+        (wall, cpu), inside = now(), 0.0
         for images, labels in islice(self.batches, steps):
             loss, _ = train_step(self.model, images, labels, RECIPE)
             self.optimizer.step()
@@ -144,9 +146,9 @@ class Arm:
                 self.discovery.step()
                 inside += time.perf_counter() - entered
             self.loss = float(loss)
-        wall, cpu = clock.read()
-        self.seconds.append(wall / steps)
-        self.cpu.append(cpu / steps)
+        end = now()
+        self.seconds.append((end[0] - wall) / steps)
+        self.cpu.append((end[1] - cpu) / steps)
         self.inside.append(inside / steps)
 
 
@@ -162,20 +164,14 @@ def take_turns(arms: list[Arm], rounds: int, steps: int) -> None:
             arm.run(steps)
 
 
-# -- gates ---------------------------------------------------------------------------------------
-
-
 def gates(options: argparse.Namespace) -> Json:
     """A training step during discovery against the plain step, at full width."""
     results: Json = {}
-    print(
-        f"{'model':10} {'plain ms':>9} {'gated ms':>9} {'ratio':>6} {'CPU ratio':>9} {'step()':>8}"
-    )
+    print("model       plain ms  gated ms  ratio CPU ratio   step()")
     for name in options.models or ["resnet20", "resnet56", "resnet50"]:
-        # A horizon so long that no gate gets near 0 and nothing is removed.
-        far = 1_000_000
-        plain = Arm(name, synthetic(name), far)
-        gated = Arm(name, synthetic(name), far, DiscoveryConfig(warmup=0.0, patience=1.0))
+        # The horizon of a million steps keeps every gate near its start: nothing is removed.
+        config = DiscoveryConfig(warmup=0.0, patience=1.0)
+        plain, gated = Arm(name, synthetic(name)), Arm(name, synthetic(name), config=config)
         take_turns([plain, gated], options.rounds + 1, options.steps)
         assert gated.discovery is not None and not gated.discovery.removals
         found = {
@@ -196,9 +192,6 @@ def gates(options: argparse.Namespace) -> Json:
     return results
 
 
-# -- surgery and structure -----------------------------------------------------------------------
-
-
 def half_of_it(structures: Structures, quantum: int) -> KeepPlan:
     """Every second layer goes, and half of every group (whole quanta)."""
     kept = {
@@ -212,9 +205,9 @@ def half_of_it(structures: Structures, quantum: int) -> KeepPlan:
 def surgery(options: argparse.Namespace) -> Json:
     """One removal of units and layers: modules and optimiser, then polynomials and gates anew."""
     results: Json = {}
-    print(f"{'model':10} {'surgery ms':>10} {'polynomials ms':>14} {'gates ms':>9}")
+    print("model      surgery ms polynomials ms  gates ms")
     for name in options.models or ["resnet20", "resnet56", "resnet50"]:
-        trained = Arm(name, synthetic(name), 1_000_000)
+        trained = Arm(name, synthetic(name))
         trained.run(1)
         structures = find_structures(trained.model, example(name))
         plan = half_of_it(structures, 8)
@@ -240,16 +233,16 @@ def surgery(options: argparse.Namespace) -> Json:
 def structure(options: argparse.Namespace) -> Json:
     """Discovery of units and layers with numerical verification."""
     results: Json = {}
-    print(f"{'model':10} {'pixels':>6} {'first s':>8} {'median s':>8} {'CPU s':>6} structures")
+    print("model      pixels  first s median s  CPU s structures")
     for name, pixels in (("resnet50", 64), ("resnet50", 224), ("resnet110", 32)):
         if options.models and name not in options.models:
             continue
         model = make_model(name)
         seconds: list[tuple[float, float]] = []
         for _ in range(options.rounds):
-            clock = Clock()
+            start = now()
             found = find_structures(model, example(name, pixels))
-            seconds.append(clock.read())
+            seconds.append((now()[0] - start[0], now()[1] - start[1]))
         wall, cpu = ([pair[k] for pair in seconds] for k in range(2))
         results[f"{name}-{pixels}px"] = {
             "first_s": wall[0],
@@ -266,9 +259,6 @@ def structure(options: argparse.Namespace) -> Json:
     return results
 
 
-# -- training time -------------------------------------------------------------------------------
-
-
 def cifar_batches(options: argparse.Namespace, steps_per_epoch: int) -> Iterator[Batch]:
     """Augmented CIFAR-10, or synthetic batches without --data-dir."""
     if options.data_dir is None:
@@ -279,43 +269,27 @@ def cifar_batches(options: argparse.Namespace, steps_per_epoch: int) -> Iterator
     return (pair for e in epochs for pair in islice(batches.epoch(e), steps_per_epoch))
 
 
-def latency(dense: nn.Module, model: nn.Module, batch: int, rounds: int) -> Json:
-    """Milliseconds of one prediction, bf16, in turns, and dense over model, pairwise."""
-    images = torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
-    times: tuple[list[float], list[float]] = ([], [])
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        for number in range(rounds + 3):
-            for side, network in enumerate((dense.eval(), model.eval())):
-                started = time.perf_counter()
-                network(images)
-                if number >= 3:
-                    times[side].append(1e3 * (time.perf_counter() - started))
-    return {
-        "dense_ms": spread(times[0]),
-        "ms": spread(times[1]),
-        "speedup": ratios(*times, skip=0),
-    }
-
-
 def training_time(options: argparse.Namespace) -> Json:
     """A whole guyot run against a dense one, step block by step block, and the latency after."""
     per_epoch = options.steps_per_epoch or 50_000 // RECIPE.batch_size
     total = options.epochs * per_epoch
-    block = options.steps if total % options.steps == 0 else 1
+    block = math.gcd(options.steps, total)
     quantum = measure_quantum("cpu", torch.bfloat16)
-    arms = {"dense": Arm(options.model, cifar_batches(options, per_epoch), total)}
+    batches = partial(cifar_batches, options, per_epoch)
+    arms = {"dense": Arm(options.model, batches(), options.epochs, per_epoch)}
     for label, value in (("guyot", quantum), ("guyot-quantum1", 1)):
         arms[label] = Arm(
             options.model,
-            cifar_batches(options, per_epoch),
-            total,
+            batches(),
+            options.epochs,
+            per_epoch,
             DiscoveryConfig(quantum=value),
             options.target,
         )
     take_turns(list(arms.values()), total // block, block)
     dense = arms["dense"]
     results: Json = {"model": options.model, "total_steps": total, "quantum": quantum}
-    print(f"{'run':16} {'time':>6} {'CPU':>6} {'MACs':>6}  speedup x MACs at batch 1 and 64")
+    print("run                time    CPU   MACs  speedup x MACs at batch 1 and 64")
     for label, arm in arms.items():
         found: Json = {
             "seconds": block * sum(arm.seconds),
@@ -330,16 +304,17 @@ def training_time(options: argparse.Namespace) -> Json:
             found["params"] = sum(p.numel() for p in model.parameters())
             found["removals"] = len(arm.discovery.removals)
             for batch in (1, 64):
-                timed = latency(dense.model, model, batch, options.rounds * 10)
-                promise = timed["speedup"]["median"] * found["macs"]
-                found[f"batch{batch}"] = timed | {"share_of_promise": promise}
+                with torch.autocast("cpu", torch.bfloat16):
+                    timed = measure({"dense": dense.model, "model": model}, (3, 32, 32), batch)
+                speedup = timed["dense"].median / timed["model"].median
+                found[f"batch{batch}"] = {k: asdict(v) for k, v in timed.items()} | {
+                    "share_of_promise": speedup * found["macs"]
+                }
         results[label] = found
-        shares = [
-            f"{found[f'batch{b}']['share_of_promise']:.2f}" for b in (1, 64) if "macs" in found
-        ]
+        shares = [found[f"batch{b}"]["share_of_promise"] for b in (1, 64) if "macs" in found]
         print(
             f"{label:16} {found['ratio']:6.3f} {found['cpu_ratio']:6.3f} "
-            f"{found.get('macs', 1.0):6.3f}  {' '.join(shares)}",
+            f"{found.get('macs', 1.0):6.3f}  {' '.join(f'{share:.2f}' for share in shares)}",
             flush=True,
         )
     return results
@@ -355,17 +330,13 @@ def widths(options: argparse.Namespace) -> Json:
         results[name] = {"quantum": decide(rounds), "ms": table}
         print(f"{name}: quantum {decide(rounds)}, {len(rounds)} repetitions")
         for width, found in table.items():
-            good = "" if width & (width - 1) == 0 else f"{_efficiency(rounds, width):6.2f}"
-            print(f"  {width:3} {found['median']:8.2f} ms {good}", flush=True)
+            good = median(efficiency(times, width) for times in rounds)
+            print(f"  {width:3} {found['median']:8.2f} ms, efficiency {good:.2f}", flush=True)
     return results
 
 
-def _efficiency(rounds: list[dict[int, float]], width: int) -> float:
-    return median(efficiency(times, width) for times in rounds)
-
-
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Json], int, int]] = {
-    "gates": (gates, 15, 4),
+    "gates": (gates, 10, 10),
     "surgery": (surgery, 7, 1),
     "structure": (structure, 3, 1),
     "training-time": (training_time, 10, 10),
@@ -379,7 +350,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("name", choices=COMMANDS)
     parser.add_argument("--rounds", type=int, help="repetitions (widths: seconds)")
     parser.add_argument("--steps", type=int, help="training steps of one turn")
-    parser.add_argument("--threads", type=int, default=len(_cores()), help="default: all cores")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--threads", type=int, default=cores, help="of torch")
     parser.add_argument("--models", nargs="*", help="only these (gates, surgery, structure)")
     parser.add_argument("--model", default="resnet56", help="of training-time")
     parser.add_argument("--target", type=float, default=0.5, help="of training-time")
@@ -391,12 +363,6 @@ def arguments() -> argparse.Namespace:
     _, rounds, steps = COMMANDS[options.name]
     options.rounds, options.steps = options.rounds or rounds, options.steps or steps
     return options
-
-
-def _cores() -> set[int]:
-    import os
-
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}
 
 
 def main() -> None:
@@ -415,7 +381,6 @@ def main() -> None:
         "machine": machine() | versions | {"system": platform.system()},
         "data": data,
         "seconds": time.time() - started,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
     if not options.dry_run:
         RESULTS.mkdir(parents=True, exist_ok=True)

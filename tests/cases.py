@@ -65,9 +65,7 @@ class DenseCNN(nn.Module):
     def __init__(self, stem: int = 5, growth: int = 4, layers: int = 3) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, stem, 3, padding=1)
-        self.layers = nn.ModuleList(
-            DenseLayer(stem + i * growth, growth) for i in range(layers)
-        )
+        self.layers = nn.ModuleList(DenseLayer(stem + i * growth, growth) for i in range(layers))
         width = stem + layers * growth
         self.transition = nn.Sequential(nn.BatchNorm2d(width), nn.Conv2d(width, 6, 1))
         self.head = nn.Linear(6, 3)

@@ -190,7 +190,7 @@ def test_step_out_of_turn() -> None:
     with pytest.raises(SequenceError, match="called twice"):
         discovery.step()
     train(discovery, 14)
-    with pytest.raises(SequenceError, match="called twice.*at step 15"):
+    with pytest.raises(SequenceError, match=r"called twice.*at step 15"):
         discovery.step()
     train(discovery, 1)
 

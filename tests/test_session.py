@@ -182,7 +182,11 @@ def test_everything_may_go() -> None:
     run = Run("tokens", nu=100.0, config=config)
     model = run.train()
     assert not run.discovery.structures.layers
-    assert [type(module) for module in model] == [nn.Linear, nn.Identity, fx.GraphModule, nn.Linear]
+    assert isinstance(model[1], nn.Identity)
+    assert isinstance(model[2], fx.GraphModule)
+    assert [name for name, _ in model.named_parameters()] == [
+        f"{layer}.{kind}" for layer in (0, 3) for kind in ("weight", "bias")
+    ]
 
 
 def test_ignored_structures_stay() -> None:
@@ -314,10 +318,10 @@ def test_grad_scaler_may_skip_a_step() -> None:
     assert all(theta.isfinite().all() for theta in run.discovery.keep_probs.values())
 
 
-@pytest.mark.parametrize("name", ["tokens", "cifar"])
+@pytest.mark.parametrize("name", ["tokens", pytest.param("cifar", marks=pytest.mark.slow)])
 def test_compiled_models_go_on_after_removals(name: str) -> None:
     torch._dynamo.reset()
-    config = DiscoveryConfig(quantum=1, removals=5)
+    config = DiscoveryConfig(quantum=1, removals=3)
     run = Run(
         name,
         target=0.5,

@@ -224,7 +224,10 @@ def test_verification_may_be_left_out() -> None:
 
 def test_weight_norm_is_not_understood_and_stays() -> None:
     model = nn.Sequential(
-        nn.Linear(4, 6), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)), nn.ReLU()
+        nn.Linear(4, 6),
+        nn.ReLU(),
+        nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)),
+        nn.ReLU(),
     ).append(nn.Linear(5, 2))
     structures = find_structures(model, (torch.randn(3, 4),))
     assert not any(slot.tensor.startswith("2.") for g in structures.groups for slot in g.members)

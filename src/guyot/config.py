@@ -15,12 +15,13 @@ ESTIMATORS = ("two-sided", "straight-through", "taylor")
 DECAYS = ("cosine", "linear")
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {"model": "digits", "epochs": 60, "batch_size": 64},
+    "digits": {"model": "digits", "epochs": 60, "batch_size": 64, "threads": 1},
     "cifar10": {},
     "cifar100": {},
     "imagefolder": {},
 }
-"""What differs between data sets; everything else is the default of the field."""
+"""What differs between data sets; everything else is the default of the field. A step on digits is
+too short to be shared between threads: when another program holds a core, they mostly wait."""
 
 
 @dataclass(frozen=True)

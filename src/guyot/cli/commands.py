@@ -53,88 +53,92 @@ def _option(panel: str, text: str, *names: str) -> Any:
 
 _WHAT, _HOW, _FIND, _RUN = "What to train", "Training", "Discovery", "The run"
 
+Data = Annotated[str, _option(_WHAT, f"One of {', '.join(DATA)} ({RunConfig.data}).")]
+Model = Annotated[
+    str | None,
+    _option(_WHAT, "resnet20 (or 32, 44, 56, 110), digits, or a torchvision name."),
+]
+DataDir = Annotated[str | None, _option(_WHAT, "Folder with CIFAR's parquet files (download).")]
+ImageSize = Annotated[
+    int | None, _option(_WHAT, f"Pixels, for imagefolder ({RunConfig.image_size}).")
+]
+Validation = Annotated[
+    float | None,
+    _option(_WHAT, f"Share of training images held out ({RunConfig.validation})."),
+]
+Epochs = Annotated[
+    int | None, _option(_HOW, f"Passes over the training images ({RunConfig.epochs}).")
+]
+BatchSize = Annotated[
+    int | None, _option(_HOW, f"Images per step ({RunConfig.batch_size}, digits 64).")
+]
+Lr = Annotated[float | None, _option(_HOW, f"Peak learning rate of SGD ({RunConfig.lr}).")]
+WeightDecay = Annotated[float | None, _option(_HOW, f"L2 coefficient ({RunConfig.weight_decay}).")]
+WarmupEpochs = Annotated[
+    float | None,
+    _option(_HOW, f"Epochs of growing learning rate ({RunConfig.warmup_epochs})."),
+]
+Decay = Annotated[
+    str | None, _option(_HOW, f"{' or '.join(DECAYS)}, to 0 at the end ({RunConfig.decay}).")
+]
+LabelSmoothing = Annotated[
+    float | None, _option(_HOW, f"From 0 to below 1 ({RunConfig.label_smoothing}).")
+]
+Target = Annotated[float | None, _option(_FIND, "Share of the complexity to keep (0.5); or:")]
+Nu = Annotated[float | None, _option(_FIND, "Nats of loss worth paying to remove it all.")]
+Alpha = Annotated[
+    float | None,
+    _option(_FIND, f"1: complexity is MACs ... 0: parameters ({RunConfig.alpha})."),
+]
+Beta = Annotated[
+    float | None,
+    _option(_FIND, f"0: charge all ... 1: charge whole layers only ({RunConfig.beta})."),
+]
+Estimator = Annotated[
+    str | None, _option(_FIND, f"{', '.join(ESTIMATORS)} ({RunConfig.estimator}).")
+]
+Quantum = Annotated[
+    int | None, _option(_FIND, f"Widths are multiples of it ({DiscoveryConfig.quantum}).")
+]
+NoDiscovery = Annotated[bool, _option(_FIND, "Train the full network.", "--no-discovery")]
+Out = Annotated[Path | None, _option(_RUN, "New folder for everything (runs/NAME-TIME).")]
+Seed = Annotated[int | None, _option(_RUN, f"Decides all that is random ({RunConfig.seed}).")]
+Device = Annotated[str | None, _option(_RUN, "cpu, cuda, cuda:1, ... (a GPU if there is one).")]
+Threads = Annotated[int | None, _option(_RUN, "Of the CPU (all cores, digits 1).")]
+Bf16 = Annotated[
+    bool | None,
+    _option(_RUN, "Autocast to bfloat16 (where it is faster).", "--bf16/--no-bf16"),
+]
+Quiet = Annotated[bool, _option(_RUN, "Print only the table at the end.", "--quiet", "-q")]
+
 
 @app.command()
 def train(  # noqa: PLR0913 - one parameter per option
-    data: Annotated[
-        str, _option(_WHAT, f"One of {', '.join(DATA)} ({RunConfig.data}).")
-    ] = RunConfig.data,
-    model: Annotated[
-        str | None,
-        _option(_WHAT, "resnet20 (or 32, 44, 56, 110), digits, or a torchvision name."),
-    ] = None,
-    data_dir: Annotated[
-        str | None, _option(_WHAT, "Folder with CIFAR's parquet files (download).")
-    ] = None,
-    image_size: Annotated[
-        int | None, _option(_WHAT, f"Pixels, for imagefolder ({RunConfig.image_size}).")
-    ] = None,
-    validation: Annotated[
-        float | None,
-        _option(_WHAT, f"Share of training images held out ({RunConfig.validation})."),
-    ] = None,
-    epochs: Annotated[
-        int | None, _option(_HOW, f"Passes over the training images ({RunConfig.epochs}).")
-    ] = None,
-    batch_size: Annotated[
-        int | None, _option(_HOW, f"Images per step ({RunConfig.batch_size}, digits 64).")
-    ] = None,
-    lr: Annotated[
-        float | None, _option(_HOW, f"Peak learning rate of SGD ({RunConfig.lr}).")
-    ] = None,
-    weight_decay: Annotated[
-        float | None, _option(_HOW, f"L2 coefficient ({RunConfig.weight_decay}).")
-    ] = None,
-    warmup_epochs: Annotated[
-        float | None,
-        _option(_HOW, f"Epochs of growing learning rate ({RunConfig.warmup_epochs})."),
-    ] = None,
-    decay: Annotated[
-        str | None, _option(_HOW, f"{' or '.join(DECAYS)}, to 0 at the end ({RunConfig.decay}).")
-    ] = None,
-    label_smoothing: Annotated[
-        float | None, _option(_HOW, f"From 0 to below 1 ({RunConfig.label_smoothing}).")
-    ] = None,
-    target: Annotated[
-        float | None, _option(_FIND, "Share of the complexity to keep (0.5). Or:")
-    ] = None,
-    nu: Annotated[
-        float | None, _option(_FIND, "Nats of loss worth paying to remove it all.")
-    ] = None,
-    alpha: Annotated[
-        float | None,
-        _option(_FIND, f"1: complexity is MACs ... 0: parameters ({RunConfig.alpha})."),
-    ] = None,
-    beta: Annotated[
-        float | None,
-        _option(_FIND, f"0: charge all ... 1: charge whole layers only ({RunConfig.beta})."),
-    ] = None,
-    estimator: Annotated[
-        str | None, _option(_FIND, f"{', '.join(ESTIMATORS)} ({RunConfig.estimator}).")
-    ] = None,
-    quantum: Annotated[
-        int | None, _option(_FIND, f"Widths are multiples of it ({DiscoveryConfig.quantum}).")
-    ] = None,
-    no_discovery: Annotated[
-        bool, _option(_FIND, "Train the full network.", "--no-discovery")
-    ] = False,
-    out: Annotated[
-        Path | None, _option(_RUN, "New folder for everything (runs/NAME-TIME).")
-    ] = None,
-    seed: Annotated[
-        int | None, _option(_RUN, f"Decides all that is random ({RunConfig.seed}).")
-    ] = None,
-    device: Annotated[
-        str | None, _option(_RUN, "cpu, cuda, cuda:1, ... (a GPU if there is one).")
-    ] = None,
-    threads: Annotated[int | None, _option(_RUN, "Of the CPU (all cores).")] = None,
-    bf16: Annotated[
-        bool | None,
-        _option(_RUN, "Autocast to bfloat16 (where it is faster).", "--bf16/--no-bf16"),
-    ] = None,
-    quiet: Annotated[
-        bool, _option(_RUN, "Print only the table at the end.", "--quiet", "-q")
-    ] = False,
+    data: Data = RunConfig.data,
+    model: Model = None,
+    data_dir: DataDir = None,
+    image_size: ImageSize = None,
+    validation: Validation = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: Lr = None,
+    weight_decay: WeightDecay = None,
+    warmup_epochs: WarmupEpochs = None,
+    decay: Decay = None,
+    label_smoothing: LabelSmoothing = None,
+    target: Target = None,
+    nu: Nu = None,
+    alpha: Alpha = None,
+    beta: Beta = None,
+    estimator: Estimator = None,
+    quantum: Quantum = None,
+    no_discovery: NoDiscovery = False,
+    out: Out = None,
+    seed: Seed = None,
+    device: Device = None,
+    threads: Threads = None,
+    bf16: Bf16 = None,
+    quiet: Quiet = False,
 ) -> None:
     """Train a network, let it find its structure, and write a run folder.
 
@@ -188,7 +192,7 @@ def _train(config: RunConfig, out: Path, quiet: bool) -> None:
     try:
         with stop, display, warnings.catch_warnings():
             warnings.simplefilter("always", GuyotWarning)
-            warnings.showwarning = lambda message, *_: display.say(f"note: {message}")
+            warnings.showwarning = _note
             outcome = running.train(config, out, display, stop)
     except KeyboardInterrupt:
         left = f"{out} is incomplete" if stop.armed else "nothing was written"
@@ -197,6 +201,10 @@ def _train(config: RunConfig, out: Path, quiet: bool) -> None:
     typer.echo("\n".join(["", *report.lines(outcome), "", f"Everything is in {out}"]))
     if outcome.interrupted is not None:
         raise typer.Exit(INTERRUPTED)
+
+
+def _note(message: object, *_: object, **__: object) -> None:
+    typer.echo(f"note: {message}", err=True)
 
 
 def _as_options(message: str) -> str:

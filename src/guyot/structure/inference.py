@@ -275,18 +275,18 @@ def infer(
         operations=operations,
         attributes=_attributes(walk, axis),
         frozen=tuple(Frozen(name, reason) for name, reason in frozen.items()),
-        input_shapes=tuple(
-            shape
-            for node in walk.trace.graph.nodes
-            if node.op == "placeholder" and node.name in walk.trace.inputs
-            if (shape := shape_of(node)) is not None
-        ),
+        input_shapes=_input_shapes(walk.trace),
     )
     shapes = {node.name: tuple(axis(d) for d in walk.dims[node]) for node in walk.shaped}
     literals: dict[str, dict[int, Axis]] = defaultdict(dict)
     for node, position, dim in walk.literals:
         literals[node.name][position] = axis(dim)
     return Inference(structures, shapes, literals)
+
+
+def _input_shapes(trace: Trace) -> tuple[tuple[int, ...], ...]:
+    nodes = [n for n in trace.graph.nodes if n.op == "placeholder" and n.name in trace.inputs]
+    return tuple(shape for node in nodes if (shape := shape_of(node)) is not None)
 
 
 def _group_name(slots: Sequence[Slot], taken: set[str]) -> str:
