@@ -79,15 +79,7 @@ def watched(**dials: Any) -> Discovery:
         ({"config": DiscoveryConfig(estimator="guess")}, r"guess.*two-sided"),
         ({"config": DiscoveryConfig(warmup=0.7)}, r"warmup=0\.7 and discovery_end=0\.6.*order"),
         ({"config": DiscoveryConfig(warmup=-0.1)}, r"warmup=-0\.1"),
-        ({"config": DiscoveryConfig(theta0=1.5)}, r"theta0=1\.5"),
-        ({"config": DiscoveryConfig(theta0=0.0)}, r"theta0=0\.0"),
-        ({"config": DiscoveryConfig(epsilon=0.7)}, r"epsilon=0\.7"),
-        ({"config": DiscoveryConfig(epsilon=-0.1)}, r"epsilon=-0\.1"),
         ({"config": DiscoveryConfig(decay=1.5)}, r"decay=1\.5"),
-        ({"config": DiscoveryConfig(max_speed=0.0)}, r"max_speed=0\.0"),
-        ({"config": DiscoveryConfig(patience=-1.0)}, r"patience=-1\.0"),
-        ({"config": DiscoveryConfig(removals=0)}, r"removals=0"),
-        ({"config": DiscoveryConfig(sharpness=-1.0)}, r"sharpness=-1\.0"),
         ({"config": DiscoveryConfig(ignore=("*",))}, r"no prunable structure"),
         ({"config": DiscoveryConfig(units=False)}, r"no prunable structure"),
     ],
@@ -96,6 +88,24 @@ def watched(**dials: Any) -> Discovery:
 def test_dials(dials: dict[str, Any], message: str) -> None:
     with pytest.raises(MisconfiguredError, match=message):
         discover(**dials)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("theta0", 1.5, r"theta0=1\.5: give a probability"),
+        ("theta0", 0.0, r"theta0=0\.0: give a probability"),
+        ("epsilon", 0.7, r"epsilon=0\.7: give a probability below 1/2"),
+        ("epsilon", -0.1, r"epsilon=-0\.1"),
+        ("max_speed", 0.0, r"max_speed=0\.0: give a positive"),
+        ("patience", -1.0, r"patience=-1\.0: give a share"),
+        ("removals", 0, r"removals=0: give how many"),
+        ("sharpness", -1.0, r"sharpness=-1\.0: give 1 or more"),
+    ],
+)
+def test_config(name: str, value: float, message: str) -> None:
+    with pytest.raises(MisconfiguredError, match=message):
+        DiscoveryConfig(**{name: value})
 
 
 @pytest.mark.parametrize(

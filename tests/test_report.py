@@ -132,6 +132,11 @@ def test_nothing_removed_is_said():
     assert "every unit and layer is still there" in lines(same)
 
 
+def test_layers_without_units_of_their_own_are_listed():
+    only = dataclasses.replace(OUTCOME, widths=(Width("conv1", 16, 16),))
+    assert "removed layers: stages.0.1" in lines(only)
+
+
 @pytest.mark.parametrize("count", [1, 40])
 def test_lines_fit_the_screen(count: int):
     many = tuple(Width(f"features.denseblock1.layer{n}.conv1", 128, n + 1) for n in range(count))

@@ -311,6 +311,8 @@ class Complexity:
 
     def gradient(self, theta: Tensor) -> Tensor:
         """dC^/dtheta at `theta`, detached, shape (gates,), dtype of `theta`."""
+        if not len(theta):
+            return torch.zeros_like(theta)
         with torch.enable_grad():
             at = theta.detach().clone().requires_grad_()
             (gradient,) = torch.autograd.grad(self.expected(at), at)

@@ -47,6 +47,9 @@ class DiscoveryConfig:
         ignore: patterns of group and layer names that must stay.
         removals: how many times during discovery structures may be removed.
         seed: of the sampled gates.
+
+    Raises:
+        MisconfiguredError: a value out of range.
     """
 
     warmup: float = 0.1
@@ -64,6 +67,18 @@ class DiscoveryConfig:
     ignore: Sequence[str] = ()
     removals: int = 40
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, fits, way_out in (
+            ("theta0", 0 < self.theta0 <= 1, "a probability above 0, e.g. 0.9"),
+            ("epsilon", 0 <= self.epsilon < 0.5, "a probability below 1/2, e.g. 0.02"),
+            ("sharpness", self.sharpness >= 1, "1 or more, e.g. 4"),
+            ("patience", 0 < self.patience <= 1, "a share of discovery, e.g. 0.05"),
+            ("max_speed", self.max_speed > 0, "a positive bound, e.g. 2"),
+            ("removals", self.removals >= 1, "how many times structures may be removed, e.g. 40"),
+        ):
+            if not fits:
+                raise MisconfiguredError(f"{name}={getattr(self, name)}: give {way_out}")
 
 
 @dataclass(frozen=True)
@@ -211,7 +226,8 @@ class Controller:
     def measured(self, weight_norm: Tensor, gradient_norm: Tensor) -> None:
         """Take in the norms of what the gates scale, for the certificate of removal."""
         self._norm = weight_norm
-        self._bound = torch.maximum(_FORGET * self._bound, gradient_norm)
+        bound = torch.maximum(_FORGET * self._bound, gradient_norm)
+        self._bound = torch.where(bound.isfinite(), bound, self._bound)
 
     def advance(self, sums: SideSums, step: int) -> Tensor:
         """One step of the method: gradients -> benefits -> keep probabilities.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from guyot.axis import expand, groups_in
-from guyot.surgery import tensor_at
+from guyot.surgery import first_names, tensor_at
 from guyot.types import Axis, Structures, Units
 
 Term = tuple[Callable[[bool], Tensor], tuple[int, ...]]
@@ -28,18 +28,19 @@ Place = tuple[slice, Callable[[Tensor], Tensor]]
 class Gate(nn.Module):
     """The parametrisation of one weight: the product of the masks of its dims and layers.
 
-    In training mode the sampled gates multiply it and receive gradients; in evaluation mode those
-    of the most probable network do.
+    While the whole model trains the sampled gates multiply it and receive gradients, otherwise
+    those of the most probable network do. A module frozen by its own `eval()` does not decide.
     """
 
-    def __init__(self, terms: Sequence[Term]) -> None:
+    def __init__(self, terms: Sequence[Term], training: Callable[[], bool]) -> None:
         super().__init__()
         self._terms = tuple(terms)
+        self._training = training
 
     def forward(self, weight: Tensor) -> Tensor:
         """Shape and dtype of `weight`."""
         for values, view in self._terms:
-            weight = weight * values(self.training).view(view)
+            weight = weight * values(self._training()).view(view).to(weight.dtype)
         return weight
 
 
@@ -75,7 +76,7 @@ class Gates:
         self.sampled = torch.ones(index.total, device=device)
         self.probable = torch.ones(index.total, device=device)
         self.gradient = torch.zeros(index.total, device=device)
-        self._attached: list[tuple[nn.Module, str]] = []
+        self._attached: list[tuple[nn.Module, str, list[str]]] = []
         self._places: list[tuple[Tensor, list[Place]]] = []
         self._groups = [self._leaf(index.units(g)) for g in range(len(structures.groups))]
         self._layers = [self._leaf(index.layer(n)) for n in range(len(structures.layers))]
@@ -83,7 +84,16 @@ class Gates:
     def _leaf(self, where: slice | int) -> tuple[Tensor, Tensor]:
         """Views for training (an autograd leaf whose .grad is a view too) and evaluation."""
         leaf = self.sampled[where].detach().requires_grad_()
-        leaf.grad = self.gradient[where]
+        gradient = self.gradient[where]
+        leaf.grad = gradient
+
+        def rejoin(leaf: Tensor) -> None:
+            """Where autograd made a new gradient (`create_graph=True`), go on with our view."""
+            if leaf.grad is not None and leaf.grad.data_ptr() != gradient.data_ptr():
+                gradient.copy_(leaf.grad.detach())
+                leaf.grad = gradient
+
+        leaf.register_post_accumulate_grad_hook(rejoin)
         return leaf, self.probable[where]
 
     def zero_grad(self) -> None:
@@ -111,19 +121,27 @@ class Gates:
                 places[writer].append(
                     (slice(index.layer(number), index.layer(number) + 1), torch.sum)
                 )
-        for name, found in terms.items():
+        aliases: dict[str, dict[tuple[nn.Module, str], None]] = defaultdict(dict)
+        for name, first in first_names(model).items():
             path, _, key = name.rpartition(".")
-            module = model.get_submodule(path)
-            gate = Gate(found)
-            gate.training = module.training
-            parametrize.register_parametrization(module, key, gate, unsafe=True)
-            self._attached.append((module, key))
+            aliases[first][model.get_submodule(path), key] = None
+        for name, found in terms.items():
+            for module, key in aliases[name]:
+                gate = Gate(found, lambda: model.training)
+                self._attached.append(
+                    (module, key, [name for name, _ in module.named_parameters(recurse=False)])
+                )
+                parametrize.register_parametrization(module, key, gate, unsafe=True)
         self._places = [(tensor_at(model, name), found) for name, found in places.items()]
 
     def detach(self) -> None:
         """Take the gates off; parameters are the same objects with the same values as before."""
-        for module, key in self._attached:
+        for module, key, order in reversed(self._attached):
             parametrize.remove_parametrizations(module, key, leave_parametrized=False)
+            for name in order:
+                parameter = module.get_parameter(name)
+                delattr(module, name)
+                module.register_parameter(name, parameter)
         self._attached.clear()
 
     @torch.no_grad()

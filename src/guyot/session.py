@@ -275,11 +275,6 @@ class Discovery:
         self._gates.attach(self.model)
         self._draw(self._gates)
 
-    def _detach(self) -> None:
-        if self._gates is not None:
-            self._gates.detach()
-            self._gates = None
-
     def _draw(self, gates: Gates) -> None:
         alive = self._controller.alive
         gates.sampled.copy_(self._controller.sample())
@@ -299,7 +294,6 @@ class Discovery:
                     self.structures, self._controller.alive, self._controller.quanta
                 )
                 if not plan.empty:
-                    self._detach()
                     self._operate(plan)
                     self._attach()
                     return
@@ -317,7 +311,12 @@ class Discovery:
             )
 
     def _operate(self, plan: KeepPlan) -> None:
-        """Surgery on modules, optimiser and everything that is numbered by gates."""
+        """Take the gates off; surgery on modules, optimiser and all that gates number."""
+        assert self._gates is not None
+        self._gates.detach()
+        self._gates = None
+        if plan.empty:
+            return
         before, origin = self.structures, self._origin
         left = operate(self.model, before, plan, [self._optimizer])
         self._origin = origin[left.gates]
@@ -347,10 +346,8 @@ class Discovery:
         choice = self._controller.choose()
         self.attained = choice.attained
         self._controller.settle(choice.mask)
-        self._detach()
         plan = physical_plan(self.structures, self._controller.alive, self._controller.quanta)
-        if not plan.empty:
-            self._operate(plan)
+        self._operate(plan)
         self._controller.settle(torch.ones_like(self._controller.alive))
         if not choice.within:
             target = self._controller.dials.target

@@ -81,13 +81,14 @@ def _accuracy(network: Network) -> str:
 
 def _structure(outcome: Outcome) -> list[str]:
     """Widths, one paragraph per block, and the layers that went."""
-    if all(width.before == width.after for width in outcome.widths):
-        return ["every unit and layer is still there"] if not outcome.removed_layers else []
+    whole = all(width.before == width.after for width in outcome.widths)
+    if whole and not outcome.removed_layers:
+        return ["every unit and layer is still there", ""]
     blocks: dict[str, list[Width]] = {}
     for width in outcome.widths:
         blocks.setdefault(width.name.rpartition(".")[0], []).append(width)
     names = [name or "(root)" for name in blocks]
-    indent = min(max(len(name) for name in names), 24) + 2
+    indent = min(max((len(name) for name in names), default=0), 24) + 2
     result = ["widths per block"]
     for name, found in zip(names, blocks.values(), strict=True):
         text = ", ".join(_width(width) for width in found)
