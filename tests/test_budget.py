@@ -48,7 +48,7 @@ def simulate(
     estimator, theta, adapted = TwoSided(n), torch.full((n,), 0.9), torch.ones(n)
     base = 0.3 * reference * torch.randn(n, generator=generator).exp()
     tails = torch.distributions.StudentT(3.0)
-    group = index.group_of_gate()
+    group = index.group_of_gate
     sizes = torch.bincount(group).float()
     outcome, plan = Outcome(theta, [], [], []), None
     for t in range(phases.discovery_start, phases.discovery_stop):

@@ -166,7 +166,7 @@ class Polynomial:
         self._coefficients = torch.tensor(
             [float(m.coefficient) for m in self.monomials], dtype=torch.float64
         )
-        self._group = index.group_of_gate()[: index.offsets[-1]]
+        self._group = index.group_of_gate[: index.offsets[-1]]
 
     def expected(self, theta: Tensor) -> Tensor:
         """Exact expectation under independent Bernoulli gates; at a 0/1 vector the exact value.
@@ -251,6 +251,9 @@ class Complexity:
 
     Raises:
         MisconfiguredError: alpha or beta outside [0, 1], or nothing to measure by.
+
+    Attributes:
+        charge: price of a gate divided by dC^/dtheta, float64, shape (gates,).
     """
 
     def __init__(
@@ -294,8 +297,8 @@ class Complexity:
             for m in polynomial.monomials
         )
         self.normalised = Polynomial(scaled, index)
-        self._charge = torch.ones(index.total, dtype=torch.float64)
-        self._charge[: index.offsets[-1]] = 1 - beta
+        self.charge = torch.ones(index.total, dtype=torch.float64)
+        self.charge[: index.offsets[-1]] = 1 - beta
 
     def macs(self, theta: Tensor) -> Tensor:
         """E[MACs] of one sample, float64 scalar."""
@@ -320,7 +323,7 @@ class Complexity:
 
     def prices(self, theta: Tensor) -> Tensor:
         """Prices for nu = 1, shape (gates,); times nu they are nats."""
-        return self.gradient(theta) * self._charge.to(theta)
+        return self.gradient(theta) * self.charge.to(theta)
 
     def reference_prices(self) -> Tensor:
         """Prices of the network as it stands, at theta = 1, float32, shape (gates,)."""

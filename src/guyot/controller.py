@@ -211,7 +211,7 @@ class Controller:
     def price(self) -> None:
         """Compute prices at the present probabilities."""
         self._gradient = self.complexity.gradient(self.theta)
-        self.prices = self.complexity.prices(self.theta)
+        self.prices = self._gradient * self.complexity.charge.to(self._gradient)
 
     def sample(self) -> Tensor:
         """Draw gates; 0/1, float32, shape (gates,).

@@ -128,8 +128,8 @@ class Discovery:
         ]
 
     def _before_optimizer(self, *_: object) -> None:
-        """Gradients are there: now and then, measure what the certificate of removal needs."""
-        if self._gates is not None and self._step % self._controller.pricing == 0:
+        """Gradients are there: before a removal, measure what its certificate needs."""
+        if self._gates is not None and self._step % self._controller.interval == 0:
             norms = self._gates.norms()
             self._controller.measured(norms.weight, norms.gradient)
 

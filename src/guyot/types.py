@@ -223,6 +223,7 @@ class GateIndex:
         """The gates of all layers."""
         return slice(self.offsets[-1], self.total)
 
+    @cached_property
     def group_of_gate(self) -> Tensor:
         """For every gate its group, layers numbered after the groups; int64, shape (total,)."""
         sizes = torch.tensor([*self.group_sizes] + [1] * self.layers, dtype=torch.int64)
