@@ -16,7 +16,7 @@ HOUSE = (
     {"axis"},
     {"surgery", "models", "data"},
     {"structure"},
-    {"complexity", "gates", "estimators", "calibration", "quantum", "rebuild", "checks"},
+    {"complexity", "gates", "estimators", "calibration", "quantum", "rebuild", "checks", "record"},
     {"dynamics", "settle", "widths"},
     {"budget"},
     {"controller"},

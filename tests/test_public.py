@@ -34,8 +34,9 @@ def test_what_a_discovery_tells() -> None:
     names = {name for name in dir(guyot.Discovery) if not name.startswith("_")}
     assert names == set(
         """
-        benefits evaluation expected_complexity finish full_macs full_params keep_probs
-        logical_macs macs nu params phase prices settle step structure structures undecided
+        abandon benefits evaluation expected_complexity finish follow full_macs full_params
+        keep_probs logical_macs macs nu params phase prices removals settle step structure
+        structures undecided
         """.split()
     )
 

@@ -9,7 +9,8 @@ from guyot.errors import (
     UnsupportedError,
 )
 from guyot.rebuild import rebuild
-from guyot.session import Discovery, Removal
+from guyot.record import Removal
+from guyot.session import Discovery
 from guyot.structure import find_structures
 
 __all__ = [

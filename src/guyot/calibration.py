@@ -42,7 +42,7 @@ def most_probable(theta: Tensor, alive: Tensor, structures: Structures) -> Tenso
 def calibrated(model: nn.Module, batches: Iterable[Any]) -> Generator[nn.Module]:
     """The model in evaluation mode, BatchNorm's statistics averaged over some batches.
 
-    The gates of parametrised weights are those of evaluation mode while the statistics are
+    The gates of weights are those of evaluation mode while the statistics are
     collected. Modes and statistics come back afterwards. Without batches only the mode changes.
 
     Args:

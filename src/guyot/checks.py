@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from guyot.errors import MisconfiguredError
+from guyot.surgery import named_tensors
 from guyot.types import Structures
 
 
@@ -25,6 +26,22 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             f"the optimizer does not hold {len(missing)} of the model's parameters, e.g. "
             f"{missing[0]}: build it from model.parameters() of this very model, or set "
             "requires_grad=False on what must not train"
+        )
+
+
+def check_copy(model: nn.Module, follower: nn.Module) -> None:
+    """Refuse a copy whose parameters and buffers are not those of the model."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+    others = {name: tuple(tensor.shape) for name, tensor in named_tensors(follower).items()}
+    differing = sorted(
+        name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name)
+    )
+    if differing:
+        name = differing[0]
+        raise MisconfiguredError(
+            f"{type(follower).__name__} is no copy of {type(model).__name__}: {name} has shape "
+            f"{others.get(name)} there and {shapes.get(name)} in the model; copy the model before "
+            "anything was removed"
         )
 
 

@@ -1,7 +1,7 @@
 """Gates on the user's modules: 0/1 variables that multiply the weights which read a structure.
 
 A unit's gate multiplies the input slices of the weights that *read* it, a layer's gate the
-parameters that *write* its branch (`torch.nn.utils.parametrize` does both without touching
+parameters that *write* its branch (a property of the module does both without touching
 `forward`). So a masked network is the pruned network whatever stands between writer and reader,
 the cost is O(weights), and the derivative of the loss by every gate falls out of the backward
 pass of the training step.
@@ -15,33 +15,56 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from guyot.axis import expand, groups_in
-from guyot.surgery import first_names, tensor_at
+from guyot.surgery import first_names, raw_parameter, tensor_at
 from guyot.types import Axis, Structures, Units
 
 Term = tuple[Callable[[bool], Tensor], tuple[int, ...]]
 Place = tuple[slice, Callable[[Tensor], Tensor]]
 
 
-class Gate(nn.Module):
-    """The parametrisation of one weight: the product of the masks of its dims and layers.
+class Gate:
+    """What multiplies one weight: the product of the masks of its dims and layers.
 
-    While the whole model trains the sampled gates multiply it and receive gradients, otherwise
-    those of the most probable network do. A module frozen by its own `eval()` does not decide.
+    While the whole model trains these are sampled gates, which receive gradients, otherwise those
+    of the most probable network. A module frozen by its own `eval()` does not decide.
     """
 
     def __init__(self, terms: Sequence[Term], training: Callable[[], bool]) -> None:
-        super().__init__()
         self._terms = tuple(terms)
         self._training = training
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """Shape and dtype of `weight`."""
+    def __call__(self, weight: Tensor) -> Tensor:
+        """The weight times its masks; shape and dtype of `weight`."""
+        return self.masked(weight, self._training())
+
+    def masked(self, weight: Tensor, training: bool) -> Tensor:
+        """The weight times the sampled gates (training) or the most probable ones."""
         for values, view in self._terms:
-            weight = weight * values(self._training()).view(view).to(weight.dtype)
+            weight = weight * values(training).view(view).to(weight.dtype)
         return weight
+
+
+def put_gate(module: nn.Module, key: str, gate: Gate) -> None:
+    """Let the module's attribute `key` be its parameter times a gate.
+
+    The module gets a subclass of its own with a property of that name. The parameter stays where
+    it is, so `parameters()` and `state_dict()` are the same as without gates.
+
+    Example:
+        >>> linear = nn.Linear(2, 1)
+        >>> put_gate(linear, "weight", Gate([(lambda training: torch.zeros(2), (1, 2))], bool))
+        >>> linear.weight, isinstance(linear, nn.Linear), [*linear.state_dict()]
+        (tensor([[0., 0.]], grad_fn=<MulBackward0>), True, ['weight', 'bias'])
+    """
+
+    def gated(self: nn.Module) -> Tensor:
+        return gate(raw_parameter(self, key))
+
+    plain = type(module)
+    members = {key: property(gated), "__module__": plain.__module__}
+    module.__class__ = type(plain.__name__, (plain,), members)
 
 
 @dataclass(frozen=True)
@@ -76,8 +99,8 @@ class Gates:
         self.sampled = torch.ones(index.total, device=device)
         self.probable = torch.ones(index.total, device=device)
         self.gradient = torch.zeros(index.total, device=device)
-        self._attached: list[tuple[nn.Module, str, list[str]]] = []
-        self._places: list[tuple[Tensor, list[Place]]] = []
+        self._attached: dict[nn.Module, type[nn.Module]] = {}
+        self._places: list[tuple[Tensor, Gate, list[Place]]] = []
         self._groups = [self._leaf(index.units(g)) for g in range(len(structures.groups))]
         self._layers = [self._leaf(index.layer(n)) for n in range(len(structures.layers))]
 
@@ -126,23 +149,24 @@ class Gates:
             path, _, key = name.rpartition(".")
             aliases[first][model.get_submodule(path), key] = None
         for name, found in terms.items():
+            gate = Gate(found, lambda: model.training)
+            self._places.append((tensor_at(model, name), gate, places[name]))
             for module, key in aliases[name]:
-                gate = Gate(found, lambda: model.training)
-                self._attached.append(
-                    (module, key, [name for name, _ in module.named_parameters(recurse=False)])
-                )
-                parametrize.register_parametrization(module, key, gate, unsafe=True)
-        self._places = [(tensor_at(model, name), found) for name, found in places.items()]
+                self._attached.setdefault(module, type(module))
+                put_gate(module, key, gate)
 
     def detach(self) -> None:
-        """Take the gates off; parameters are the same objects with the same values as before."""
-        for module, key, order in reversed(self._attached):
-            parametrize.remove_parametrizations(module, key, leave_parametrized=False)
-            for name in order:
-                parameter = module.get_parameter(name)
-                delattr(module, name)
-                module.register_parameter(name, parameter)
+        """Take the gates off; the modules are of their own classes again."""
+        for module, plain in self._attached.items():
+            module.__class__ = plain
         self._attached.clear()
+        self._places.clear()
+
+    @torch.no_grad()
+    def bake(self) -> None:
+        """Set the weights to 0 that the most probable network does not use."""
+        for parameter, gate, _ in self._places:
+            parameter.copy_(gate.masked(parameter, training=False))
 
     @torch.no_grad()
     def norms(self) -> Norms:
@@ -152,7 +176,7 @@ class Gates:
         equal sum w * dC/d(xi w), which tells the factor; it is taken out again.
         """
         weight, gradient, inner = (torch.zeros_like(self.gradient) for _ in range(3))
-        for parameter, places in self._places:
+        for parameter, _, places in self._places:
             if parameter.grad is None:
                 continue
             for where, fold in places:

@@ -4,41 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from guyot.calibration import calibrated, most_probable
-from guyot.checks import check_optimizer, check_prunable, sgd_weight_decay
+from guyot.checks import check_copy, check_optimizer, check_prunable, sgd_weight_decay
 from guyot.controller import Controller, Dials, DiscoveryConfig
 from guyot.dynamics import Phase, Phases
 from guyot.errors import GuyotWarning, SequenceError
 from guyot.estimators import SideSums
 from guyot.gates import Gates
+from guyot.record import Record, Removal
 from guyot.structure import find_structures
-from guyot.surgery import masks_of, operate, unwrap
+from guyot.surgery import operate, unwrap
 from guyot.types import KeepPlan, Structures
 from guyot.widths import physical_plan
-
-
-@dataclass(frozen=True)
-class Removal:
-    """One moment at which structures went for good.
-
-    Attributes:
-        step: optimiser step.
-        units: group name -> indices that went, numbered as in the original network.
-        layers: names of the layers that went.
-        macs: MACs of one sample afterwards (physical widths).
-    """
-
-    step: int
-    units: Mapping[str, tuple[int, ...]]
-    layers: tuple[str, ...]
-    macs: int
 
 
 class Discovery:
@@ -71,7 +54,6 @@ class Discovery:
     Attributes:
         model: the module that trains, without wrappers.
         original: the structures of the full network.
-        removals: what went, and when.
         attained: share of the complexity that settling kept; None before.
         skipped: steps whose gradients were NaN or inf.
 
@@ -114,8 +96,8 @@ class Discovery:
             self.original, dials, self._phases, config, device, sgd_weight_decay(optimizer)
         )
         self._gates: Gates | None = None
-        self._origin = torch.arange(self.original.index.total)
-        self.removals: list[Removal] = []
+        self._record = Record(self.original)
+        self._followers: list[nn.Module] = []
         self.attained: float | None = None
         self.skipped = 0
         self._step = 0
@@ -142,6 +124,11 @@ class Discovery:
     def phase(self) -> Phase:
         """Warm-up, discovery or fine-tuning."""
         return Phase.FINE_TUNE if self._settled else self._phases.at(self._step)
+
+    @property
+    def removals(self) -> list[Removal]:
+        """What went, and when."""
+        return self._record.removals
 
     @property
     def structures(self) -> Structures:
@@ -214,17 +201,7 @@ class Discovery:
         `{"units": {group: kept indices of the original network}, "removed_layers": [names]}`;
         groups that are whole are not listed.
         """
-        gone: dict[str, set[int]] = {}
-        for removal in self.removals:
-            for name, units in removal.units.items():
-                gone.setdefault(name, set()).update(units)
-        sizes = {group.name: group.size for group in self.original.groups}
-        return {
-            "units": {
-                name: sorted(set(range(sizes[name])) - units) for name, units in gone.items()
-            },
-            "removed_layers": [name for removal in self.removals for name in removal.layers],
-        }
+        return self._record.structure
 
     @property
     def _theta(self) -> Tensor:
@@ -317,24 +294,12 @@ class Discovery:
         self._gates = None
         if plan.empty:
             return
-        before, origin = self.structures, self._origin
+        before = self.structures
         left = operate(self.model, before, plan, [self._optimizer])
-        self._origin = origin[left.gates]
+        for follower in self._followers:
+            operate(follower, before, plan)
         self._controller.select(left.structures, left.gates)
-        self.removals.append(self._record(before, origin, plan))
-
-    def _record(self, before: Structures, origin: Tensor, plan: KeepPlan) -> Removal:
-        units: dict[str, tuple[int, ...]] = {}
-        numbers = {group.name: n for n, group in enumerate(self.original.groups)}
-        for number, mask in enumerate(masks_of(before, plan)):
-            if not bool(mask.all()):
-                name = before.groups[number].name
-                first = self.original.index.offsets[numbers[name]]
-                gone = origin[before.index.units(number)][~mask] - first
-                units[name] = tuple(gone.tolist())
-        left = {layer.name for layer in self.structures.layers}
-        layers = tuple(layer.name for layer in before.layers if layer.name not in left)
-        return Removal(self._step, units, layers, self.macs)
+        self._record.add(self._step, before, plan, left, self.macs)
 
     def settle(self) -> None:
         """End discovery now: decide what is undecided, remove what goes, take the gates off."""
@@ -373,6 +338,40 @@ class Discovery:
         with calibrated(self.model, batches if self._gates is not None else ()):
             yield self._outer
 
+    def follow(self, module: nn.Module) -> None:
+        """Cut a copy of the model (an exponential moving average) whenever the model is cut.
+
+        Args:
+            module: has the same parameters and buffers by name, or wraps a module that has.
+
+        Raises:
+            MisconfiguredError: it has not.
+        """
+        follower = unwrap(module)
+        check_copy(self.model, follower)
+        self._followers.append(follower)
+
+    def abandon(self) -> nn.Module:
+        """End the run where it is: nothing undecided is settled, no shape changes any more.
+
+        Weights that the most probable network does not use become 0.
+
+        Returns:
+            The model, a plain `nn.Module`.
+        """
+        if self._gates is not None:
+            self._gates.bake()
+            self._gates.detach()
+            self._gates = None
+        self._settled = True
+        return self._end()
+
+    def _end(self) -> nn.Module:
+        self._finished = True
+        for hook in self._hooks:
+            hook.remove()
+        return self.model
+
     def finish(self) -> nn.Module:
         """End the run; the model, a plain `nn.Module` that needs no guyot.
 
@@ -385,9 +384,6 @@ class Discovery:
         if self._finished:
             raise SequenceError("finish() was called twice")
         self.settle()
-        self._finished = True
-        for hook in self._hooks:
-            hook.remove()
         if not self.removals and self._controller.dials.nu != 0:
             warnings.warn(
                 f"nothing was removed in {self._step} steps: every structure earned its price, or "
@@ -396,4 +392,4 @@ class Discovery:
                 GuyotWarning,
                 stacklevel=2,
             )
-        return self.model
+        return self._end()

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from guyot.config import RunConfig
 from guyot.controller import DiscoveryConfig
@@ -225,7 +224,7 @@ class _Job:
             with self._evaluation(epoch):
                 accuracy = evaluate(self.model, self.validation.epoch(0), bf16=self.recipe.bf16)
                 statistics = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-            _bake_gates(self.model)
+            self.model = self.discovery.abandon()
             self.model.load_state_dict(statistics, strict=False)
             return accuracy
         if self.discovery is not None:
@@ -300,13 +299,3 @@ def _until(
 
 def _params(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def _bake_gates(model: nn.Module) -> None:
-    """Turn gated weights into plain ones: those of the most probable network."""
-    model.eval()
-    for module in list(model.modules()):
-        if parametrize.is_parametrized(module):
-            assert isinstance(module.parametrizations, nn.ModuleDict)
-            for name in list(module.parametrizations):
-                parametrize.remove_parametrizations(module, name)

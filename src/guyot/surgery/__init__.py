@@ -1,7 +1,14 @@
 """From a `KeepPlan` to smaller modules and smaller optimiser state."""
 
 from guyot.surgery.layers import without_branches
-from guyot.surgery.locate import first_names, named_tensors, owner_of, tensor_at, unwrap
+from guyot.surgery.locate import (
+    first_names,
+    named_tensors,
+    owner_of,
+    raw_parameter,
+    tensor_at,
+    unwrap,
+)
 from guyot.surgery.operate import operate
 from guyot.surgery.plan import Shrunk, masks_of, shrink
 
@@ -12,6 +19,7 @@ __all__ = [
     "named_tensors",
     "operate",
     "owner_of",
+    "raw_parameter",
     "shrink",
     "tensor_at",
     "unwrap",

@@ -1,9 +1,8 @@
-"""Find the real tensor behind a qualified name, gated (parametrised) or not."""
+"""Find the real tensor behind a qualified name, gated or not."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 
 def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -14,16 +13,22 @@ def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
         (Linear(in_features=2, out_features=3, bias=True), 'weight')
     """
     path, _, key = name.rpartition(".")
-    module = model.get_submodule(path)
-    if parametrize.is_parametrized(module, key):
-        return module.get_submodule(f"parametrizations.{key}"), "original"
-    return module, key
+    return model.get_submodule(path), key
+
+
+def raw_parameter(module: nn.Module, key: str) -> nn.Parameter:
+    """A module's own parameter, whatever a gate makes of the attribute of that name."""
+    parameter = module._parameters[key]  # pyright: ignore[reportPrivateUsage]
+    assert parameter is not None
+    return parameter
 
 
 def tensor_at(model: nn.Module, name: str) -> Tensor:
     """The parameter or buffer of a qualified name, without gates."""
     module, key = owner_of(model, name)
-    return getattr(module, key)
+    if key in module._parameters:  # pyright: ignore[reportPrivateUsage]
+        return raw_parameter(module, key)
+    return module.get_buffer(key)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -133,7 +133,7 @@ def _slice(
     optimizers: Sequence[torch.optim.Optimizer],
 ) -> None:
     module, key = owner_of(model, name)
-    tensor = getattr(module, key)
+    tensor = tensor_at(model, name)
     if not isinstance(tensor, nn.Parameter):
         module.register_buffer(key, select(tensor, indices), key not in _transient(module))
         return
