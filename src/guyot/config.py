@@ -47,7 +47,7 @@ class RunConfig:
         alpha: 1 counts MACs only ... 0 parameters only.
         beta: 0 charges what each structure costs ... 1 whole layers only.
         estimator: "two-sided", "straight-through" or "taylor".
-        quantum: widths are multiples of this; None: guyot's choice.
+        quantum: widths are multiples of this; None: measured on the device.
         seed: of weights, batches, augmentation and gates.
         device: a torch device, or "auto": a GPU if there is one.
         threads: of the CPU; None: torch's own choice.

@@ -41,7 +41,8 @@ class DiscoveryConfig:
         estimator: "two-sided", "straight-through" or "taylor".
         decay: of the estimator's running means, per sample.
         max_speed: bound of the normalised drift.
-        quantum: widths come in multiples of this; one number, or by group name.
+        quantum: widths come in multiples of this; one number, or by group name. What suits a
+            device `guyot.quantum.measure_quantum` finds out.
         units: gate units.
         layers: gate residual branches.
         ignore: patterns of group and layer names that must stay.

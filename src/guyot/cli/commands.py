@@ -16,7 +16,6 @@ from guyot import report, running
 from guyot.cli.display import Display
 from guyot.cli.interrupt import Interruption
 from guyot.config import DATA, DECAYS, ESTIMATORS, RunConfig
-from guyot.controller import DiscoveryConfig
 from guyot.errors import GuyotError, GuyotWarning
 
 INTERRUPTED = 130
@@ -97,9 +96,7 @@ Beta = Annotated[
 Estimator = Annotated[
     str | None, _option(_FIND, f"{', '.join(ESTIMATORS)} ({RunConfig.estimator}).")
 ]
-Quantum = Annotated[
-    int | None, _option(_FIND, f"Widths are multiples of it ({DiscoveryConfig.quantum}).")
-]
+Quantum = Annotated[int | None, _option(_FIND, "Widths are multiples of it (measured).")]
 NoDiscovery = Annotated[bool, _option(_FIND, "Train the full network.", "--no-discovery")]
 Out = Annotated[Path | None, _option(_RUN, "New folder for everything (runs/NAME-TIME).")]
 Seed = Annotated[int | None, _option(_RUN, f"Decides all that is random ({RunConfig.seed}).")]

@@ -103,9 +103,10 @@ class _Job:
 
     def _discovery(self) -> Discovery:
         config = self.config
-        settings = DiscoveryConfig(estimator=config.estimator, seed=config.seed)
-        if config.quantum is not None:
-            settings = dataclasses.replace(settings, quantum=config.quantum)
+        assert config.quantum is not None
+        settings = DiscoveryConfig(
+            estimator=config.estimator, seed=config.seed, quantum=config.quantum
+        )
         steps = len(self.batches)
         try:
             return Discovery(

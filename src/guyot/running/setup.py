@@ -15,11 +15,15 @@ from guyot.config import RunConfig
 from guyot.data import Dataset, load
 from guyot.errors import MisconfiguredError
 from guyot.models import MODELS, build
+from guyot.quantum import measure_quantum
 from guyot.training import prefers_bf16
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """Settle device, threads and precision; sets the threads and every seed.
+    """Settle device, threads, precision and quantum; sets the threads and every seed.
+
+    A quantum that is not given is measured, for two seconds, and from then on part of the
+    configuration.
 
     Raises:
         MisconfiguredError: the device cannot be used.
@@ -37,10 +41,14 @@ def resolve(config: RunConfig) -> RunConfig:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     bf16 = prefers_bf16(name) if config.bf16 is None else config.bf16
+    quantum = config.quantum
+    if quantum is None and config.discovery:
+        quantum = measure_quantum(name, torch.bfloat16 if bf16 else torch.float32)
     random.seed(config.seed)
     np.random.seed(config.seed)  # noqa: NPY002 - other libraries may draw from it
     torch.manual_seed(config.seed)
-    return dataclasses.replace(config, device=name, threads=torch.get_num_threads(), bf16=bf16)
+    threads = torch.get_num_threads()
+    return dataclasses.replace(config, device=name, threads=threads, bf16=bf16, quantum=quantum)
 
 
 def load_data(config: RunConfig) -> Dataset:
