@@ -77,7 +77,7 @@ def watched(**dials: Any) -> Discovery:
         ({"config": DiscoveryConfig(quantum={"nope": 8})}, r"quantum names \['nope'\].*groups are"),
         ({"config": DiscoveryConfig(quantum=0)}, r"quantum=0: a width comes in multiples of 1"),
         ({"config": DiscoveryConfig(estimator="guess")}, r"guess.*two-sided"),
-        ({"config": DiscoveryConfig(warmup=0.7)}, r"warmup=0\.7 and discovery_end=0\.6.*order"),
+        ({"config": DiscoveryConfig(warmup=0.7)}, r"warmup=0\.7 and discovery_end=0\.4.*order"),
         ({"config": DiscoveryConfig(warmup=-0.1)}, r"warmup=-0\.1"),
         ({"config": DiscoveryConfig(decay=1.5)}, r"decay=1\.5"),
         ({"config": DiscoveryConfig(ignore=("*",))}, r"no prunable structure"),

@@ -162,15 +162,16 @@ def test_nu_rises_while_complexity_is_too_high_and_falls_when_too_low() -> None:
 def test_negative_benefits_do_not_confuse_the_search() -> None:
     """A third of the b below 0: C^ still follows the path, step by step."""
     phases, case = Phases(1000), slope_case(300)
+    start, arrival = phases.discovery_start, phases.discovery_stop - phases.discovery_steps // 4
     benefit = (torch.randn(300, generator=torch.Generator().manual_seed(0)) + 0.4) / 300
     budget, theta = Budget(0.5, phases), case.pop("theta")
     expected = [float(theta.mean())]
-    for t in range(100, 475):
+    for t in range(start, arrival):
         budget.update(t, theta, benefit, **case, expected=expected[-1])
         drift = speed(benefit, budget.nu * case["price"], budget.scale * case["reference_price"])
         theta = step(theta, drift, 0.9, phases.horizon)
         expected.append(float(theta.mean()))
-    errors = [abs(expected[t - 100] - budget.reference(t)) for t in range(150, 475)]
+    errors = [abs(expected[t - start] - budget.reference(t)) for t in range(start + 50, arrival)]
     assert max(errors) < 0.03
     assert errors[-1] < 0.005
 

@@ -107,7 +107,7 @@ def test_smallest_run_is_what_the_error_says(warmup: float, end: float, shortest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"warmup": 0.7}, "warmup=0.7 and discovery_end=0.6 are out of order"),
+        ({"warmup": 0.7}, "warmup=0.7 and discovery_end=0.4 are out of order"),
         ({"discovery_end": 1.0}, "discovery_end=1.0 are out of order"),
         ({"commit": 0.0}, "commit=0.0 is out of range"),
     ],

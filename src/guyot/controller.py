@@ -54,9 +54,9 @@ class DiscoveryConfig:
     """
 
     warmup: float = 0.1
-    discovery_end: float = 0.6
+    discovery_end: float = 0.4
     theta0: float = 0.9
-    epsilon: float = 0.02
+    epsilon: float = 0.01
     sharpness: float = 4.0
     patience: float = 0.05
     estimator: str = "two-sided"
@@ -72,7 +72,7 @@ class DiscoveryConfig:
     def __post_init__(self) -> None:
         for name, fits, way_out in (
             ("theta0", 0 < self.theta0 <= 1, "a probability above 0, e.g. 0.9"),
-            ("epsilon", 0 <= self.epsilon < 0.5, "a probability below 1/2, e.g. 0.02"),
+            ("epsilon", 0 <= self.epsilon < 0.5, "a probability below 1/2, e.g. 0.01"),
             ("sharpness", self.sharpness >= 1, "1 or more, e.g. 4"),
             ("patience", 0 < self.patience <= 1, "a share of discovery, e.g. 0.05"),
             ("max_speed", self.max_speed > 0, "a positive bound, e.g. 2"),

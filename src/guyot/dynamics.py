@@ -45,14 +45,14 @@ class Phases:
     Example:
         >>> phases = Phases(1000)
         >>> phases.discovery_start, phases.discovery_stop, phases.horizon
-        (100, 600, 250)
-        >>> phases.at(99).value, phases.at(100).value, phases.at(600).value
+        (100, 400, 150)
+        >>> phases.at(99).value, phases.at(100).value, phases.at(400).value
         ('warm-up', 'discovery', 'fine-tune')
     """
 
     total_steps: int
     warmup: float = 0.1
-    discovery_end: float = 0.6
+    discovery_end: float = 0.4
     commit: float = 0.25
     commitment_max: float = 10.0
     shortest: int = 10
