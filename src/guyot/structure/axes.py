@@ -74,7 +74,7 @@ def _compose(kind: str, parts: Sequence[Dim]) -> Dim:
         if part.size != neutral:
             flat.extend(part.parts if part.kind == kind else (part,))
     if len(flat) == 1:
-        return flat[0]
+        return find(flat[0])
     sizes = [part.size for part in flat]
     dim = Dim(prod(sizes) if kind == "product" else sum(sizes))
     if flat:
@@ -116,26 +116,36 @@ def factor(dim: Dim, outer: int) -> tuple[Dim, Dim]:
     if dim.kind == "leaf":
         first, second = _refine(dim, "product", (outer, inner))
         return first, second
-    if dim.kind == "product":
-        taken: list[Dim] = []
-        rest = list(dim.parts)
-        left = outer
-        while left > 1:
-            head = find(rest.pop(0))
-            if left % head.size == 0:
-                taken.append(head)
-                left //= head.size
-            elif head.size % left == 0:
-                first, second = factor(head, left)
-                taken.append(first)
-                rest.insert(0, second)
-                left = 1
-            else:
-                break
-        if left == 1:
-            return product(*taken), product(*rest)
+    cut = take(dim.parts, outer) if dim.kind == "product" else None
+    if cut is not None:
+        return cut
     first, second = _give_up([dim], (outer, inner), f"{dim!r} has no outer factor of size {outer}")
     return first, second
+
+
+def take(factors: Sequence[Dim], size: int) -> tuple[Dim, Dim] | None:
+    """Cut a product, outermost factor first, where it reaches `size`; None where it does not.
+
+    Example:
+        >>> take([Dim(2), Dim(6)], 4)
+        (product(2, 2), 3)
+    """
+    taken: list[Dim] = []
+    rest = list(factors)
+    left = size
+    while left > 1 and rest:
+        head = find(rest.pop(0))
+        if left % head.size == 0:
+            taken.append(head)
+            left //= head.size
+        elif head.size % left == 0:
+            first, second = factor(head, left)
+            taken.append(first)
+            rest.insert(0, second)
+            left = 1
+        else:
+            return None
+    return (product(*taken), product(*rest)) if left == 1 else None
 
 
 def split(dim: Dim, sizes: Sequence[int]) -> tuple[Dim, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from guyot.structure.axes import Dim, concat, factor, find, freeze, product, split, unify
+from guyot.structure.axes import Dim, concat, find, freeze, product, split, take, unify
 from guyot.structure.rules.pointwise import overloads
 from guyot.structure.rules.registry import Dims, rule
 from guyot.structure.trace import shape_of
@@ -36,29 +36,18 @@ def regroup(dims: list[Dim], sizes: list[int]) -> list[Dim]:
         >>> regroup([Dim(2), Dim(6)], [2, 3, 2])
         [2, 3, 2]
     """
-    rest = [dim for dim in map(find, dims) if dim.size != 1]
+    rest = product(*dims)
     result: list[Dim] = []
     for size in sizes:
-        taken: list[Dim] = []
-        left = size
-        while left > 1 and rest:
-            head = rest.pop(0)
-            if left % head.size == 0:
-                taken.append(head)
-                left //= head.size
-            elif head.size % left == 0:
-                first, second = factor(head, left)
-                taken.append(first)
-                rest.insert(0, second)
-                left = 1
-            else:
-                break
-        if left > 1:
+        factors = find(rest).parts if find(rest).kind == "product" else (rest,)
+        cut = take(factors, size)
+        if cut is None:
             reason = f"a reshape to {tuple(sizes)} cuts across dimensions"
             for dim in dims:
                 freeze(dim, reason)
             return [Dim(n, reason) for n in sizes]
-        result.append(product(*taken) if taken else Dim(1))
+        taken, rest = cut
+        result.append(taken)
     return result
 
 
