@@ -1,8 +1,9 @@
-"""Copies that follow the model, and runs that end early."""
+"""Copies that follow the model, runs that end early, and what must not be mixed."""
 
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -10,7 +11,14 @@ from cases import CASES
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from guyot import Discovery, DiscoveryConfig, MisconfiguredError, SequenceError
+from guyot import (
+    Discovery,
+    DiscoveryConfig,
+    GuyotWarning,
+    MisconfiguredError,
+    SequenceError,
+    UnsupportedError,
+)
 
 CASE = CASES["cifar"]
 STEPS = 100
@@ -62,6 +70,77 @@ def test_an_average_that_does_not_change_equals_the_model() -> None:
         average.update_parameters(model)
         for mine, averaged in zip(model.parameters(), average.module.parameters(), strict=True):
             assert torch.equal(mine, averaged)
+
+
+def test_models_with_gates_of_another_run_are_refused() -> None:
+    model, optimizer, discovery = start()
+    train(model, optimizer, discovery, 20)
+    with pytest.raises(MisconfiguredError, match=r"gates of another Discovery: call abandon\(\)"):
+        Discovery(model, (CASE.inputs(),), optimizer, total_steps=STEPS, target=0.5)
+    discovery.abandon()
+    Discovery(model, (CASE.inputs(),), optimizer, total_steps=STEPS, target=0.5)
+
+
+def test_several_processes_are_refused() -> None:
+    model = nn.DataParallel(CASE.build())
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    with pytest.raises(UnsupportedError, match="DataParallel keeps buffers"):
+        Discovery(model, (CASE.inputs(),), optimizer, total_steps=STEPS, target=0.5)
+
+
+def test_training_in_evaluation_mode_teaches_gates_nothing() -> None:
+    model, optimizer, discovery = start()
+    train(model, optimizer, discovery, 12)
+    before = discovery.keep_probs
+    model.eval()
+    with pytest.warns(GuyotWarning, match="no gradient reached the gates at step 12"):
+        train(model, optimizer, discovery, 1)
+    assert all(torch.equal(before[name], value) for name, value in discovery.keep_probs.items())
+
+
+@pytest.mark.parametrize("dials", [{"target": 0.5}, {"nu": 0.5}])
+def test_layers_alone(dials: dict[str, float]) -> None:
+    torch.manual_seed(0)
+    model = CASE.build().train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    discovery = Discovery(
+        model,
+        (CASE.inputs(),),
+        optimizer,
+        total_steps=STEPS,
+        config=DiscoveryConfig(units=False),
+        **dials,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GuyotWarning)
+        train(model, optimizer, discovery, STEPS)
+        discovery.finish()
+    gone = [name for removal in discovery.removals for name in removal.layers]
+    assert len(gone) + len(discovery.structures.layers) == len(discovery.original.layers)
+    assert not discovery.original.groups
+
+
+def test_the_settled_network_is_the_chosen_one() -> None:
+    """Units that go but fill no quantum are zeros when discovery ends."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(7, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 3)
+    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    inputs, labels = torch.randn(16, 7), torch.randint(3, (16,))
+    config = DiscoveryConfig(quantum=16)
+    discovery = Discovery(model, (inputs,), optimizer, total_steps=STEPS, nu=2.0, config=config)
+    for _ in range(30):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+        discovery.step()
+    chosen = discovery._controller.choose().mask
+    assert discovery._gates is not None
+    discovery._gates.probable.copy_(chosen)
+    masked = model.eval()(inputs)
+    discovery.settle()
+    assert torch.allclose(model(inputs), masked, atol=1e-6)
 
 
 def test_what_is_no_copy_is_refused() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
-from guyot.errors import MisconfiguredError
+from guyot.errors import GuyotWarning, MisconfiguredError, UnsupportedError
+from guyot.gates import Gated
 from guyot.surgery import named_tensors
 from guyot.types import Structures
 
@@ -15,6 +19,20 @@ def sgd_weight_decay(optimizer: torch.optim.Optimizer) -> float | None:
     if not isinstance(optimizer, torch.optim.SGD):
         return None
     return min(float(group["weight_decay"]) for group in optimizer.param_groups)
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model that another run has gates on, or that several processes hold."""
+    if any(isinstance(module, Gated) for module in model.modules()):
+        raise MisconfiguredError(
+            f"{type(model).__name__} still has the gates of another Discovery: call abandon() or "
+            "finish() of that one, or make the model anew"
+        )
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise UnsupportedError(
+            f"{type(model).__name__} keeps buffers of the shapes at its start, and gates are not "
+            "reduced over processes: train in one process"
+        )
 
 
 def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -54,4 +72,45 @@ def check_prunable(structures: Structures) -> None:
         "the model has no prunable structure (no unit group and no residual branch)"
         + (f": {reasons}" if reasons else "")
         + "; a network needs at least one hidden layer between input and output"
+    )
+
+
+def warn_not_finite(skipped: int, step: int) -> int:
+    """Say now and then that a step was left out; how many were, this one included."""
+    return _warn_skipped(
+        skipped + 1,
+        step,
+        "NaN or inf in the loss or its gradients",
+        "lower the learning rate or clip gradients",
+    )
+
+
+def warn_no_gradient(skipped: int, step: int) -> int:
+    """Say now and then that a step gave no gradient; how many were left out."""
+    return _warn_skipped(
+        skipped + 1,
+        step,
+        "no gradient reached the gates",
+        "train in model.train() and with loss.backward()",
+    )
+
+
+def _warn_skipped(skipped: int, step: int, reason: str, way_out: str) -> int:
+    if skipped == 1 or skipped % 100 == 0:
+        warnings.warn(
+            f"{reason} at step {step} ({skipped} so far): keep probabilities are left as they "
+            f"were; {way_out} if this goes on",
+            GuyotWarning,
+            stacklevel=5,
+        )
+    return skipped
+
+
+def warn_missed(target: float | None, attained: float, quanta: Sequence[int]) -> None:
+    """Say that a target was not met to 1 %, and why."""
+    warnings.warn(
+        f"target={target} was not met: {attained:.4f} is the closest that the widths allow "
+        f"(multiples of {sorted(set(quanta))}); a smaller quantum comes closer",
+        GuyotWarning,
+        stacklevel=4,
     )

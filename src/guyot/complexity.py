@@ -201,7 +201,8 @@ class Polynomial:
         """
         widths, layers = widths.double(), layers.double()
         powers = [widths**p for p in range(1, self._order + 1)]
-        return self._sum(torch.cat([torch.ones_like(widths[..., :1]), *powers, layers], dim=-1))
+        one = layers.new_ones(*layers.shape[:-1], 1)
+        return self._sum(torch.cat([one, *powers, layers], dim=-1))
 
     def _moments(self, theta: Tensor) -> list[Tensor]:
         """E[n], E[n**2], ... of every group, each of shape (groups,)."""

@@ -162,11 +162,12 @@ class Controller:
         self._gradient = torch.zeros(total, device=device)
         self._reference = self.complexity.reference_prices().to(device)
         self.theta[self._reference == 0] = 1.0
-        self._estimator = estimator(config.estimator, total, config.decay)
+        self._estimator = estimator(config.estimator, total, config.decay, device)
         steps = phases.discovery_steps
-        self._zeros = ZeroPatience(total, max(1, round(config.patience * steps)))
+        self._zeros = ZeroPatience(total, max(1, round(config.patience * steps)), device)
         self.interval = max(1, steps // config.removals)
         self.pricing = max(1, min(10, self.interval))
+        self._still = 0
         self._plan: Tensor | None = None
         self._weight_decay = weight_decay
         self._bound = torch.zeros(total, device=device)
@@ -199,10 +200,9 @@ class Controller:
 
     @property
     def decided(self) -> bool:
-        """Everything is 1 or given up, and the target, if there is one, is reached."""
-        if self.undecided or bool(((self.theta == 0) & self.alive).any()):
-            return False
-        return self.dials.target is None or self.expected <= 1.01 * self.dials.target
+        """All gates have been 1 or given up for `patience`, and a target is reached."""
+        reached = self.dials.target is None or self.expected <= 1.01 * self.dials.target
+        return reached and self._still >= self._zeros.patience
 
     @property
     def expected(self) -> float:
@@ -251,7 +251,7 @@ class Controller:
                     benefit,
                     self.prices,
                     self._reference,
-                    self._gradient,
+                    self._gradient * self.alive,
                     self.expected,
                 )
         price = self.nu * self.prices
@@ -269,6 +269,8 @@ class Controller:
         )
         moved = dynamics.step(self.theta, drift, self.config.theta0, self.phases.horizon)
         self.theta = torch.where(self.alive, moved, 0)
+        still = not bool(((self.theta < 1) & self.alive).any())
+        self._still = self._still + 1 if still else 0
         gone = self._zeros.update(self.theta, benefit, price) | self._certified(price)
         return gone & self.alive
 

@@ -231,21 +231,22 @@ class ZeroPatience:
     Args:
         total: number of gates.
         patience: steps after which a gate counts as gone.
+        device: where the counts live.
 
     Raises:
         MisconfiguredError: patience below 1.
     """
 
-    def __init__(self, total: int, patience: int) -> None:
+    def __init__(self, total: int, patience: int, device: torch.device | str | None = None) -> None:
         if patience < 1:
             raise MisconfiguredError(f"patience={patience} is too small: choose at least 1 step.")
         self.patience = patience
-        self.steps = torch.zeros(total, dtype=torch.int32)
+        self.steps = torch.zeros(total, dtype=torch.int32, device=device)
 
     def update(self, theta: Tensor, benefit: Tensor, price: Tensor) -> Tensor:
         """Count this step; bool mask of the gates that have been 0 for long enough."""
         again = (theta <= 0) & (benefit < price)
-        self.steps = torch.where(again, self.steps.to(theta.device) + 1, 0)
+        self.steps = torch.where(again, self.steps + 1, 0)
         return self.steps >= self.patience
 
     def select(self, kept: Tensor) -> None:

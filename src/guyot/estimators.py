@@ -239,7 +239,9 @@ ESTIMATORS: dict[str, type[Estimator]] = {
 }
 
 
-def estimator(name: str, total: int, decay: float = 0.96) -> Estimator:
+def estimator(
+    name: str, total: int, decay: float = 0.96, device: torch.device | str | None = None
+) -> Estimator:
     """An estimator by name.
 
     Example:
@@ -251,4 +253,4 @@ def estimator(name: str, total: int, decay: float = 0.96) -> Estimator:
     """
     if name not in ESTIMATORS:
         raise MisconfiguredError(f"estimator={name!r} is unknown: choose one of {[*ESTIMATORS]}.")
-    return ESTIMATORS[name](total, decay)
+    return ESTIMATORS[name](total, decay, device)

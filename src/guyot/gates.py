@@ -46,6 +46,10 @@ class Gate:
         return weight
 
 
+class Gated:
+    """Marks the class of a module that has gates."""
+
+
 def put_gate(module: nn.Module, key: str, gate: Gate) -> None:
     """Let the module's attribute `key` be its parameter times a gate.
 
@@ -64,7 +68,7 @@ def put_gate(module: nn.Module, key: str, gate: Gate) -> None:
 
     plain = type(module)
     members = {key: property(gated), "__module__": plain.__module__}
-    module.__class__ = type(plain.__name__, (plain,), members)
+    module.__class__ = type(plain.__name__, (plain, Gated), members)
 
 
 @dataclass(frozen=True)

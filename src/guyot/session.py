@@ -11,10 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from guyot.calibration import calibrated, most_probable
-from guyot.checks import check_copy, check_optimizer, check_prunable, sgd_weight_decay
+from guyot.checks import (
+    check_copy,
+    check_model,
+    check_optimizer,
+    check_prunable,
+    sgd_weight_decay,
+    warn_missed,
+    warn_no_gradient,
+    warn_not_finite,
+)
 from guyot.controller import Controller, Dials, DiscoveryConfig
 from guyot.dynamics import Phase, Phases
-from guyot.errors import GuyotWarning, SequenceError
+from guyot.errors import GuyotError, GuyotWarning, SequenceError
 from guyot.estimators import SideSums
 from guyot.gates import Gates
 from guyot.record import Record, Removal
@@ -80,6 +89,7 @@ class Discovery:
         dials = Dials(nu, target, alpha, beta)
         self._phases = Phases(total_steps, warmup=config.warmup, discovery_end=config.discovery_end)
         self._outer = model
+        check_model(model)
         self.model = unwrap(model)
         self._optimizer = optimizer
         check_optimizer(self.model, optimizer)
@@ -142,7 +152,7 @@ class Discovery:
 
     @property
     def full_params(self) -> int:
-        """Trainable parameters of the full network."""
+        """Parameters of the full network."""
         return round(self._controller.full_params)
 
     @property
@@ -152,7 +162,7 @@ class Discovery:
 
     @property
     def params(self) -> int:
-        """Trainable parameters at the present physical widths."""
+        """Parameters at the present physical widths."""
         return round(float(self._controller.complexity.params(torch.ones_like(self._theta))))
 
     @property
@@ -231,7 +241,7 @@ class Discovery:
         if not self._pending and grad_scale is None:
             raise SequenceError(
                 f"step() was called twice, or before optimizer.step(), at step {self._step}: call "
-                "it once after every optimizer.step()"
+                "it once after every optimizer.step(), with grad_scale if a GradScaler may skip it"
             )
         self._pending = 0
         if self._gates is not None:
@@ -262,7 +272,9 @@ class Discovery:
         """Let the controller move the gates; remove what it condemns."""
         sums = SideSums.from_sample(gates.gradient / grad_scale, gates.sampled)
         if not sums.finite:
-            self._skip()
+            self.skipped = warn_not_finite(self.skipped, self._step)
+        elif len(gates.gradient) and not bool(gates.gradient.any()):
+            self.skipped = warn_no_gradient(self.skipped, self._step)
         else:
             condemned = self._controller.advance(sums, self._step)
             if self._step % self._controller.interval == 0 and bool(condemned.any()):
@@ -276,17 +288,6 @@ class Discovery:
                     return
         self._draw(gates)
 
-    def _skip(self) -> None:
-        self.skipped += 1
-        if self.skipped == 1 or self.skipped % 100 == 0:
-            warnings.warn(
-                f"NaN or inf in the loss or its gradients at step {self._step} ({self.skipped} "
-                "so far): keep probabilities are left as they were; lower the learning rate or "
-                "clip gradients if this goes on",
-                GuyotWarning,
-                stacklevel=4,
-            )
-
     def _operate(self, plan: KeepPlan) -> None:
         """Take the gates off; surgery on modules, optimiser and all that gates number."""
         assert self._gates is not None
@@ -295,34 +296,35 @@ class Discovery:
         if plan.empty:
             return
         before = self.structures
-        left = operate(self.model, before, plan, [self._optimizer])
+        try:
+            left = operate(self.model, before, plan, [self._optimizer])
+        except GuyotError:
+            self._attach()
+            raise
         for follower in self._followers:
             operate(follower, before, plan)
         self._controller.select(left.structures, left.gates)
         self._record.add(self._step, before, plan, left, self.macs)
 
     def settle(self) -> None:
-        """End discovery now: decide what is undecided, remove what goes, take the gates off."""
+        """End discovery now: decide what is undecided, remove what goes, take the gates off.
+
+        Units that are chosen to go but fill no whole quantum stay as zeros that may grow again.
+        """
         if self._settled:
             return
-        self._settled = True
         if self._gates is None:
+            self._settled = True
             return
         choice = self._controller.choose()
-        self.attained = choice.attained
         self._controller.settle(choice.mask)
-        plan = physical_plan(self.structures, self._controller.alive, self._controller.quanta)
-        self._operate(plan)
+        self._gates.probable.copy_(self._controller.alive)
+        self._gates.bake()
+        self._operate(physical_plan(self.structures, choice.mask, self._controller.quanta))
+        self._settled, self.attained = True, choice.attained
         self._controller.settle(torch.ones_like(self._controller.alive))
         if not choice.within:
-            target = self._controller.dials.target
-            warnings.warn(
-                f"target={target} was not met: {choice.attained:.4f} is the closest that the "
-                f"widths allow (multiples of {sorted(set(self._controller.quanta))}); a smaller "
-                "quantum comes closer",
-                GuyotWarning,
-                stacklevel=3,
-            )
+            warn_missed(self._controller.dials.target, choice.attained, self._controller.quanta)
 
     @contextlib.contextmanager
     def evaluation(self, batches: Iterable[Any] = ()) -> Generator[nn.Module]:
@@ -348,6 +350,7 @@ class Discovery:
             MisconfiguredError: it has not.
         """
         follower = unwrap(module)
+        check_model(follower)
         check_copy(self.model, follower)
         self._followers.append(follower)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 
 def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -53,14 +54,11 @@ def first_names(model: nn.Module) -> dict[str, str]:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's module inside `torch.compile`, `DistributedDataParallel` or `AveragedModel`."""
+    """The user's module inside `torch.compile` or `AveragedModel`."""
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if inner is None and type(model).__name__ in _WRAPPERS:
+        if inner is None and isinstance(model, AveragedModel):
             inner = model.module
         if not isinstance(inner, nn.Module):
             return model
         model = inner
-
-
-_WRAPPERS = {"DistributedDataParallel", "DataParallel", "AveragedModel"}
