@@ -192,6 +192,7 @@ def train(run: Run, dataset: Dataset, scratch: Path) -> dict[str, Any]:
         found = {
             "removals": [asdict(removal) for removal in discovery.removals],
             "attained": discovery.attained,
+            "polarised": discovery.polarised,
             "structure": discovery.structure,
         }
     return {

@@ -104,8 +104,9 @@ def test_the_outcome_is_what_was_asked(finished: tuple[Path, Outcome, Recorder])
     assert outcome.interrupted is None and outcome.before.test_accuracy is None
     assert (outcome.after.test_accuracy or 0) > 0.8
     kept = read(folder, "structure.json")["units"]
-    changed = {width.name: width.after for width in outcome.widths if width.after < width.before}
-    assert changed == {name: len(units) for name, units in kept.items() if units}
+    smaller = {w.name: w.after for w in outcome.widths if 0 < w.after < w.before}
+    gone = {w.name for w in outcome.widths if w.after == 0}
+    assert smaller == {name: len(units) for name, units in kept.items() if name not in gone}
 
 
 def test_the_folder_gives_the_network_back(finished: tuple[Path, Outcome, Recorder]):
@@ -176,7 +177,7 @@ def test_without_discovery_the_full_network_is_trained(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("steps", "phase"), [(3, "warm-up"), (40, "discovery"), (65, "discovery"), (90, "fine-tune")]
+    ("steps", "phase"), [(3, "warm-up"), (20, "discovery"), (38, "discovery"), (90, "fine-tune")]
 )
 def test_a_stopped_run_leaves_a_usable_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, phase: str

@@ -131,6 +131,7 @@ def test_target_is_met(name: str, target: float) -> None:
     said = [str(w.message) for w in caught if issubclass(w.category, GuyotWarning)]
     assert abs(share - target) <= 0.01 * target or any("was not met" in text for text in said)
     assert share == pytest.approx(discovery.attained, abs=1e-6)
+    assert 0.7 <= (discovery.polarised or 0) <= 1
     assert discovery.macs == counted(model, x)
     assert discovery.full_macs == full
     assert discovery.params == sum(p.numel() for p in model.parameters())

@@ -199,6 +199,12 @@ class Controller:
         return int(((self.theta > 0) & (self.theta < 1) & self.alive).sum())
 
     @property
+    def polarised(self) -> float:
+        """Share of the gates above 0 that are at 0.95 or more; 1 when none is above 0."""
+        left = self.theta[self.theta > 0]
+        return float((left >= 0.95).double().mean()) if len(left) else 1.0
+
+    @property
     def decided(self) -> bool:
         """All gates have been 1 or given up for `patience`, and a target is reached."""
         reached = self.dials.target is None or self.expected <= 1.01 * self.dials.target

@@ -64,6 +64,7 @@ class Discovery:
         model: the module that trains, without wrappers.
         original: the structures of the full network.
         attained: share of the complexity that settling kept; None before.
+        polarised: share of the remaining gates at 0.95 or more just before settling rounded.
         skipped: steps whose gradients were NaN or inf.
 
     Raises:
@@ -109,6 +110,7 @@ class Discovery:
         self._record = Record(self.original)
         self._followers: list[nn.Module] = []
         self.attained: float | None = None
+        self.polarised: float | None = None
         self.skipped = 0
         self._step = 0
         self._pending = 0
@@ -316,7 +318,7 @@ class Discovery:
         if self._gates is None:
             self._settled = True
             return
-        choice = self._controller.choose()
+        choice, self.polarised = self._controller.choose(), self._controller.polarised
         self._controller.settle(choice.mask)
         self._gates.probable.copy_(self._controller.alive)
         self._gates.bake()
