@@ -87,6 +87,7 @@ def find_structures(
             branches = [b for n, b in enumerate(branches) if n not in bad_layers]
             _warn(excluded, refused)
             inference = build()
+    _warn_unknown(inference.structures.frozen)
     frozen = inference.structures.frozen + tuple(
         Frozen(name, reason) for name, reason in refused.items()
     )
@@ -104,3 +105,15 @@ def _warn(groups: dict[str, str], layers: dict[str, str]) -> None:
                 warnings.warn(
                     f"{kind} {name} cannot be removed: {reason}", GuyotWarning, stacklevel=4
                 )
+
+
+def _warn_unknown(frozen: Sequence[Frozen]) -> None:
+    """Name the operators that no rule covers, once."""
+    unknown = dict.fromkeys(f.reason for f in frozen if f.reason.endswith("has no rule"))
+    if unknown:
+        warnings.warn(
+            f"the dims that these operators touch cannot shrink: {'; '.join(unknown)}; "
+            "guyot.structure.rules.rule registers a rule for an operator",
+            GuyotWarning,
+            stacklevel=3,
+        )
