@@ -75,35 +75,22 @@ def check_prunable(structures: Structures) -> None:
     )
 
 
-def warn_not_finite(skipped: int, step: int) -> int:
-    """Say now and then that a step was left out; how many were, this one included."""
-    return _warn_skipped(
-        skipped + 1,
-        step,
-        "NaN or inf in the loss or its gradients",
-        "lower the learning rate or clip gradients",
-    )
+NOT_FINITE = (
+    "NaN or inf in the loss or its gradients",
+    "lower the learning rate or clip gradients",
+)
+NO_GRADIENT = ("no gradient reached the gates", "train in model.train() and with loss.backward()")
 
 
-def warn_no_gradient(skipped: int, step: int) -> int:
-    """Say now and then that a step gave no gradient; how many were left out."""
-    return _warn_skipped(
-        skipped + 1,
-        step,
-        "no gradient reached the gates",
-        "train in model.train() and with loss.backward()",
-    )
-
-
-def _warn_skipped(skipped: int, step: int, reason: str, way_out: str) -> int:
+def warn_skipped(skipped: int, step: int, reason: str, way_out: str) -> None:
+    """Say, the first time and then every hundredth, that a step taught the gates nothing."""
     if skipped == 1 or skipped % 100 == 0:
         warnings.warn(
             f"{reason} at step {step} ({skipped} so far): keep probabilities are left as they "
             f"were; {way_out} if this goes on",
             GuyotWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
-    return skipped
 
 
 def warn_missed(target: float | None, attained: float, quanta: Sequence[int]) -> None:

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from guyot.calibration import calibrated, most_probable
 from guyot.checks import (
+    NO_GRADIENT,
+    NOT_FINITE,
     check_copy,
     check_model,
     check_optimizer,
     check_prunable,
     sgd_weight_decay,
     warn_missed,
-    warn_no_gradient,
-    warn_not_finite,
+    warn_skipped,
 )
 from guyot.controller import Controller, Dials, DiscoveryConfig
 from guyot.dynamics import Phase, Phases
@@ -65,7 +66,7 @@ class Discovery:
         original: the structures of the full network.
         attained: share of the complexity that settling kept; None before.
         polarised: share of the remaining gates at 0.95 or more just before settling rounded.
-        skipped: steps whose gradients were NaN or inf.
+        skipped: steps whose gradients were NaN, inf or missing.
 
     Raises:
         MisconfiguredError: a dial out of range, inputs or optimiser that do not fit the model, too
@@ -265,18 +266,17 @@ class Discovery:
         self._draw(self._gates)
 
     def _draw(self, gates: Gates) -> None:
-        alive = self._controller.alive
         gates.sampled.copy_(self._controller.sample())
-        gates.probable.copy_(most_probable(self._theta, alive, self.structures))
+        gates.probable.copy_(most_probable(self._theta, self._controller.alive, self.structures))
         gates.zero_grad()
 
     def _discover(self, gates: Gates, grad_scale: float) -> None:
         """Let the controller move the gates; remove what it condemns."""
         sums = SideSums.from_sample(gates.gradient / grad_scale, gates.sampled)
-        if not sums.finite:
-            self.skipped = warn_not_finite(self.skipped, self._step)
-        elif len(gates.gradient) and not bool(gates.gradient.any()):
-            self.skipped = warn_no_gradient(self.skipped, self._step)
+        silent = len(gates.gradient) and not bool(gates.gradient.any())
+        if silent or not sums.finite:
+            self.skipped += 1
+            warn_skipped(self.skipped, self._step, *(NO_GRADIENT if silent else NOT_FINITE))
         else:
             condemned = self._controller.advance(sums, self._step)
             if self._step % self._controller.interval == 0 and bool(condemned.any()):
