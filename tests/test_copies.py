@@ -129,17 +129,22 @@ def test_the_settled_network_is_the_chosen_one() -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     inputs, labels = torch.randn(16, 7), torch.randint(3, (16,))
     config = DiscoveryConfig(quantum=16)
-    discovery = Discovery(model, (inputs,), optimizer, total_steps=STEPS, nu=2.0, config=config)
+    discovery = Discovery(model, (inputs,), optimizer, total_steps=STEPS, nu=1e-6, config=config)
     for _ in range(30):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(inputs), labels).backward()
         optimizer.step()
         discovery.step()
+    condemned = torch.zeros(discovery.structures.index.total, dtype=torch.bool)
+    condemned[:3] = True
+    discovery._controller.give_up(condemned)
     chosen = discovery._controller.choose().mask
+    assert 16 < int(chosen[:32].sum()) < 32 and not chosen[:3].any()
     assert discovery._gates is not None
     discovery._gates.probable.copy_(chosen)
     masked = model.eval()(inputs)
     discovery.settle()
+    assert model[0].out_features == 32
     assert torch.allclose(model(inputs), masked, atol=1e-6)
 
 
