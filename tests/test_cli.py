@@ -1,5 +1,6 @@
 import json
 import os
+import pkgutil
 import re
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from guyot import cli, report
+from guyot.cli import commands
 from guyot.cli.commands import app
 from guyot.cli.display import Display
 from guyot.cli.interrupt import Interruption
@@ -28,7 +30,7 @@ from guyot.session import Removal
 QUICK = ["--epochs", "3", "--batch-size", "32", "--threads", "1", "--no-bf16"]
 OPTIONS = """
     --alpha --batch-size --beta --bf16 --data --data-dir --decay --device --epochs --estimator
-    --help --image-size --label-smoothing --lr --model --no-bf16 --no-discovery --nu --out
+    --help --image-size --json --label-smoothing --lr --model --no-bf16 --no-discovery --nu --out
     --quantum --quiet --seed --target --threads --validation --warmup-epochs --weight-decay -h -q
 """.split()
 
@@ -47,7 +49,8 @@ def run(*arguments: str | Path) -> Any:
 
 def test_the_surface():
     command: Any = typer.main.get_command(app)
-    assert sorted(command.commands) == ["train"]
+    files = pkgutil.iter_modules(commands.__path__)
+    assert sorted(command.commands) == sorted(file.name for file in files)
     names = {
         name for p in command.commands["train"].params for name in (*p.opts, *p.secondary_opts)
     }
@@ -87,6 +90,15 @@ def test_quiet_prints_the_table_only(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert result.output.startswith("\nmodel digits, data digits")
     (folder,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"digits-\d{8}-\d{6}", folder.name)
+
+
+def test_json_is_all_there_is_on_stdout(tmp_path: Path):
+    result = run("train", *QUICK, "--no-discovery", "--json", "--out", tmp_path / "run")
+    assert result.exit_code == 0
+    values = json.loads(result.stdout)
+    assert values.pop("folder") == str(tmp_path / "run")
+    assert values == json.loads((tmp_path / "run" / "result.json").read_text())
+    assert re.search(r"^ +3/3 ", result.stderr, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +150,7 @@ def test_warnings_become_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         warnings.warn("one group was left out", GuyotWarning, stacklevel=1)
         raise MisconfiguredError("batch_size=7 of data_dir='x/data_dir' and (lr=1)")
 
-    monkeypatch.setattr("guyot.cli.commands.running.train", train)
+    monkeypatch.setattr("guyot.running.train", train)
     before = warnings.showwarning
     result = run("train", "--quiet", "--out", tmp_path / "run")
     note, error = result.stderr.splitlines()
@@ -148,7 +160,8 @@ def test_warnings_become_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_without_typer_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delitem(sys.modules, "guyot.cli.commands")
+    for name in [name for name in sys.modules if name.startswith("guyot.cli.")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(cli, "commands", raising=False)
     monkeypatch.setitem(sys.modules, "typer", None)
     with pytest.raises(SystemExit, match=r"needs the package 'typer'.*pip install 'guyot\[cli\]'"):

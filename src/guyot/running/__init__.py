@@ -1,8 +1,17 @@
 """One training run: a `RunConfig` in, a run folder out."""
 
-from guyot.running.folder import RunFolder, load_run
+from guyot.running.folder import RunFolder, finite, load_run
 from guyot.running.job import train
 from guyot.running.setup import build_model
 from guyot.running.watcher import Progress, Silent, Watcher
 
-__all__ = ["Progress", "RunFolder", "Silent", "Watcher", "build_model", "load_run", "train"]
+__all__ = [
+    "Progress",
+    "RunFolder",
+    "Silent",
+    "Watcher",
+    "build_model",
+    "finite",
+    "load_run",
+    "train",
+]

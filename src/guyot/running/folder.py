@@ -63,7 +63,7 @@ class RunFolder:
 
     def metric(self, event: str, values: Mapping[str, Any]) -> None:
         """Append a line to `metrics.jsonl`."""
-        line = json.dumps(_finite({"event": event, **values}), allow_nan=False)
+        line = json.dumps(finite({"event": event, **values}), allow_nan=False)
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -81,19 +81,19 @@ class RunFolder:
         self._write("result.json", values)
 
     def _write(self, name: str, values: Mapping[str, Any]) -> None:
-        text = json.dumps(_finite(values), indent=1, allow_nan=False)
+        text = json.dumps(finite(values), indent=1, allow_nan=False)
         text = re.sub(r"\[[\s\d,]+\]", lambda found: " ".join(found[0].split()), text)
         (self.path / name).write_text(text + "\n", encoding="utf-8")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """NaN and inf as None: JSON has neither."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 

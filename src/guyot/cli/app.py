@@ -1,0 +1,102 @@
+"""The program itself, and what all of its commands share: errors, notes, options, JSON."""
+
+import importlib.metadata
+import json
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+import torch
+import typer
+from typer.core import TyperGroup
+
+from guyot.errors import GuyotError, GuyotWarning
+from guyot.running import finite
+
+MISUSED = 2
+INTERRUPTED = 130
+
+
+class Program(TyperGroup):
+    """Runs a command: a `GuyotError` becomes one paragraph, a `GuyotWarning` a note.
+
+    Both go to stderr, so that stdout holds nothing but the result.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", GuyotWarning)
+                warnings.showwarning = _note
+                return super().invoke(ctx)
+        except GuyotError as error:
+            command = self.commands.get(ctx.invoked_subcommand or "")
+            names = [p.name for p in command.params if p.name] if command else []
+            typer.echo(f"error: {as_options(str(error), names)}", err=True)
+            raise typer.Exit(MISUSED) from error
+
+
+app = typer.Typer(
+    cls=Program,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"guyot {importlib.metadata.version('guyot')} (torch {torch.__version__})")
+        raise typer.Exit
+
+
+@app.callback()
+def guyot(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Train a network that finds its own structure while it learns."""
+
+
+def option(panel: str, text: str, *names: str) -> Any:
+    """An option whose help is `text`, default included, in the panel of that title."""
+    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False)
+
+
+OUTPUT = "Output"
+
+Quiet = Annotated[bool, option(OUTPUT, "Print only the result.", "--quiet", "-q")]
+Json = Annotated[bool, option(OUTPUT, "Print the result as JSON, all else to stderr.", "--json")]
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """One JSON object on stdout; NaN and inf become null, which is all JSON has for them."""
+    typer.echo(json.dumps(finite(values), indent=1, allow_nan=False))
+
+
+def _note(message: object, *_: object, **__: object) -> None:
+    typer.echo(f"note: {message}", err=True)
+
+
+def as_options(message: str, names: Iterable[str]) -> str:
+    """Settings as they are typed.
+
+    Args:
+        message: of an error, which names settings as Python does.
+        names: of the command's parameters.
+
+    Example:
+        >>> as_options("batch_size=0: give at least 1; or set data_dir", ["batch_size", "data_dir"])
+        '--batch-size=0: give at least 1; or set --data-dir'
+    """
+    names = sorted(names, key=len, reverse=True)
+    typed = "|".join(f"{name}(?==)" for name in names)
+    whole = "|".join(rf"{name}\b" for name in names if "_" in name)
+    pattern = rf"(?<![^\s(])(?:{'|'.join(filter(None, (typed, whole)))})"
+    return re.sub(pattern, lambda found: "--" + found[0].replace("_", "-"), message)
