@@ -12,7 +12,7 @@ PACKAGE = Path(guyot.__file__).parent
 
 # From the ground up. A room imports only rooms on lower floors; inside a room everything goes.
 HOUSE = (
-    {"types", "errors"},
+    {"types", "errors", "trees"},
     {"axis"},
     {"surgery", "models", "data"},
     {"structure"},
@@ -20,6 +20,8 @@ HOUSE = (
     {"dynamics", "settle", "widths", "checks"},
     {"budget"},
     {"controller"},
+    {"readings", "surgeon"},
+    {"snapshot"},
     {"session", "checkpoint"},
     {"config"},
     {"export", "report", "training", "sweep", "integrations"},

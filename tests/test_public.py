@@ -35,8 +35,8 @@ def test_what_a_discovery_tells() -> None:
     assert names == set(
         """
         abandon benefits evaluation expected_complexity finish follow full_macs full_params
-        keep_probs logical_macs macs nu params phase prices removals settle step structure
-        structures undecided
+        keep_probs load_state_dict logical_macs macs nu params phase prices removals settle
+        state_dict step structure structures undecided
         """.split()
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,17 @@ from guyot.widths import protect, quanta_of
 
 _FORGET = 0.99
 """Per measurement, how fast the running upper bound of gradients follows smaller ones."""
+
+_VECTORS = {
+    "theta": "theta",
+    "alive": "alive",
+    "prices": "prices",
+    "gradient": "_gradient",
+    "reference": "_reference",
+    "bound": "_bound",
+    "norm": "_norm",
+}
+"""Names in a checkpoint of the vectors over gates that a `Controller` moves."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +143,7 @@ class Controller:
         complexity: of what is left, as a share of the full network.
         theta: keep probabilities, float32, shape (gates,); what costs nothing starts at 1.
         alive: False for what was given up, bool, shape (gates,).
+        generator: source of the sampled gates.
 
     Raises:
         MisconfiguredError: alpha, beta, target or quantum out of range, or a target that the
@@ -172,7 +185,7 @@ class Controller:
         self._weight_decay = weight_decay
         self._bound = torch.zeros(total, device=device)
         self._norm = torch.full((total,), torch.inf, device=device)
-        self._generator = torch.Generator(device=device).manual_seed(config.seed)
+        self.generator = torch.Generator(device=device).manual_seed(config.seed)
 
     def _check_target(self, target: float) -> None:
         least = floor(self.structures, self.complexity, self.quanta)
@@ -187,6 +200,11 @@ class Controller:
     def nu(self) -> float:
         """The multiplier in force, nats."""
         return self.budget.nu if self.budget is not None else (self.dials.nu or 0.0)
+
+    @property
+    def macs(self) -> int:
+        """MACs of one sample at the present physical widths."""
+        return round(float(self.complexity.macs(torch.ones_like(self.theta))))
 
     @property
     def benefit(self) -> Tensor:
@@ -228,7 +246,7 @@ class Controller:
         instead of in the whole cloud of undecided ones [ours].
         """
         stretched = 0.5 + self.config.sharpness * (self.theta - 0.5)
-        return dynamics.sample(stretched, self.config.epsilon, self._generator) * self.alive
+        return dynamics.sample(stretched, self.config.epsilon, self.generator) * self.alive
 
     def measured(self, weight_norm: Tensor, gradient_norm: Tensor) -> None:
         """Take in the norms of what the gates scale, for the certificate of removal."""
@@ -335,3 +353,27 @@ class Controller:
             structures, self.dials.alpha, self.dials.beta, self.full_macs, self.full_params
         )
         self.price()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that moves; every tensor of it has the shape (gates,)."""
+        vectors = {name: getattr(self, attribute).clone() for name, attribute in _VECTORS.items()}
+        return {
+            **vectors,
+            "plan": None if self._plan is None else self._plan.clone(),
+            "still": self._still,
+            "estimator": self._estimator.state_dict(),
+            "zeros": self._zeros.state_dict(),
+            "budget": None if self.budget is None else self.budget.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave, for the structures that are left."""
+        for name, attribute in _VECTORS.items():
+            setattr(self, attribute, state[name].to(self.theta.device, copy=True))
+        plan = state["plan"]
+        self._plan = None if plan is None else plan.to(self.theta.device, copy=True)
+        self._still = int(state["still"])
+        self._estimator.load_state_dict(state["estimator"])
+        self._zeros.load_state_dict(state["zeros"])
+        if self.budget is not None:
+            self.budget.load_state_dict(state["budget"])

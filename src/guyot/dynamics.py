@@ -259,4 +259,4 @@ class ZeroPatience:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` gave."""
-        self.steps = state["steps"].clone()
+        self.steps = state["steps"].to(self.steps.device, copy=True)

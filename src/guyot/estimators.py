@@ -22,7 +22,7 @@ from torch import Tensor
 
 from guyot.errors import MisconfiguredError
 
-_STATE = ("mean_one", "weight_one", "square_one", "mean_zero", "weight_zero", "square_zero")
+_STATE = ("mean_one", "weight_one", "mean_zero", "weight_zero")
 
 
 @dataclass(frozen=True)
@@ -56,15 +56,6 @@ class SideSums:
         one = gate.to(gradient)
         on = gradient * one
         return cls(on, one, gradient - on, 1 - one)
-
-    def __add__(self, other: SideSums) -> SideSums:
-        """Samples of both."""
-        return SideSums(
-            self.sum_one + other.sum_one,
-            self.count_one + other.count_one,
-            self.sum_zero + other.sum_zero,
-            self.count_zero + other.count_zero,
-        )
 
     @property
     def finite(self) -> bool:
@@ -116,14 +107,13 @@ class Estimator(ABC):
         self._side("zero", sums.sum_zero, sums.count_zero)
 
     def _side(self, side: str, total: Tensor, count: Tensor) -> None:
-        """mean <- d**n mean + (1 - d**n) total / n, and its weights and squared weights."""
+        """mean <- d**n mean + (1 - d**n) total / n, and its weight."""
         state = self._state
         keep = torch.exp(count * math.log(self.decay)) if self.decay > 0 else (count == 0).float()
         fresh = 1 - keep
         n = count.clamp(min=1)
         state[f"mean_{side}"].mul_(keep).add_(fresh * total / n)
         state[f"weight_{side}"].mul_(keep).add_(fresh)
-        state[f"square_{side}"].mul_(keep.square()).add_(fresh.square() / n)
 
     def _sides(self) -> tuple[Tensor, Tensor]:
         """Bias-corrected means (C'(1), C'(0)); a side without samples takes the other's."""
@@ -143,19 +133,6 @@ class Estimator(ABC):
         Args:
             theta: keep probabilities, shape (gates,).
         """
-
-    def samples(self) -> tuple[Tensor, Tensor]:
-        """Effective number of samples behind each side's mean, (sum w)**2 / sum w**2.
-
-        Returns:
-            For xi = 1 and xi = 0, each of shape (gates,); the variance of a side's mean is the
-            variance of one sample divided by this. At most (1 + decay) / (1 - decay).
-        """
-        one, zero = (
-            self._state[f"weight_{s}"].square() / self._state[f"square_{s}"].clamp(min=1e-30)
-            for s in ("one", "zero")
-        )
-        return one, zero
 
     def select(self, kept: Tensor) -> None:
         """After a removal: go on with these gates only.
@@ -189,8 +166,9 @@ class TwoSided(Estimator):
 
     Bias: exact when C is quadratic in xi_j; otherwise -(1/12) C''' to leading order, independent
     of theta_j, so that it makes no interior equilibrium.
-    Variance: (var_1 / n_1 + var_0 / n_0) / 4 with n of `samples()`; no importance weights, which
-    would grow as 1 / theta and 1 / (1 - theta). While a side has no sample, the other side alone.
+    Variance: (var_1 / n_1 + var_0 / n_0) / 4 with n the effective number of samples of a side, at
+    most (1 + decay) / (1 - decay); no importance weights, which would grow as 1 / theta and
+    1 / (1 - theta). While a side has no sample, the other side alone.
     """
 
     name = "two-sided"

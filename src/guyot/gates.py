@@ -10,7 +10,7 @@ pass of the training step.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -126,6 +126,15 @@ class Gates:
     def zero_grad(self) -> None:
         """Forget the gradients."""
         self.gradient.zero_()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The present sample and the most probable gates, float32, shape (gates,)."""
+        return {"sampled": self.sampled.clone(), "probable": self.probable.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` gave."""
+        self.sampled.copy_(state["sampled"])
+        self.probable.copy_(state["probable"])
 
     def attach(self, model: nn.Module) -> None:
         """Put the gates on the modules of a model."""

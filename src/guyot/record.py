@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from guyot.errors import MisconfiguredError
 from guyot.surgery import Shrunk, masks_of
+from guyot.trees import describe
 from guyot.types import KeepPlan, Structures
 
 
@@ -27,6 +29,33 @@ class Removal:
     units: Mapping[str, tuple[int, ...]]
     layers: tuple[str, ...]
     macs: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        units = {name: list(indices) for name, indices in self.units.items()}
+        return {
+            "step": self.step,
+            "units": units,
+            "layers": list(self.layers),
+            "macs": self.macs,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Removal:
+        """The inverse of `to_dict`.
+
+        Raises:
+            MisconfiguredError: these are not the values of a removal.
+        """
+        try:
+            units = {str(n): tuple(int(i) for i in unit) for n, unit in values["units"].items()}
+            layers = tuple(str(name) for name in values["layers"])
+            return cls(int(values["step"]), units, layers, int(values["macs"]))
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+            raise MisconfiguredError(
+                f"{describe(values)} is no removal ({type(error).__name__}: {error}): expected "
+                "step, units, layers and macs"
+            ) from error
 
 
 class Record:
@@ -67,6 +96,36 @@ class Record:
         self._origin = self._origin[left.gates]
         self.removals.append(Removal(step, units, layers, macs))
 
+    def plan(self, before: Structures, removal: Removal) -> KeepPlan:
+        """The plan that a removal carried out.
+
+        Args:
+            before: the structures when it happened, all earlier removals of it being in here.
+            removal: numbered as in the original network.
+
+        Raises:
+            MisconfiguredError: it names what is not there, or leaves a group without units.
+        """
+        groups = {group.name: number for number, group in enumerate(before.groups)}
+        layers = {layer.name: number for number, layer in enumerate(before.layers)}
+        kept: dict[int, torch.Tensor] = {}
+        for name, units in removal.units.items():
+            if name not in groups:
+                raise MisconfiguredError(_absent(removal, f"units of {name!r}", groups))
+            number = groups[name]
+            present = self._origin[before.index.units(number)] - self._first[name]
+            gone = torch.isin(present, torch.tensor(units, dtype=torch.int64))
+            if not units or int(gone.sum()) != len(units) or bool(gone.all()):
+                raise MisconfiguredError(
+                    f"the removal of step {removal.step} takes {len(units)} units of {name!r}, "
+                    f"{int(gone.sum())} of which are among its {len(present)}: build the model as "
+                    "it was built for the run"
+                )
+            kept[number] = (~gone).nonzero().flatten()
+        if unknown := [name for name in removal.layers if name not in layers]:
+            raise MisconfiguredError(_absent(removal, f"the layer {unknown[0]!r}", layers))
+        return KeepPlan(kept, frozenset(layers[name] for name in removal.layers))
+
     @property
     def structure(self) -> dict[str, Any]:
         """What is left, as plain data for JSON, see `guyot.rebuild`."""
@@ -81,3 +140,10 @@ class Record:
             },
             "removed_layers": [name for removal in self.removals for name in removal.layers],
         }
+
+
+def _absent(removal: Removal, what: str, known: Mapping[str, int]) -> str:
+    return (
+        f"the removal of step {removal.step} takes {what}, but the network has "
+        f"{sorted(known)}: build the model as it was built for the run"
+    )

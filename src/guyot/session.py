@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from guyot.calibration import calibrated, most_probable
 from guyot.checks import (
@@ -27,14 +27,26 @@ from guyot.dynamics import Phase, Phases
 from guyot.errors import GuyotError, GuyotWarning, SequenceError
 from guyot.estimators import SideSums
 from guyot.gates import Gates
-from guyot.record import Record, Removal
+from guyot.readings import Readings
+from guyot.snapshot import checked, snapshot
 from guyot.structure import find_structures
-from guyot.surgery import operate, unwrap
-from guyot.types import KeepPlan, Structures
+from guyot.surgeon import Surgeon
+from guyot.surgery import unwrap
+from guyot.types import KeepPlan
 from guyot.widths import physical_plan
 
+_COUNTERS = {
+    "step": "_step",
+    "skipped": "skipped",
+    "settled": "_settled",
+    "finished": "_finished",
+    "attained": "attained",
+    "polarised": "polarised",
+}
+"""Plain values that a checkpoint keeps."""
 
-class Discovery:
+
+class Discovery(Readings):
     """Makes a network find its own structure while the user's loop trains it.
 
     Call `step()` once after every optimiser step and `finish()` at the end:
@@ -108,8 +120,8 @@ class Discovery:
             self.original, dials, self._phases, config, device, sgd_weight_decay(optimizer)
         )
         self._gates: Gates | None = None
-        self._record = Record(self.original)
-        self._followers: list[nn.Module] = []
+        self._surgeon = Surgeon(self.model, optimizer, self._controller)
+        self._record = self._surgeon.record
         self.attained: float | None = None
         self.polarised: float | None = None
         self.skipped = 0
@@ -130,104 +142,6 @@ class Discovery:
 
     def _after_optimizer(self, *_: object) -> None:
         self._pending += 1
-
-    # -- what it tells -----------------------------------------------------------------------
-
-    @property
-    def phase(self) -> Phase:
-        """Warm-up, discovery or fine-tuning."""
-        return Phase.FINE_TUNE if self._settled else self._phases.at(self._step)
-
-    @property
-    def removals(self) -> list[Removal]:
-        """What went, and when."""
-        return self._record.removals
-
-    @property
-    def structures(self) -> Structures:
-        """What is left of the network's structures."""
-        return self._controller.structures
-
-    @property
-    def full_macs(self) -> int:
-        """MACs of one sample of the full network."""
-        return round(self._controller.full_macs)
-
-    @property
-    def full_params(self) -> int:
-        """Parameters of the full network."""
-        return round(self._controller.full_params)
-
-    @property
-    def macs(self) -> int:
-        """MACs of one sample at the present physical widths."""
-        return round(float(self._controller.complexity.macs(torch.ones_like(self._theta))))
-
-    @property
-    def params(self) -> int:
-        """Parameters at the present physical widths."""
-        return round(float(self._controller.complexity.params(torch.ones_like(self._theta))))
-
-    @property
-    def logical_macs(self) -> int:
-        """MACs of one sample if every unit that was given up were sliced away."""
-        alive = self._controller.alive.to(self._theta)
-        return round(float(self._controller.complexity.macs(alive)))
-
-    @property
-    def expected_complexity(self) -> float:
-        """E[C], the expected share of the full network's complexity."""
-        if self._gates is None:
-            ones = torch.ones_like(self._theta)
-            return float(self._controller.complexity.expected(ones))
-        return self._controller.expected
-
-    @property
-    def nu(self) -> float:
-        """The multiplier in force, in nats: the one given, or the one the target needs now."""
-        return self._controller.nu
-
-    @property
-    def keep_probs(self) -> dict[str, Tensor]:
-        """Keep probabilities: group name -> shape (units,), "layer NAME" -> scalar."""
-        return self._by_name(self._theta)
-
-    @property
-    def prices(self) -> dict[str, Tensor]:
-        """What keeping each structure costs at present, in nats; keys as in `keep_probs`."""
-        return self._by_name(self._controller.nu * self._controller.prices)
-
-    @property
-    def benefits(self) -> dict[str, Tensor]:
-        """What each structure is estimated to earn, in nats; keys as in `keep_probs`."""
-        return self._by_name(self._controller.benefit)
-
-    @property
-    def undecided(self) -> int:
-        """Gates that are neither 0 nor 1."""
-        return 0 if self._gates is None else self._controller.undecided
-
-    @property
-    def structure(self) -> dict[str, Any]:
-        """What is left, as plain data for JSON; `guyot.rebuild` cuts a fresh model down to it.
-
-        `{"units": {group: kept indices of the original network}, "removed_layers": [names]}`;
-        groups that are whole are not listed.
-        """
-        return self._record.structure
-
-    @property
-    def _theta(self) -> Tensor:
-        return self._controller.theta
-
-    def _by_name(self, flat: Tensor) -> dict[str, Tensor]:
-        structures, index = self.structures, self.structures.index
-        result = {g.name: flat[index.units(n)].clone() for n, g in enumerate(structures.groups)}
-        for number, layer in enumerate(structures.layers):
-            result[f"layer {layer.name}"] = flat[index.layer(number)].clone()
-        return result
-
-    # -- what it does ------------------------------------------------------------------------
 
     def step(self, *, grad_scale: float | None = None) -> None:
         """Say that an optimiser step is over; gates move, structures may go.
@@ -257,13 +171,13 @@ class Discovery:
             self.settle()
         elif self._gates is None and phase is Phase.DISCOVERY:
             self._controller.price()
-            self._attach()
+            self._draw(self._attach())
 
-    def _attach(self) -> None:
-        """Put gates on the modules and draw a sample."""
+    def _attach(self) -> Gates:
+        """Put gates on the modules."""
         self._gates = Gates(self.structures, self._theta.device)
         self._gates.attach(self.model)
-        self._draw(self._gates)
+        return self._gates
 
     def _draw(self, gates: Gates) -> None:
         gates.sampled.copy_(self._controller.sample())
@@ -286,8 +200,7 @@ class Discovery:
                 )
                 if not plan.empty:
                     self._operate(plan)
-                    self._attach()
-                    return
+                    gates = self._attach()
         self._draw(gates)
 
     def _operate(self, plan: KeepPlan) -> None:
@@ -297,16 +210,11 @@ class Discovery:
         self._gates = None
         if plan.empty:
             return
-        before = self.structures
         try:
-            left = operate(self.model, before, plan, [self._optimizer])
+            self._surgeon.remove(self._step, plan)
         except GuyotError:
-            self._attach()
+            self._draw(self._attach())
             raise
-        for follower in self._followers:
-            operate(follower, before, plan)
-        self._controller.select(left.structures, left.gates)
-        self._record.add(self._step, before, plan, left, self.macs)
 
     def settle(self) -> None:
         """End discovery now: decide what is undecided, remove what goes, take the gates off.
@@ -354,7 +262,7 @@ class Discovery:
         follower = unwrap(module)
         check_model(follower)
         check_copy(self.model, follower)
-        self._followers.append(follower)
+        self._surgeon.followers.append(follower)
 
     def abandon(self) -> nn.Module:
         """End the run where it is: nothing undecided is settled, no shape changes any more.
@@ -398,3 +306,51 @@ class Discovery:
                 stacklevel=2,
             )
         return self._end()
+
+    # -- checkpoints -------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that must survive, but for the states of the model and the optimiser.
+
+        Call it between two steps: after `step()`, before the next forward pass.
+
+        Returns:
+            Nested dicts and lists of tensors and values fit for JSON.
+
+        Raises:
+            SequenceError: the optimiser has made a step of which `step()` was not told.
+        """
+        if self._pending:
+            raise SequenceError(
+                f"state_dict() between optimizer.step() and step() of the discovery, after step "
+                f"{self._step}: call it after step()"
+            )
+        counters = {name: getattr(self, attribute) for name, attribute in _COUNTERS.items()}
+        return snapshot(self.original, self._controller, self.removals, self._gates, counters)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was called: cut the full model down, put the gates on.
+
+        Make the model and the discovery as for the first start, `follow` copies if there are any,
+        call this, and only then load the states of model, copies, optimiser and scheduler, which
+        fit the smaller network.
+
+        Raises:
+            SequenceError: this discovery has begun already.
+            MisconfiguredError: the state is of another format, of another model, or of a run with
+                other settings; says which. Nothing was changed then.
+        """
+        if self._step or self._finished or self.removals:
+            raise SequenceError(
+                f"load_state_dict() after step {self._step}: make model, optimiser and Discovery "
+                "anew, as for the first start"
+            )
+        self._surgeon.repeat(checked(state, self.state_dict(), self._surgeon))
+        if state["gates"] is not None:
+            self._attach().load_state_dict(state["gates"])
+        self._controller.load_state_dict(state["controller"])
+        self._controller.generator.set_state(state["generator"].cpu())
+        for name, attribute in _COUNTERS.items():
+            setattr(self, attribute, state["counters"][name])
+        if self._finished:
+            self._end()

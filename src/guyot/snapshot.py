@@ -1,0 +1,103 @@
+"""The state of a `Discovery` as a tree of tensors and plain values, and what is refused on return.
+
+Weights and the optimiser's state are not in it: loops, Lightning and others save those themselves.
+The whole of it is small: some vectors over gates, and the record of removals.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from guyot.controller import Controller
+from guyot.errors import MisconfiguredError
+from guyot.gates import Gates
+from guyot.record import Removal
+from guyot.surgeon import Surgeon
+from guyot.trees import difference, mapped
+from guyot.types import Structures
+
+VERSION = 1
+"""Of the tree."""
+
+_DO = "build the model and the Discovery as for the first start"
+
+
+def snapshot(
+    original: Structures,
+    controller: Controller,
+    removals: list[Removal],
+    gates: Gates | None,
+    counters: Mapping[str, int | float | bool | None],
+) -> dict[str, Any]:
+    """The tree.
+
+    Args:
+        original: structures of the full network.
+        controller: everything that is numbered by gates.
+        removals: in order.
+        gates: None while they are off.
+        counters: plain values of the session.
+    """
+    return {
+        "version": VERSION,
+        "run": _identity(original, controller),
+        "removals": [removal.to_dict() for removal in removals],
+        "counters": dict(counters),
+        "controller": controller.state_dict(),
+        "generator": controller.generator.get_state(),
+        "gates": None if gates is None else gates.state_dict(),
+    }
+
+
+def _identity(original: Structures, controller: Controller) -> dict[str, Any]:
+    """What must be the same when a run goes on."""
+    return {
+        "total_steps": controller.phases.total_steps,
+        **dataclasses.asdict(controller.dials),
+        "config": dataclasses.asdict(controller.config),
+        "device": controller.theta.device.type,
+        "groups": {group.name: group.size for group in original.groups},
+        "layers": [layer.name for layer in original.layers],
+        "macs": round(controller.full_macs),
+        "params": round(controller.full_params),
+    }
+
+
+def checked(state: Mapping[str, Any], fresh: Mapping[str, Any], surgeon: Surgeon) -> list[Removal]:
+    """The removals of a state that fits; changes nothing.
+
+    Args:
+        state: was read from somewhere.
+        fresh: the `snapshot` of the session before its first step.
+        surgeon: of the full network.
+
+    Raises:
+        MisconfiguredError: another version, another model or other settings, or a part that is
+            missing, unexpected, or of the wrong shape; names the difference.
+    """
+    if not isinstance(state, Mapping) or state.get("version") != VERSION:
+        found = state.get("version") if isinstance(state, Mapping) else state
+        raise MisconfiguredError(
+            f"the state of the discovery has version {found!r} and this guyot reads {VERSION}: "
+            "use the version of guyot that wrote it"
+        )
+    if found := difference(fresh["run"], state.get("run"), values=True):
+        raise MisconfiguredError(f"the state is of another run: {found}; {_DO}")
+    if not isinstance(state.get("removals"), list):
+        raise MisconfiguredError("the state of the discovery does not fit: removals is no list")
+    removals = [Removal.from_dict(values) for values in state["removals"]]
+    total = surgeon.rehearse(removals).index.total
+    expected: dict[str, Any] = {**fresh, "removals": state["removals"], "run": state["run"]}
+    expected["controller"] = mapped(fresh["controller"], lambda vector: vector.new_empty(total))
+    vector = torch.empty(total)
+    if state.get("gates") is not None:
+        expected["gates"] = {"sampled": vector, "probable": vector}
+    if isinstance(state.get("controller"), Mapping) and state["controller"].get("plan") is not None:
+        expected["controller"]["plan"] = vector.bool()
+    if found := difference(expected, state):
+        raise MisconfiguredError(f"the state of the discovery does not fit: {found}; {_DO}")
+    return removals
