@@ -183,6 +183,16 @@ class Structures:
         """The numbering of all gates."""
         return GateIndex(tuple(g.size for g in self.groups), len(self.layers))
 
+    @cached_property
+    def holders(self) -> dict[str, frozenset[int]]:
+        """For every tensor the layers it belongs to."""
+        return {tensor.name: frozenset(tensor.layers) for tensor in self.tensors}
+
+    def layers_around(self, group: UnitGroup) -> frozenset[int]:
+        """The layers that hold all of a group."""
+        held = [self.holders[slot.tensor] for slot in group.members]
+        return frozenset.intersection(*held) if held else frozenset()
+
 
 @dataclass(frozen=True)
 class GateIndex:

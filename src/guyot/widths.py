@@ -37,8 +37,7 @@ def quanta_of(structures: Structures, quantum: int | Mapping[str, int]) -> tuple
 
 def home_layer(structures: Structures, group: UnitGroup) -> int | None:
     """The innermost layer that holds all of a group, or None."""
-    tensors = {slot.tensor for slot in group.members}
-    homes = [n for n, layer in enumerate(structures.layers) if tensors.issubset(layer.tensors)]
+    homes = sorted(structures.layers_around(group))
     return min(homes, key=lambda n: len(structures.layers[n].tensors), default=None)
 
 

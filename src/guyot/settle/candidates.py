@@ -78,12 +78,9 @@ class Space:
 
 def _groups_inside(structures: Structures) -> Tensor:
     """(groups, layers): all tensors of the group belong to the layer."""
-    where = {tensor.name: set(tensor.layers) for tensor in structures.tensors}
     inside = torch.zeros(len(structures.groups), len(structures.layers), dtype=torch.bool)
     for g, group in enumerate(structures.groups):
-        sets = [where[slot.tensor] for slot in group.members]
-        for layer in set.intersection(*sets) if sets else ():
-            inside[g, layer] = True
+        inside[g, sorted(structures.layers_around(group))] = True
     return inside
 
 
@@ -91,10 +88,12 @@ def _layers_inside(structures: Structures) -> Tensor:
     """(layers, layers): whatever belongs to layer i belongs to layer j as well, j != i."""
     count = len(structures.layers)
     inside = torch.zeros(count, count, dtype=torch.bool)
-    sets = [set(item.layers) for item in (*structures.tensors, *structures.operations)]
-    for layer in range(count):
-        own = [s for s in sets if layer in s]
-        for parent in set.intersection(*own) - {layer} if own else ():
+    common: dict[int, set[int]] = {}
+    for item in (*structures.tensors, *structures.operations):
+        for layer in item.layers:
+            common[layer] = common.get(layer, set(item.layers)).intersection(item.layers)
+    for layer, parents in common.items():
+        for parent in parents - {layer}:
             inside[layer, parent] = True
     return inside
 

@@ -46,9 +46,10 @@ class Dim:
 
 
 def find(dim: Dim) -> Dim:
-    """The representative of a dim."""
-    while dim.link is not None:
-        dim = dim.link
+    """The representative of a dim; paths to it get shorter on the way."""
+    while (above := dim.link) is not None:
+        dim.link = above.link or above
+        dim = above
     return dim
 
 

@@ -118,6 +118,33 @@ def _writers(operand: fx.Node, nodes: set[fx.Node], trace: Trace) -> tuple[str, 
     return None
 
 
+class _Uses:
+    """Which operators use which tensor; names are those that a tensor has first."""
+
+    def __init__(self, trace: Trace, canonical: dict[str, str]) -> None:
+        self.users: dict[str, set[fx.Node]] = defaultdict(set)
+        self.read: dict[fx.Node, list[str]] = defaultdict(list)
+        for node in trace.graph.nodes:
+            for source in node.all_input_nodes:
+                if source.name in trace.tensors:
+                    name = canonical[trace.tensors[source.name]]
+                    self.users[name].add(node)
+                    self.read[node].append(name)
+        self.used: dict[str, list[str]] = defaultdict(list)
+        self.idle: dict[str, list[str]] = defaultdict(list)
+        for name in dict.fromkeys(canonical.values()):
+            kind = self.used if name in self.users else self.idle
+            kind[name.rpartition(".")[0]].append(name)
+
+    def only_in(self, nodes: set[fx.Node]) -> tuple[str, ...]:
+        """Tensors that only these operators use, and counters and the like beside them."""
+        read = dict.fromkeys(name for node in sorted(nodes) for name in self.read.get(node, ()))
+        own = [name for name in read if self.users[name] <= nodes]
+        modules = dict.fromkeys(name.rpartition(".")[0] for name in own)
+        whole = [module for module in modules if set(self.used[module]).issubset(own)]
+        return (*own, *(name for module in whole for name in self.idle.get(module, ())))
+
+
 def find_branches(trace: Trace, canonical: dict[str, str]) -> tuple[list[Branch], dict[str, str]]:
     """All removable residual branches, and for those that are not: name -> reason.
 
@@ -126,12 +153,9 @@ def find_branches(trace: Trace, canonical: dict[str, str]) -> tuple[list[Branch]
         canonical: qualified name -> the first name of the same tensor.
     """
     parent = _dominators(trace)
-    uses: dict[str, set[fx.Node]] = defaultdict(set)
-    for node in trace.graph.nodes:
-        for source in node.all_input_nodes:
-            if source.name in trace.tensors:
-                uses[canonical[trace.tensors[source.name]]].add(node)
+    uses = _Uses(trace, canonical)
     position: dict[str, int] = defaultdict(int)
+    taken: set[str] = set()
     calls: dict[str, set[str]] = defaultdict(set)
     branches: list[Branch] = []
     refused: dict[str, str] = {}
@@ -154,32 +178,20 @@ def find_branches(trace: Trace, canonical: dict[str, str]) -> tuple[list[Branch]
         if writers is None:
             refused[owner] = "its residual branch does not end in an affine operator"
             continue
-        tensors = _only_in(nodes, uses, canonical)
-        taken = {branch.layer.name for branch in branches}
         name = owner or "(root)"
         name = name if name not in taken else f"{name}:{place + 1}"
+        taken.add(name)
         layer = Layer(
             name=name,
             writers=tuple(canonical[writer] for writer in writers),
             owner=owner,
             addition=place,
             operand=operand,
-            tensors=tensors,
+            tensors=uses.only_in(nodes),
             rectified=start.target in RELU and node.args[1 - operand] is start,
         )
         branches.append(Branch(layer, node, frozenset(nodes)))
     return _removable(branches, calls, refused), refused
-
-
-def _only_in(
-    nodes: set[fx.Node], uses: dict[str, set[fx.Node]], canonical: dict[str, str]
-) -> tuple[str, ...]:
-    """Tensors that only these operators use, and counters and the like beside them."""
-    used = [name for name, users in uses.items() if users <= nodes]
-    modules = {name.rpartition(".")[0] for name in used}
-    modules -= {name.rpartition(".")[0] for name in uses if name not in used}
-    idle = [name for name in dict.fromkeys(canonical.values()) if name not in uses]
-    return (*used, *(name for name in idle if name.rpartition(".")[0] in modules))
 
 
 def _branch_of(

@@ -50,6 +50,9 @@ class Walk:
         self.literals: list[tuple[fx.Node, int, Dim]] = []
         self.batch = Dim(0, BATCH)
         self.canonical = first_names(model)
+        self.aliases: dict[str, list[str]] = defaultdict(list)
+        for name, first in self.canonical.items():
+            self.aliases[first].append(name)
         for name, tensor in named_tensors(model).items():
             if self.canonical[name] == name:
                 self.tensors[name] = tuple(Dim(size) for size in tensor.shape)
@@ -100,10 +103,8 @@ class Walk:
     def attribute(self, node: fx.Node, position: int, attribute: str, dim: Dim) -> None:
         """Say that an attribute of the modules that own a parameter states a dim's size."""
         canonical = self.parameter(node, position)
-        if canonical is not None:
-            for name, first in self.canonical.items():
-                if first == canonical:
-                    self.attributes.append((name.rpartition(".")[0], attribute, dim))
+        for name in () if canonical is None else self.aliases[canonical]:
+            self.attributes.append((name.rpartition(".")[0], attribute, dim))
 
     def count(self, node: fx.Node, *dims: Dim) -> None:
         """Say that one sample costs the product of these dims in multiply-accumulates."""
@@ -251,11 +252,15 @@ def infer(
     def axis(dim: Dim) -> Axis:
         return resolve(dim, lambda leaf: number.get(find(leaf)))
 
+    holders: dict[str | fx.Node, list[int]] = defaultdict(list)
+    for position, branch in enumerate(branches):
+        for part in (*branch.layer.tensors, *branch.nodes):
+            holders[part].append(position)
     tensors = tuple(
         TensorShape(
             name,
             tuple(axis(dim) for dim in dims),
-            tuple(i for i, b in enumerate(branches) if name in b.layer.tensors),
+            tuple(holders.get(name, ())),
             name in trainable,
         )
         for name, dims in walk.tensors.items()
@@ -264,7 +269,7 @@ def infer(
         Operation(
             name,
             tuple(axis(d) for d in dims if find(d) is not find(walk.batch)),
-            tuple(i for i, b in enumerate(branches) if node in b.nodes),
+            tuple(holders.get(node, ())),
         )
         for node, name, dims in walk.counts
     )

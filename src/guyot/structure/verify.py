@@ -111,10 +111,11 @@ class Verifier:
 
     def _plan(self, suspects: list[tuple[str, int]]) -> KeepPlan:
         generator = torch.Generator().manual_seed(0)
+        chosen = {number for kind, number in suspects if kind == "group"}
         kept: dict[int, Tensor] = {}
         for number, group in enumerate(self.inference.structures.groups):
             units = _uneven(group.size, generator)
-            if ("group", number) in suspects:
+            if number in chosen:
                 kept[number] = units
         return KeepPlan(kept, frozenset(n for kind, n in suspects if kind == "layer"))
 

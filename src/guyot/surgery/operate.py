@@ -18,6 +18,7 @@ from guyot.surgery.layers import replace_module, without_branches
 from guyot.surgery.locate import owner_of, tensor_at
 from guyot.surgery.plan import (
     Shrunk,
+    above,
     all_removed_layers,
     masks_of,
     removed_tensors,
@@ -92,13 +93,17 @@ def _rebuilt(
     for number in sorted(removed):
         by_owner[structures.layers[number].owner].append(structures.layers[number])
 
+    below: dict[str, set[str]] = defaultdict(set)
+    for tensor in structures.tensors:
+        for module in above(tensor.name):
+            if module in by_owner:
+                below[module].add(tensor.name)
+
     def inside_removed(owner: str) -> bool:
-        names = {t.name for t in structures.tensors if t.name.startswith(f"{owner}.")}
         return any(
-            names and names.issubset(layer.tensors)
-            for other, layers in by_owner.items()
-            for layer in layers
-            if owner.startswith(f"{other}.")
+            below[owner] and below[owner].issubset(layer.tensors)
+            for module in above(owner)
+            for layer in by_owner.get(module, ())
         )
 
     return {

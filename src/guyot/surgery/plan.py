@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -49,13 +50,18 @@ def masks_of(structures: Structures, plan: KeepPlan) -> list[Tensor]:
 
 def all_removed_layers(structures: Structures, plan: KeepPlan) -> frozenset[int]:
     """The layers of the plan and those nested in them."""
+    beginning: dict[str, list[int]] = defaultdict(list)
+    for number, layer in enumerate(structures.layers):
+        for name in layer.tensors[:1]:
+            beginning[name].append(number)
     gone = set(plan.removed_layers)
     for outer in plan.removed_layers:
         inside = set(structures.layers[outer].tensors)
         gone.update(
             number
-            for number, layer in enumerate(structures.layers)
-            if inside.issuperset(layer.tensors)
+            for name in inside
+            for number in beginning.get(name, ())
+            if inside.issuperset(structures.layers[number].tensors)
         )
     return frozenset(gone)
 
@@ -102,6 +108,8 @@ def shrink(structures: Structures, plan: KeepPlan) -> Shrunk:
     renumber = {old: new for new, old in enumerate(left)}
     gates.append(torch.tensor([index.layer(n) for n in left], dtype=torch.int64))
 
+    without = {prefix for name in gone for prefix in above(name)}
+
     def axes(old: Sequence[Axis]) -> tuple[Axis, ...]:
         return tuple(_substitute(axis, meaning) for axis in old)
 
@@ -111,7 +119,7 @@ def shrink(structures: Structures, plan: KeepPlan) -> Shrunk:
     smaller = replace(
         structures,
         groups=tuple(groups),
-        layers=tuple(_renumbered(structures, number, gone_layers) for number in left),
+        layers=_renumbered(structures, gone_layers),
         tensors=tuple(
             replace(t, axes=axes(t.axes), layers=layers(t.layers))
             for t in structures.tensors
@@ -125,21 +133,37 @@ def shrink(structures: Structures, plan: KeepPlan) -> Shrunk:
         attributes=tuple(
             Attribute(a.module, a.name, axes([a.axis])[0])
             for a in structures.attributes
-            if not any(name.startswith(f"{a.module}.") for name in gone)
+            if a.module not in without
         ),
     )
     return Shrunk(smaller, torch.cat(gates))
 
 
-def _renumbered(structures: Structures, number: int, gone: frozenset[int]) -> Layer:
-    """A layer's place among the additions of its owner after others went."""
-    layer = structures.layers[number]
-    before = sum(
-        structures.layers[other].owner == layer.owner
-        and structures.layers[other].addition < layer.addition
-        for other in gone
+def above(name: str) -> list[str]:
+    """The modules that a qualified name lies in, outermost first, without the root.
+
+    Example:
+        >>> above("layer1.0.conv.weight")
+        ['layer1', 'layer1.0', 'layer1.0.conv']
+    """
+    return [name[:position] for position, letter in enumerate(name) if letter == "."]
+
+
+def _renumbered(structures: Structures, gone: frozenset[int]) -> tuple[Layer, ...]:
+    """The layers left, with their places among the additions of their owners."""
+    missing: dict[str, list[int]] = defaultdict(list)
+    for number in gone:
+        layer = structures.layers[number]
+        missing[layer.owner].append(layer.addition)
+    return tuple(
+        replace(
+            layer,
+            addition=layer.addition
+            - sum(addition < layer.addition for addition in missing.get(layer.owner, ())),
+        )
+        for number, layer in enumerate(structures.layers)
+        if number not in gone
     )
-    return replace(layer, addition=layer.addition - before)
 
 
 def _substitute(axis: Axis, meaning: dict[int, Axis]) -> Axis:
