@@ -31,7 +31,8 @@ QUICK = ["--epochs", "3", "--batch-size", "32", "--threads", "1", "--no-bf16"]
 OPTIONS = """
     --alpha --batch-size --beta --bf16 --data --data-dir --decay --device --epochs --estimator
     --help --image-size --json --label-smoothing --lr --model --no-bf16 --no-discovery --nu --out
-    --quantum --quiet --seed --target --threads --validation --warmup-epochs --weight-decay -h -q
+    --quantum --quiet --seed --target --tensorboard --threads --validation
+    --warmup-epochs --weight-decay -h -q
 """.split()
 
 
@@ -90,6 +91,37 @@ def test_quiet_prints_the_table_only(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert result.output.startswith("\nmodel digits, data digits")
     (folder,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"digits-\d{8}-\d{6}", folder.name)
+
+
+def test_tensorboard_reads_what_was_written(tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert run("train", *QUICK, "--tensorboard", "--out", tmp_path / "run").exit_code == 0
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for tag, event, name in [
+        ("loss/training", "steps", "loss"),
+        ("cost/macs", "steps", "macs"),
+        ("seconds/step", "steps", "seconds"),
+        ("accuracy/validation", "epoch", "validation_accuracy"),
+        ("gates/nu", "gates", "nu"),
+    ]:
+        shown = [(scalar.step, scalar.value) for scalar in board.Scalars(tag)]
+        written = [(x["step"], x[name]) for x in lines if x["event"] == event]
+        assert written and shown == [
+            (s, pytest.approx(v, rel=1e-6)) for s, v in written if v is not None
+        ]
+    first = board.Histograms("keep probability/conv1")[0].histogram_value
+    assert (first.num, first.min, first.max) == (16, pytest.approx(0.9), pytest.approx(0.9))
+
+
+def test_without_tensorboard_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    result = run("train", *QUICK, "--tensorboard", "--out", tmp_path / "run")
+    assert result.exit_code == 2 and not (tmp_path / "run").exists()
+    assert re.search(
+        r"--tensorboard=True needs .* pip install 'guyot\[tensorboard\]'", result.stderr
+    )
 
 
 def test_json_is_all_there_is_on_stdout(tmp_path: Path):

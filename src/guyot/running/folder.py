@@ -1,7 +1,7 @@
 """The run folder: what it holds, how it is written, and the network made from it again.
 
 config.json         the `RunConfig`, with device, threads and precision as they were
-metrics.jsonl       a line per epoch and a line per removal
+metrics.jsonl       what happened, a line each: `docs/runs.md` is the reference
 model.safetensors   the state dict of the network that is left
 structure.json      the model's name and what it kept, for `guyot.rebuild`
 result.json         figures before and after
@@ -24,6 +24,7 @@ from guyot.config import RunConfig
 from guyot.errors import MisconfiguredError
 from guyot.rebuild import rebuild
 from guyot.running.setup import build_model
+from guyot.running.tensorboard import Board
 
 
 class RunFolder:
@@ -31,13 +32,14 @@ class RunFolder:
 
     Args:
         path: does not exist or is empty.
+        board: is told every line of `metrics.jsonl` too.
 
     Raises:
         MisconfiguredError: it is neither.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, board: Board | None = None) -> None:
+        self.path, self._board = path, board
         if path.is_dir() and not any(path.iterdir()):
             return
         if path.exists():
@@ -62,10 +64,12 @@ class RunFolder:
         self._write("config.json", config.to_dict())
 
     def metric(self, event: str, values: Mapping[str, Any]) -> None:
-        """Append a line to `metrics.jsonl`."""
+        """Append a line to `metrics.jsonl`; `docs/runs.md` says what it may hold."""
         line = json.dumps(finite({"event": event, **values}), allow_nan=False)
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+        if self._board is not None:
+            self._board.metric(event, values)
 
     def network(self, model: nn.Module, structure: Mapping[str, Any]) -> None:
         """Write `model.safetensors` and `structure.json`."""
@@ -79,6 +83,11 @@ class RunFolder:
     def result(self, values: Mapping[str, Any]) -> None:
         """Write `result.json`."""
         self._write("result.json", values)
+
+    def close(self) -> None:
+        """No more lines."""
+        if self._board is not None:
+            self._board.close()
 
     def _write(self, name: str, values: Mapping[str, Any]) -> None:
         text = json.dumps(finite(values), indent=1, allow_nan=False)

@@ -21,7 +21,9 @@ from guyot.errors import MisconfiguredError
 from guyot.models import count_macs
 from guyot.report import Latency, Network, Outcome, measure, to_dict, widths
 from guyot.running.folder import RunFolder
+from guyot.running.journal import Journal
 from guyot.running.setup import build_model, check_forward, load_data, resolve
+from guyot.running.tensorboard import Board
 from guyot.running.watcher import Progress, Silent, Watcher
 from guyot.session import Discovery
 from guyot.training import (
@@ -43,6 +45,8 @@ def train(
     out: str | Path,
     watcher: Watcher | None = None,
     stop: Callable[[], bool] = lambda: False,
+    *,
+    tensorboard: bool = False,
 ) -> Outcome:
     """Train as configured and write the run folder.
 
@@ -53,17 +57,20 @@ def train(
         stop: asked after every optimiser step; True ends training there. What is undecided then
             is not settled: the network keeps the sizes it has, weights are 0 where the most
             probable network has none, and neither test accuracy nor latency is measured.
+        tensorboard: write an event file for TensorBoard, too, in the folder's `tensorboard`.
 
     Raises:
         GuyotError: what the user can put right.
     """
     threads = torch.get_num_threads()
     try:
-        folder = RunFolder(Path(out))
+        board = Board(Path(out) / "tensorboard") if tensorboard else None
+        folder = RunFolder(Path(out), board)
         config = resolve(config)
         job = _Job(config, load_data(config))
         folder.begin(config)
-        return job.run(folder, watcher or Silent(), stop)
+        with contextlib.closing(folder):
+            return job.run(folder, watcher or Silent(), stop)
     finally:
         torch.set_num_threads(threads)
 
@@ -128,21 +135,22 @@ class _Job:
     def run(self, folder: RunFolder, watcher: Watcher, stop: Callable[[], bool]) -> Outcome:
         """All epochs, then the figures; or what there is when it is stopped."""
         start = time.perf_counter()
-        log = _Removals(self.discovery, folder, watcher)
-        watcher.started(self.config, len(self.batches), self.before.macs, self.before.params)
+        size = self.before.macs, self.before.params
+        steps = len(self.batches)
+        journal = Journal(folder, watcher, self.discovery, self.config.epochs * steps, size)
+        watcher.started(self.config, steps, *size)
+        journal.began(steps)
         epoch = 0
         while epoch < self.config.epochs and not stop():
             began = time.perf_counter()
-            result = self._epoch(epoch, log, watcher, stop)
-            if result.steps < len(self.batches):
+            result = self._epoch(epoch, journal, watcher, stop)
+            if result.steps < steps:
                 break
             epoch += 1
-            progress = self._progress(epoch, result, self._validate(epoch), began)
-            folder.metric("epoch", dataclasses.asdict(progress))
-            watcher.epoch_ended(progress)
+            journal.epoch(self._progress(epoch, result, self._validate(epoch), began))
         interrupted = None if epoch == self.config.epochs else self._phase
         accuracy = self._end(interrupted is not None, epoch)
-        log.update()
+        journal.ended(epoch * steps)
         structure = {
             "model": self.config.model,
             "classes": len(self.dataset.classes),
@@ -158,12 +166,15 @@ class _Job:
         return outcome
 
     def _epoch(
-        self, epoch: int, log: _Removals, watcher: Watcher, stop: Callable[[], bool]
+        self, epoch: int, journal: Journal, watcher: Watcher, stop: Callable[[], bool]
     ) -> EpochResult:
+        done = epoch * len(self.batches)
+
         def stepped(step: int, loss: float) -> None:
-            log.update()
+            journal.stepped(done + step, loss)
             watcher.stepped(step, loss)
 
+        journal.rest()
         return train_epoch(
             self.model,
             _until(self.batches.epoch(epoch), stop),
@@ -270,22 +281,6 @@ class _Job:
         )
         after = dataclasses.replace(outcome.after, latency=times["after"], test_accuracy=accuracy)
         return dataclasses.replace(outcome, before=before, after=after)
-
-
-class _Removals:
-    """Tells of every removal once."""
-
-    def __init__(self, discovery: Discovery | None, folder: RunFolder, watcher: Watcher) -> None:
-        self._discovery, self._folder, self._watcher = discovery, folder, watcher
-        self._told = 0
-
-    def update(self) -> None:
-        if self._discovery is None:
-            return
-        for removal in self._discovery.removals[self._told :]:
-            self._folder.metric("removal", dataclasses.asdict(removal))
-            self._watcher.removed(removal)
-            self._told += 1
 
 
 def _until(

@@ -1,5 +1,6 @@
 """`guyot train`."""
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Annotated
@@ -69,6 +70,9 @@ Bf16 = Annotated[
     bool | None,
     option(_RUN, "Autocast to bfloat16 (where it is faster).", "--bf16/--no-bf16"),
 ]
+TensorBoard = Annotated[
+    bool, option(_RUN, "Write an event file, too, in FOLDER/tensorboard.", "--tensorboard")
+]
 
 
 @app.command()
@@ -97,6 +101,7 @@ def train(  # noqa: PLR0913 - one parameter per option
     device: Device = None,
     threads: Threads = None,
     bf16: Bf16 = None,
+    tensorboard: TensorBoard = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -108,35 +113,14 @@ def train(  # noqa: PLR0913 - one parameter per option
 
     Try: guyot train --data digits
     """
-    config = RunConfig.of(
-        data,
-        model=model,
-        data_dir=data_dir,
-        image_size=image_size,
-        validation=validation,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        warmup_epochs=warmup_epochs,
-        decay=decay,
-        label_smoothing=label_smoothing,
-        discovery=not no_discovery,
-        target=target,
-        nu=nu,
-        alpha=alpha,
-        beta=beta,
-        estimator=estimator,
-        quantum=quantum,
-        seed=seed,
-        device=device,
-        threads=threads,
-        bf16=bf16,
-    )
-    _train(config, out or _default_folder(config), quiet, json)
+    given = locals()
+    settings = [field.name for field in dataclasses.fields(RunConfig) if field.name in given]
+    choices = {name: given[name] for name in settings}
+    config = RunConfig.of(**choices, discovery=not no_discovery)
+    _train(config, out or _default_folder(config), quiet, json, tensorboard)
 
 
-def _train(config: RunConfig, out: Path, quiet: bool, json: bool) -> None:
+def _train(config: RunConfig, out: Path, quiet: bool, json: bool, tensorboard: bool) -> None:
     """Run, print the table, and leave with the right exit code."""
     console = Console(stderr=json)
 
@@ -147,7 +131,7 @@ def _train(config: RunConfig, out: Path, quiet: bool, json: bool) -> None:
     display = Display(console, lambda: setattr(stop, "armed", True), quiet=quiet)
     try:
         with stop, display:
-            outcome = running.train(config, out, display, stop)
+            outcome = running.train(config, out, display, stop, tensorboard=tensorboard)
     except KeyboardInterrupt:
         left = f"{out} is incomplete" if stop.armed else "nothing was written"
         typer.echo(f"aborted: {left}", err=True)
