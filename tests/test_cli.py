@@ -24,8 +24,8 @@ from guyot.cli.display import Display
 from guyot.cli.interrupt import Interruption
 from guyot.config import RunConfig
 from guyot.errors import GuyotWarning, MisconfiguredError
+from guyot.record import Removal
 from guyot.running import Progress, load_run
-from guyot.session import Removal
 
 QUICK = ["--epochs", "3", "--batch-size", "32", "--threads", "1", "--no-bf16"]
 OPTIONS = """
@@ -97,7 +97,8 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert run("train", *QUICK, "--tensorboard", "--out", tmp_path / "run").exit_code == 0
-    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    folder, everything = str(tmp_path / "run" / "tensorboard"), {"histograms": 0}
+    board = EventAccumulator(folder, size_guidance=everything).Reload()
     lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     for tag, event, name in [
         ("loss/training", "steps", "loss"),
@@ -178,7 +179,7 @@ def test_mistyped_options(arguments: list[str], message: str):
 
 
 def test_warnings_become_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def train(*_: object) -> None:
+    def train(*_: object, **__: object) -> None:
         warnings.warn("one group was left out", GuyotWarning, stacklevel=1)
         raise MisconfiguredError("batch_size=7 of data_dir='x/data_dir' and (lr=1)")
 

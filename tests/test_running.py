@@ -18,9 +18,9 @@ from guyot.config import RunConfig
 from guyot.data import Batches, load
 from guyot.errors import GuyotError, MisconfiguredError
 from guyot.models import MODELS, count_macs
+from guyot.record import Removal
 from guyot.report import Outcome
 from guyot.running import Progress, RunFolder, Silent, build_model, load_run
-from guyot.session import Removal
 from guyot.training import evaluate
 
 FILES = ["config.json", "metrics.jsonl", "model.safetensors", "result.json", "structure.json"]

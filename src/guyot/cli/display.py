@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from guyot.config import RunConfig
+from guyot.record import Removal
 from guyot.running import Progress as Epoch
-from guyot.session import Removal
 
 _HEAD = "  epoch    loss   train   valid    MACs  params   open  phase       left"
 

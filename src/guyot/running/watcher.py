@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from guyot.config import RunConfig
-from guyot.session import Removal
+from guyot.record import Removal
 
 
 @dataclass(frozen=True)
