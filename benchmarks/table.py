@@ -70,15 +70,52 @@ def cifar() -> str:
     return "\n".join(lines) + f"\n\n`{command}`, {'; '.join(sorted(machines))}.\n"
 
 
+QUESTIONS = {
+    "gates": "A step with gates against a plain one, at full width",
+    "structure": "Finding and verifying the structures",
+    "surgery": "One removal: half of every group, every second layer",
+    "training-time": "A whole run against a dense one, and the latency of what it finds",
+    "widths": "Which widths convolutions are fast at",
+}
+
+
+def figure(value: Any) -> str | None:
+    """A number, or a median with its quartiles; None for what does not fit a table."""
+    match value:
+        case {"median": middle, "quartiles": [low, high]}:
+            return f"{middle:.3g} ({low:.3g} … {high:.3g})"
+        case bool() | str():
+            return str(value)
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:.3g}"
+        case _:
+            return None
+
+
+def rows(results: dict[str, Any]) -> str:
+    """One row per entry that is a mapping, one column per figure in it."""
+    entries = {name: found for name, found in results.items() if isinstance(found, dict)}
+    columns = list(dict.fromkeys(k for e in entries.values() for k in e if figure(e[k])))
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, entry in entries.items():
+        cells = [figure(entry.get(column)) or "" for column in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    alone = [f"{k}: {figure(v)}" for k, v in results.items() if not isinstance(v, dict)]
+    return "\n".join(lines) + ("\n\n" + ", ".join(alone) + "." if alone else "") + "\n"
+
+
 def costs() -> str:
-    """The recorded cost results, as they are."""
+    """The recorded costs, median and quartiles."""
     parts: list[str] = []
-    for result in load("costs"):
+    for path in sorted((ROOT / "results" / "costs").glob("*.json")):
+        result = json.loads(path.read_text())
         machine = result["machine"]
         parts.append(
+            f"### {QUESTIONS[path.stem]}\n\n"
             f"`{result['command']}`: {machine['cpu']}, {machine['threads']} thread(s), "
-            f"torch {machine['torch']}, {result['data']} data.\n\n"
-            f"```json\n{json.dumps(result['results'], indent=1)}\n```\n"
+            f"torch {machine['torch']}, {result['data']} data.\n\n{rows(result['results'])}"
         )
     return "\n## Costs\n\n" + "\n".join(parts) if parts else ""
 

@@ -1,0 +1,55 @@
+"""The programs in examples/ run as their first lines say and end smaller."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def shares(output: str) -> tuple[float, float]:
+    """MACs and parameters that are left, from the lines `full => now`."""
+    found = re.findall(r"^([\d,]+) => ([\d,]+) (MACs|parameters)", output, re.MULTILINE)
+    assert [kind for *_, kind in found] == ["MACs", "parameters"], output
+    macs, params = (int(b.replace(",", "")) / int(a.replace(",", "")) for a, b, _ in found)
+    return macs, params
+
+
+def accuracy(output: str) -> float:
+    """Of the last epoch, in percent."""
+    return float(re.findall(r"test +([\d.]+) %", output)[-1])
+
+
+def test_own_loop(tmp_path: Path) -> None:
+    output = run("own_loop.py", "--epochs", "10", "--folder", str(tmp_path / "out"))
+    macs, params = shares(output)
+    assert macs == pytest.approx(0.4, abs=0.03) and params < 0.7
+    assert accuracy(output) > 90
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "model.safetensors",
+        "structure.json",
+    }
+
+
+def test_timm_finetune() -> None:
+    output = run("timm_finetune.py", "--epochs", "6")
+    macs, params = shares(output)
+    assert macs == pytest.approx(0.5, abs=0.03) and params < 0.8
+    assert accuracy(output) > 90
