@@ -199,6 +199,20 @@ def test_in_place_operators_do_not_overwrite_the_input(steps) -> None:
     backward(model, x)
 
 
+def test_units_are_tried_with_their_layer_in_place() -> None:
+    """What a `forward` states about a branch shows only where the branch runs."""
+
+    class Baked(Nested):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.last(torch.relu(self.first(x)).view(-1, 6))
+
+    model = nn.Sequential(nn.Linear(3, 6), Baked(6), nn.Linear(6, 2))
+    with pytest.warns(GuyotWarning, match=r"units of 1.first cannot be removed: .*'\[-1, 6\]'"):
+        structures = find_structures(model, (torch.randn(4, 3),))
+    assert [group.name for group in structures.groups] == ["0"]
+    assert [layer.name for layer in structures.layers] == ["1"]
+
+
 def test_a_later_in_place_operator_meets_a_saved_tensor() -> None:
     """Where the backward pass fails without a layer, the layer has to stay."""
     model = nn.Sequential(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from guyot.structure import call
 from guyot.types import Structures
 
 
@@ -47,7 +48,7 @@ def calibrated(model: nn.Module, batches: Iterable[Any]) -> Generator[nn.Module]
 
     Args:
         model: the network.
-        batches: what it is called with: a tensor, or a tuple of arguments, each.
+        batches: what it is called with: a tensor, a tuple of arguments or a mapping of them, each.
     """
     modes = {module: module.training for module in model.modules()}
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
@@ -81,4 +82,4 @@ def calibrated(model: nn.Module, batches: Iterable[Any]) -> Generator[nn.Module]
 
 
 def _call(model: nn.Module, batch: Any) -> None:
-    model(*batch) if isinstance(batch, (tuple, list)) else model(batch)
+    call(model, batch if isinstance(batch, (tuple, list, Mapping)) else (batch,))

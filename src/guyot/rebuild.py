@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 from guyot.errors import MisconfiguredError
-from guyot.structure import find_structures
+from guyot.structure import Inputs, find_structures
 from guyot.surgery import operate
 from guyot.types import KeepPlan
 
 
-def rebuild(
-    model: nn.Module, example_inputs: Sequence[Any], structure: Mapping[str, Any]
-) -> nn.Module:
+def rebuild(model: nn.Module, example_inputs: Inputs, structure: Mapping[str, Any]) -> nn.Module:
     """Cut a freshly made full model down to a structure that `Discovery.structure` described.
 
     Args:
         model: made by the same constructor as the model of the run; changed in place.
-        example_inputs: arguments of its `forward`.
+        example_inputs: arguments of its `forward`, or a mapping of keyword arguments.
         structure: `{"units": {group: kept indices}, "removed_layers": [names]}`.
 
     Returns:

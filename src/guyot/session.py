@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from guyot.estimators import SideSums
 from guyot.gates import Gates
 from guyot.readings import Readings
 from guyot.snapshot import checked, snapshot
-from guyot.structure import find_structures
+from guyot.structure import Inputs, find_structures
 from guyot.surgeon import Surgeon
 from guyot.surgery import unwrap
 from guyot.types import KeepPlan
@@ -64,7 +64,7 @@ class Discovery(Readings):
 
     Args:
         model: the network; its modules get smaller in place, its parameters stay the same objects.
-        example_inputs: arguments of its `forward`; dimension 0 of each tensor is the batch.
+        example_inputs: arguments of its `forward` (a mapping: by name); dimension 0 is the batch.
         optimizer: holds the model's parameters; its state is sliced with them.
         total_steps: optimiser steps of the whole run.
         nu: nats of training loss worth paying to remove 100 % of the complexity; 0: no gates.
@@ -89,7 +89,7 @@ class Discovery(Readings):
     def __init__(  # noqa: PLR0913  (the dials are the interface)
         self,
         model: nn.Module,
-        example_inputs: Sequence[Any],
+        example_inputs: Inputs,
         optimizer: torch.optim.Optimizer,
         *,
         total_steps: int,

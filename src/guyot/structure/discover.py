@@ -6,22 +6,23 @@ import fnmatch
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
 from guyot.errors import GuyotWarning
 from guyot.structure.branches import find_branches
-from guyot.structure.inference import Inference, Walk, infer
+from guyot.structure.inference import Inference, infer
+from guyot.structure.inputs import Inputs
 from guyot.structure.trace import trace
 from guyot.structure.verify import Verifier
+from guyot.structure.walk import Walk
 from guyot.surgery import unwrap
 from guyot.types import Frozen, Structures
 
 
 def find_structures(
     model: nn.Module,
-    example_inputs: Sequence[Any],
+    example_inputs: Inputs,
     *,
     units: bool = True,
     layers: bool = True,
@@ -32,7 +33,8 @@ def find_structures(
 
     Args:
         model: any module that `torch.export` can trace; it is not changed.
-        example_inputs: the arguments of its `forward`; dimension 0 of each tensor is the batch.
+        example_inputs: the arguments of its `forward`, or a mapping of keyword arguments;
+            dimension 0 of each tensor is the batch.
         units: look for units (channels, neurons).
         layers: look for removable residual branches.
         ignore: patterns (`fnmatch`) of group or layer names that must stay.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
+import operator
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,6 +13,20 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from guyot.errors import MisconfiguredError, UnsupportedError
+from guyot.structure.inputs import (
+    Inputs,
+    arguments,
+    call,
+    check_inputs,
+    evaluation_mode,
+    tensors_of,
+)
+
+_CHECKS = {torch.ops.aten._assert_tensor_metadata.default}
+_REGIONS = {
+    torch.ops.higher_order.wrap_with_set_grad_enabled,
+    torch.ops.higher_order.wrap_with_autocast,
+}
 
 
 @dataclass(frozen=True)
@@ -51,54 +65,7 @@ def call_of(node: fx.Node) -> str:
     return list(stack)[-1] if stack else ""
 
 
-@contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Generator[None]:
-    """The model in evaluation mode; every module's own mode comes back afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def check_inputs(model: nn.Module, example_inputs: Sequence[Any]) -> None:
-    """Refuse example inputs on another device than the model or without a batch dimension."""
-    if isinstance(example_inputs, Tensor):
-        raise MisconfiguredError(
-            "example_inputs is one tensor; pass a tuple of the arguments of the model's forward, "
-            "e.g. (images,)"
-        )
-    tensors = [value for value in example_inputs if isinstance(value, Tensor)]
-    if not tensors:
-        raise MisconfiguredError(
-            f"example_inputs={type(example_inputs).__name__} holds no tensor; "
-            "pass a tuple of the arguments of the model's forward, e.g. (images,)"
-        )
-    parameter = next(model.parameters(), None)
-    if parameter is None:
-        raise MisconfiguredError(
-            f"the model {type(model).__name__} has no parameters; pass the network to train"
-        )
-    for position, value in enumerate(tensors):
-        if value.device != parameter.device:
-            raise MisconfiguredError(
-                f"example input {position} is on {value.device} and the model on "
-                f"{parameter.device}; move one with .to({str(parameter.device)!r})"
-            )
-        if value.dim() == 0:
-            raise MisconfiguredError(
-                f"example input {position} is a scalar; dimension 0 must be the batch"
-            )
-    if parameter.device.type == "meta":
-        raise MisconfiguredError(
-            "the model is on the meta device and has no weights to check; "
-            'give it some with model.to_empty(device="cpu") and initialise them'
-        )
-
-
-def trace(model: nn.Module, example_inputs: Sequence[Any]) -> Trace:
+def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     """Export the model once.
 
     Raises:
@@ -108,17 +75,17 @@ def trace(model: nn.Module, example_inputs: Sequence[Any]) -> Trace:
     check_inputs(model, example_inputs)
     with evaluation_mode(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        shapes = [tuple(x.shape) for x in example_inputs if isinstance(x, Tensor)]
+        shapes = [tuple(x.shape) for x in tensors_of(example_inputs)]
         try:
             with torch.no_grad():
-                model(*example_inputs)
+                call(model, example_inputs)
         except Exception as error:
             raise MisconfiguredError(
                 f"the model does not run on example_inputs of shapes {shapes}: {error}; "
                 "pass inputs as the training loop does"
             ) from error
         try:
-            program = torch.export.export(model, tuple(example_inputs), strict=False)
+            program = torch.export.export(model, *arguments(model, example_inputs), strict=False)
         except Exception as error:
             raise UnsupportedError(
                 f"torch.export cannot trace {type(model).__name__}: "
@@ -136,4 +103,45 @@ def trace(model: nn.Module, example_inputs: Sequence[Any]) -> Trace:
             constants[name] = cast(Tensor, program.constants[str(spec.target)])
         else:
             inputs.append(name)
-    return Trace(program.graph, tensors, constants, tuple(inputs))
+    return Trace(_plain(program.graph_module), tensors, constants, tuple(inputs))
+
+
+def _plain(module: fx.GraphModule) -> fx.Graph:
+    """The graph without regions (no_grad, autocast) and without checks of metadata.
+
+    Such a region is a call of a graph of its own; its operators take the place of the call.
+    """
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.target in _CHECKS:
+            graph.erase_node(node)
+        elif node.target in _REGIONS:
+            _inline(node, module)
+    return graph
+
+
+def _inline(region: fx.Node, module: fx.GraphModule) -> None:
+    """Put the operators of a region in its place."""
+    graph = region.graph
+    place = next(i for i, arg in enumerate(region.args) if getattr(arg, "op", "") == "get_attr")
+    body = region.args[place]
+    assert isinstance(body, fx.Node)
+    inner = cast(fx.GraphModule, module.get_submodule(str(body.target)))
+    copies: dict[fx.Node, Any] = {}
+    given = iter(region.args[place + 1 :])
+    results: Any = ()
+    with graph.inserting_before(region):
+        for node in _plain(inner).nodes:
+            if node.op == "placeholder":
+                copies[node] = next(given)
+            elif node.op == "output":
+                results = fx.map_arg(node.args[0], copies.__getitem__)
+            else:
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+    for user in list(region.users):
+        assert user.target is operator.getitem
+        user.replace_all_uses_with(results[user.args[1]])
+        graph.erase_node(user)
+    graph.erase_node(region)
+    if not body.users:
+        graph.erase_node(body)

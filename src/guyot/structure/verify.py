@@ -2,66 +2,31 @@
 
 All checks run in float64 on a copy whose parameters and buffers are perturbed, so that nothing
 is hidden behind a weight that happens to be zero (a zero-initialised last BatchNorm, a small
-LayerScale). Groups and layers are tried all at once; only if that fails are they halved until
-every culprit is found.
+LayerScale). Many are tried at once; only if that fails are they halved until every culprit is
+found.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from guyot.axis import expand, kept_indices, size_of
 from guyot.structure.branches import Branch
+from guyot.structure.double import DoublePrecision
 from guyot.structure.inference import Inference
-from guyot.structure.trace import Trace, evaluation_mode
-from guyot.surgery import first_names, masks_of, named_tensors, operate
-from guyot.surgery.operate import select
-from guyot.types import Axis, KeepPlan, Structures
+from guyot.structure.inputs import Inputs, call, changed, evaluation_mode, tensors_of
+from guyot.structure.replay import Replay, as_double
+from guyot.structure.trace import Trace
+from guyot.surgery import operate
+from guyot.types import KeepPlan
 
 TOLERANCE = 1e-8
 
-
-@dataclass(frozen=True)
-class _Change:
-    """How a replay differs from the traced graph.
-
-    Attributes:
-        shapes: node -> the shape to give its result.
-        literals: node -> position -> the integer to pass instead.
-        shortcuts: node of an addition -> the operand that stays.
-    """
-
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    literals: dict[str, dict[int, int]] = field(default_factory=dict)
-    shortcuts: dict[str, int] = field(default_factory=dict)
-
-
-class _Replay(fx.Interpreter):
-    """Run the exported graph with other tensors, other widths or fewer branches."""
-
-    def __init__(self, trace: Trace, change: _Change) -> None:
-        super().__init__(fx.GraphModule(nn.Module(), trace.graph))
-        self.change = change
-
-    def run_node(self, n: fx.Node) -> Any:
-        change = self.change
-        if n.name in change.shortcuts:
-            args, _ = self.fetch_args_kwargs_from_env(n)
-            return args[change.shortcuts[n.name]]
-        if n.name in change.shapes:
-            args, _ = self.fetch_args_kwargs_from_env(n)
-            return args[0].reshape(change.shapes[n.name])
-        if n.name in change.literals:
-            args, kwargs = self.fetch_args_kwargs_from_env(n)
-            stated = change.literals[n.name]
-            return n.target(*(stated.get(i, arg) for i, arg in enumerate(args)), **kwargs)  # pyright: ignore[reportCallIssue]
-        return super().run_node(n)
+Suspect = tuple[str, int]
+"""("group" or "layer", its number)."""
 
 
 class Verifier:
@@ -70,33 +35,43 @@ class Verifier:
     def __init__(
         self,
         model: nn.Module,
-        example_inputs: Sequence[Any],
+        example_inputs: Inputs,
         trace: Trace,
         inference: Inference,
         branches: Sequence[Branch],
     ) -> None:
-        self.trace = trace
         self.inference = inference
-        self.branches = branches
         self.model = _perturbed(model)
-        self.inputs = [_as_double(value) for value in example_inputs]
-        self.trains = self._runs_in_training(self.model)
+        self.inputs = changed(example_inputs, as_double)
+        self.replay = Replay(self.model, self.inputs, trace, inference, branches)
+        with DoublePrecision():
+            self.trains = self._runs_in_training(self.model)
 
     def failures(self) -> tuple[dict[int, str], dict[int, str]]:
-        """Groups and layers that must not be touched: number -> reason."""
-        structures = self.inference.structures
-        suspects = [("group", n) for n in range(len(structures.groups))]
-        suspects += [("layer", n) for n in range(len(structures.layers))]
-        found: dict[tuple[str, int], str] = {}
-        self._search(suspects, found)
-        groups = {n: reason for (kind, n), reason in found.items() if kind == "group"}
-        layers = {n: reason for (kind, n), reason in found.items() if kind == "layer"}
-        return groups, layers
+        """Groups and layers that must not be touched: number -> reason.
 
-    def _search(self, suspects: list[tuple[str, int]], found: dict[tuple[str, int], str]) -> None:
+        Groups are tried with all layers in place, since a branch that is gone computes nothing;
+        then layers, all at once and every other one, with the groups that passed cut as well.
+        """
+        structures = self.inference.structures
+        groups = [("group", n) for n in range(len(structures.groups))]
+        layers = [("layer", n) for n in range(len(structures.layers))]
+        found: dict[Suspect, str] = {}
+        self._search(groups, [], found)
+        sound = [group for group in groups if group not in found]
+        for some in (layers, layers[::2], layers[1::2]):
+            self._search([layer for layer in some if layer not in found], sound, found)
+        bad_groups = {n: reason for (kind, n), reason in found.items() if kind == "group"}
+        bad_layers = {n: reason for (kind, n), reason in found.items() if kind == "layer"}
+        return bad_groups, bad_layers
+
+    def _search(
+        self, suspects: list[Suspect], sound: list[Suspect], found: dict[Suspect, str]
+    ) -> None:
+        """Halve the suspects until every culprit is known."""
         if not suspects:
             return
-        reason = self._try(suspects)
+        reason = self._try([*sound, *suspects])
         if reason is None:
             return
         if len(suspects) == 1:
@@ -104,12 +79,12 @@ class Verifier:
             return
         before = len(found)
         middle = len(suspects) // 2
-        self._search(suspects[:middle], found)
-        self._search(suspects[middle:], found)
+        self._search(suspects[:middle], sound, found)
+        self._search(suspects[middle:], sound, found)
         if len(found) == before:
             found.update(dict.fromkeys(suspects, f"only together with others: {reason}"))
 
-    def _plan(self, suspects: list[tuple[str, int]]) -> KeepPlan:
+    def _plan(self, suspects: list[Suspect]) -> KeepPlan:
         generator = torch.Generator().manual_seed(0)
         chosen = {number for kind, number in suspects if kind == "group"}
         kept: dict[int, Tensor] = {}
@@ -120,12 +95,15 @@ class Verifier:
         return KeepPlan(kept, frozenset(n for kind, n in suspects if kind == "layer"))
 
     @torch.no_grad()
-    def _try(self, suspects: list[tuple[str, int]]) -> str | None:
+    def _try(self, suspects: list[Suspect]) -> str | None:
         """Why leaving the suspects out goes wrong; None when all is well."""
-        plan = self._plan(suspects)
+        with DoublePrecision():
+            return self._compare(self._plan(suspects))
+
+    def _compare(self, plan: KeepPlan) -> str | None:
         try:
-            masked = self._replay(self._masked(plan), _Change())
-            sliced = self._replay(*self._sliced(plan))
+            masked = self.replay.masked(plan)
+            sliced = self.replay.sliced(plan)
         except Exception as error:  # noqa: BLE001  (whatever a user's forward raises)
             return f"the graph does not run without it: {_first_line(error)}"
         if not _close(masked, sliced):
@@ -134,7 +112,7 @@ class Verifier:
         try:
             operate(module, self.inference.structures, plan)
             with evaluation_mode(module):
-                own = _tensors(module(*_copies(self.inputs)))
+                own = tensors_of(call(module, changed(self.inputs, Tensor.clone)))
         except Exception as error:  # noqa: BLE001  (whatever a user's forward raises)
             return f"the model's own forward does not run without it: {_first_line(error)}"
         if not _close(own, sliced):
@@ -150,7 +128,7 @@ class Verifier:
         parameters = [p for p in model.parameters() if p.requires_grad]
         try:
             with torch.random.fork_rng(devices=[]), torch.enable_grad():
-                outputs = _tensors(model.train()(*_copies(self.inputs)))
+                outputs = tensors_of(call(model.train(), changed(self.inputs, Tensor.clone)))
                 total = sum(output.sum() for output in outputs if output.requires_grad)
                 if isinstance(total, Tensor):
                     torch.autograd.grad(total, parameters, allow_unused=True)
@@ -163,82 +141,6 @@ class Verifier:
                 for buffer, saved in buffers:
                     buffer.copy_(saved)
         return True
-
-    def _tensors(self) -> dict[str, Tensor]:
-        named = named_tensors(self.model)
-        return {key: named[name].detach() for key, name in self.trace.tensors.items()}
-
-    def _masked(self, plan: KeepPlan) -> dict[str, Tensor]:
-        structures = self.inference.structures
-        scales = reader_masks(structures, masks_of(structures, plan))
-        zeroed = {w for n in plan.removed_layers for w in structures.layers[n].writers}
-        tensors = self._tensors()
-        identities = first_names(self.model)
-        for key, name in self.trace.tensors.items():
-            canonical = identities[name]
-            if canonical in scales:
-                tensors[key] = tensors[key] * scales[canonical]
-            if canonical in zeroed:
-                tensors[key] = torch.zeros_like(tensors[key])
-        return tensors
-
-    def _sliced(self, plan: KeepPlan) -> tuple[dict[str, Tensor], _Change]:
-        structures = self.inference.structures
-        masks = masks_of(structures, plan)
-        sizes = [int(mask.sum()) for mask in masks]
-        by_name = {tensor.name: tensor for tensor in structures.tensors}
-        tensors = self._tensors()
-        identities = first_names(self.model)
-        for key, name in self.trace.tensors.items():
-            axes = by_name[identities[name]].axes
-            tensors[key] = select(tensors[key], tuple(kept_indices(a, masks) for a in axes))
-        shapes = {
-            node: tuple(size_of(axis, sizes) for axis in axes)
-            for node, axes in self.inference.shapes.items()
-        }
-        literals = {
-            node: {position: size_of(axis, sizes) for position, axis in stated.items()}
-            for node, stated in self.inference.literals.items()
-        }
-        shortcuts = {
-            self.branches[n].addition.name: 1 - self.branches[n].layer.operand
-            for n in plan.removed_layers
-        }
-        return tensors, _Change(shapes, literals, shortcuts)
-
-    def _replay(self, tensors: dict[str, Tensor], change: _Change) -> list[Tensor]:
-        given = dict(zip(self.trace.inputs, _copies(self.inputs), strict=False))
-        constants = {key: _as_double(value) for key, value in self.trace.constants.items()}
-        values: list[Any] = []
-        for node in self.trace.graph.nodes:
-            if node.op == "placeholder":
-                for source in (tensors, constants, given):
-                    if node.name in source:
-                        values.append(source[node.name])
-        return _tensors(_Replay(self.trace, change).run(*values))
-
-
-def reader_masks(structures: Structures, masks: Sequence[Tensor]) -> dict[str, Tensor]:
-    """For every reader a 0/1 tensor that broadcasts over it: 0 where it reads a left-out unit."""
-    shapes = {tensor.name: tensor.axes for tensor in structures.tensors}
-    result: dict[str, Tensor] = {}
-    for slot in {slot: None for group in structures.groups for slot in group.readers}:
-        axes = shapes[slot.tensor]
-        vector = expand_mask(axes[slot.dim], masks)
-        view = [1] * len(axes)
-        view[slot.dim] = -1
-        scale = vector.view(view)
-        result[slot.tensor] = result[slot.tensor] * scale if slot.tensor in result else scale
-    return result
-
-
-def expand_mask(axis: Axis, masks: Sequence[Tensor]) -> Tensor:
-    """A 0/1 float64 vector over a dimension."""
-    return expand(
-        axis,
-        lambda group: masks[group].to(torch.float64),
-        lambda size: torch.ones(size, dtype=torch.float64),
-    )
 
 
 def _uneven(size: int, generator: torch.Generator) -> Tensor:
@@ -265,27 +167,6 @@ def _perturbed(model: nn.Module) -> nn.Module:
             if positive:
                 tensor.abs_()
     return double
-
-
-def _as_double(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        return value.double() if value.is_floating_point() else value
-    return value
-
-
-def _copies(values: Sequence[Any]) -> list[Any]:
-    return [value.clone() if isinstance(value, Tensor) else value for value in values]
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, dict):
-        return _tensors(list(output.values()))  # pyright: ignore[reportUnknownArgumentType]
-    if isinstance(output, (list, tuple)):
-        return [tensor for item in output for tensor in _tensors(item)]  # pyright: ignore[reportUnknownVariableType]
-    return []
 
 
 def _close(left: list[Tensor], right: list[Tensor]) -> bool:

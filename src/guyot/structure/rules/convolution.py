@@ -11,7 +11,7 @@ from guyot.structure.axes import Dim, factor, freeze, product, unify
 from guyot.structure.rules.registry import SPACE, Dims, rule
 
 if TYPE_CHECKING:
-    from guyot.structure.inference import Walk
+    from guyot.structure.walk import Walk
 
 aten = torch.ops.aten
 

@@ -11,7 +11,7 @@ from guyot.structure.axes import unify
 from guyot.structure.rules.registry import Dims, rule
 
 if TYPE_CHECKING:
-    from guyot.structure.inference import Walk
+    from guyot.structure.walk import Walk
 
 aten = torch.ops.aten
 

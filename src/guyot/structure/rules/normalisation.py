@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from guyot.structure.axes import freeze, unify
+from guyot.structure.axes import factor, freeze, unify
+from guyot.structure.rules.pointwise import overloads
 from guyot.structure.rules.registry import Dims, rule
 
 if TYPE_CHECKING:
-    from guyot.structure.inference import Walk
+    from guyot.structure.walk import Walk
 
 aten = torch.ops.aten
 
@@ -40,4 +41,50 @@ def layer_norm(walk: Walk, node: fx.Node) -> Dims:
                 unify(a, b)
     for dim in normalised:
         freeze(dim, f"the statistics of {walk.name(node)} (LayerNorm) run over it")
+    return x
+
+
+@rule(aten.rms_norm.default)
+def rms_norm(walk: Walk, node: fx.Node) -> Dims:
+    """The root mean square runs over the last dims: masking a unit would change it."""
+    (x,) = walk.operands(node, 0)
+    normalised = x[len(x) - len(node.args[1]) :]  # pyright: ignore[reportArgumentType]
+    if walk.has(node, 2, "weight"):
+        (weight,) = walk.operands(node, 2)
+        for a, b in zip(weight, normalised, strict=True):
+            unify(a, b)
+    for dim in normalised:
+        freeze(dim, f"the statistics of {walk.name(node)} (RMSNorm) run over it")
+    return x
+
+
+@rule(aten.group_norm.default)
+def group_norm(walk: Walk, node: fx.Node) -> Dims:
+    """Statistics run over the channels of a group: a group may go, a channel of it may not."""
+    (x,) = walk.operands(node, 0)
+    group, channel = factor(x[1], int(walk.argument(node, 1, "num_groups", 1)))
+    freeze(channel, f"the statistics of {walk.name(node)} (GroupNorm) run over it")
+    walk.literal(node, 1, group)
+    for position, name in ((2, "weight"), (3, "bias")):
+        if walk.has(node, position, name):
+            (vector,) = walk.operands(node, position)
+            unify(vector[0], x[1])
+            walk.attribute(node, position, "num_channels", x[1])
+            walk.attribute(node, position, "num_groups", group)
+    return x
+
+
+@rule(*overloads("softmax log_softmax _softmax _log_softmax".split()))
+def softmax(walk: Walk, node: fx.Node) -> Dims:
+    """The sum runs over one dim: masking an entry would change it."""
+    (x,) = walk.operands(node, 0)
+    freeze(x[int(walk.argument(node, 1, "dim", -1))], f"{walk.name(node)} sums over it (softmax)")
+    return x
+
+
+@rule(*overloads("cumsum cumprod".split()))
+def running(walk: Walk, node: fx.Node) -> Dims:
+    """An entry holds what came before it."""
+    (x,) = walk.operands(node, 0)
+    freeze(x[int(walk.argument(node, 1, "dim", 0))], f"{walk.name(node)} adds up along it")
     return x

@@ -10,9 +10,10 @@ from torch import fx
 
 from guyot.structure.axes import unify
 from guyot.structure.rules.registry import Dims, rule
+from guyot.structure.trace import shape_of
 
 if TYPE_CHECKING:
-    from guyot.structure.inference import Walk
+    from guyot.structure.walk import Walk
 
 aten = torch.ops.aten
 
@@ -20,7 +21,8 @@ UNARY = (
     "relu relu_ relu6 hardtanh hardtanh_ gelu silu silu_ sigmoid sigmoid_ tanh tanh_ elu elu_ celu "
     "selu selu_ mish mish_ softplus hardswish hardswish_ hardsigmoid hardsigmoid_ leaky_relu "
     "leaky_relu_ dropout dropout_ feature_dropout alpha_dropout clone contiguous detach detach_ "
-    "abs neg exp sqrt rsqrt square clamp clamp_ log_sigmoid to type_as _to_copy alias"
+    "abs neg exp sqrt rsqrt square clamp clamp_ log_sigmoid to type_as _to_copy alias "
+    "zeros_like ones_like full_like empty_like"
 ).split()
 MANY = (
     "add add_ sub sub_ mul mul_ div div_ maximum minimum where pow addcmul lerp prelu _prelu_kernel"
@@ -40,11 +42,11 @@ def unary(walk: Walk, node: fx.Node) -> Dims:
     return x
 
 
-@rule(*overloads(MANY))
+@rule(*overloads(MANY), torch.Tag.pointwise)
 def broadcast(walk: Walk, node: fx.Node) -> Dims:
     """Dims are aligned from the right; those of size 1 stretch."""
     operands = [walk.dims[arg] for arg in node.all_input_nodes if arg in walk.dims]
-    result = list(walk.fresh(node, start=0))
+    result = [walk.new(size) for size in shape_of(node) or ()]
     for position in range(1, len(result) + 1):
         for operand in operands:
             if position <= len(operand) and operand[-position].size == result[-position].size:

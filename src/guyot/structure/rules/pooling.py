@@ -12,7 +12,7 @@ from guyot.structure.rules.pointwise import overloads
 from guyot.structure.rules.registry import Dims, rule
 
 if TYPE_CHECKING:
-    from guyot.structure.inference import Walk
+    from guyot.structure.walk import Walk
 
 aten = torch.ops.aten
 
@@ -30,14 +30,17 @@ def pooling(walk: Walk, node: fx.Node) -> Dims:
     return (x[0], x[1], *walk.fresh(node, start=2))
 
 
-@rule(*overloads("mean sum amax amin".split()))
+@rule(
+    *overloads("mean sum amax amin prod var std norm linalg_vector_norm logsumexp".split()),
+    *overloads("argmax argmin any all".split()),
+)
 def reduction(walk: Walk, node: fx.Node) -> Dims:
     """Reduced dims must not shrink (a mean would change); the others pass."""
     (x,) = walk.operands(node, 0)
-    given = walk.argument(node, 1, "dim", None)
+    given = walk.named(node, "dim", None)
     listed = range(len(x)) if given is None else [given] if isinstance(given, int) else given
     reduced = {dim % len(x) for dim in listed} or set(range(len(x)))
-    keep = bool(walk.argument(node, 2, "keepdim", False))
+    keep = bool(walk.named(node, "keepdim", False))
     for position in reduced:
         freeze(x[position], f"{walk.name(node)} reduces over it")
     result: list[object] = []

@@ -18,12 +18,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import fx
 
 from guyot.structure.axes import Dim
 
 if TYPE_CHECKING:
-    from guyot.structure.inference import Walk
+    from guyot.structure.walk import Walk
 
 SPACE = "not a dimension of units"
 Dims = tuple[Dim, ...]
@@ -36,7 +37,7 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
     """Register a rule for one or more `torch.ops` overloads; a later rule replaces an earlier.
 
     Args:
-        targets: operator overloads, e.g. `torch.ops.aten.conv2d.default`.
+        targets: operator overloads, e.g. `torch.ops.aten.conv2d.default`, or a `torch.Tag`.
     """
 
     def register(function: Rule) -> Rule:
@@ -48,5 +49,7 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
 
 
 def rule_for(target: Any) -> Rule | None:
-    """The rule of an operator, or None."""
+    """The rule of an operator, or None; PyTorch's own tag tells what is elementwise."""
+    if target not in _RULES and torch.Tag.pointwise in getattr(target, "tags", ()):
+        return _RULES[torch.Tag.pointwise]
     return _RULES.get(target)

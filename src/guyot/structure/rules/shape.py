@@ -13,7 +13,7 @@ from guyot.structure.rules.registry import Dims, rule
 from guyot.structure.trace import shape_of
 
 if TYPE_CHECKING:
-    from guyot.structure.inference import Walk
+    from guyot.structure.walk import Walk
 
 aten = torch.ops.aten
 
@@ -116,4 +116,7 @@ def cut(walk: Walk, node: fx.Node) -> list[Dims]:
     axis = int(walk.argument(node, 2, "dim", 0)) % len(x)
     values = node.meta["val"]
     pieces = split(x[axis], [value.shape[axis] for value in values])
+    if str(node.target).startswith("aten.split"):
+        sizes = node.args[1]
+        walk.literal(node, 1, pieces if isinstance(sizes, (list, tuple)) else pieces[0])
     return [(*x[:axis], piece, *x[axis + 1 :]) for piece in pieces]

@@ -1,0 +1,31 @@
+"""Arithmetic in float64 whatever dtypes a model asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+NARROW = {torch.float32, torch.float16, torch.bfloat16}
+
+
+class DoublePrecision(TorchDispatchMode):
+    """Casts to narrower floating-point types and tensors made in them are float64 inside.
+
+    A model may compute its norms or softmax in float32 on purpose. Two ways to leave a structure
+    out can only be compared to the last digits where nothing is rounded on the way.
+
+    Example:
+        >>> with DoublePrecision():
+        ...     torch.ones(1, dtype=torch.float64).to(torch.float32).dtype
+        torch.float64
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") in NARROW:
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
