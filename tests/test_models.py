@@ -1,3 +1,6 @@
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -62,5 +65,112 @@ def test_bad_arguments():
         models.resnet(21)
     with pytest.raises(MisconfiguredError, match=r"widths=\(16, 0, 64\).*positive"):
         models.resnet(20, widths=(16, 0, 64))
-    with pytest.raises(MisconfiguredError, match=r"model='resnet21'.*resnet20"):
-        models.build("resnet21")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("resnet20", (3, 32, 32)),
+        ("guyot:digits", (1, 8, 8)),
+        ("mobilenet_v2", (3, 32, 32)),
+        ("torchvision:vit_b_16", (3, 32, 32)),
+        ("torchvision:googlenet", (3, 64, 64)),
+        ("mobilenetv3_small_050", (3, 32, 32)),
+        ("timm:vit_tiny_patch16_224", (1, 32, 32)),
+    ],
+)
+def test_networks_by_name(name: str, shape: tuple[int, ...]):
+    model = models.build(name, 7, shape)
+    assert model.train()(torch.zeros(2, *shape)).shape == (2, 7)
+
+
+def test_a_plain_name_is_looked_up_here_then_in_torchvision_then_in_timm():
+    modules = [type(models.build(name)).__module__ for name in ("resnet20", "resnet18", "resnet26")]
+    assert [module.partition(".")[0] for module in modules] == ["guyot", "torchvision", "timm"]
+    assert type(models.build("timm:resnet18")).__module__.startswith("timm.")
+
+
+def test_what_networks_were_made_for():
+    shapes = {
+        "resnet56": (3, 32, 32),
+        "digits": (1, 8, 8),
+        "torchvision:inception_v3": (3, 299, 299),
+        "timm:vit_tiny_patch16_384": (3, 384, 384),
+        "somewhere.else:factory": None,
+    }
+    assert {name: models.natural_shape(name) for name in shapes} == shapes
+
+
+FACTORIES = """
+from __future__ import annotations
+from dataclasses import dataclass
+import torch
+from torch import nn
+
+@dataclass
+class Settings:
+    width: int = 3
+
+def mlp(num_classes, image_shape=None, width=Settings().width):
+    inputs = 4 if image_shape is None else image_shape[0]
+    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, num_classes))
+
+def with_inputs():
+    return nn.Linear(2, 2), (torch.ones(5, 2),)
+
+def number():
+    return 7
+
+def broken():
+    raise KeyError("no such layer")
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_networks.py").write_text(FACTORIES)
+    (tmp_path / "needs.py").write_text("import a_package_that_is_not_there")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_networks", raising=False)
+
+
+@pytest.mark.usefixtures("own")
+def test_networks_of_ones_own():
+    for place in ("my_networks", "my_networks.py"):
+        model = models.build(f"{place}:mlp", 6)
+        assert model(torch.zeros(2, 4)).shape == (2, 6)
+        assert models.build(f"{place}:mlp", 6, (9, 1, 1))(torch.zeros(2, 9)).shape == (2, 6)
+    _, inputs = models.build_with_inputs("my_networks:with_inputs")
+    assert [tensor.shape for tensor in inputs] == [(5, 2)]
+    assert models.build_with_inputs("my_networks:mlp")[1] is None
+
+
+@pytest.mark.usefixtures("own")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet21", "model='resnet21' is unknown, did you mean resnet.*choose resnet20"),
+        ("torchvision:resnet51", "'torchvision:resnet51' is unknown, did you mean resnet50"),
+        ("my_network:mlp", "my_network cannot be imported .*No module named 'my_network'"),
+        ("my_network.py:mlp", "my_network.py cannot be imported .*No such file"),
+        ("needs.py:mlp", "needs.py cannot be imported .*a_package_that_is_not_there"),
+        ("my_networks:mpl", "my_networks has no function 'mpl', did you mean mlp"),
+        ("my_networks:number", "returned int: it must return an nn.Module"),
+        ("my_networks:broken", "images of 3x0x0: KeyError: 'no such layer'"),
+        ("timm:vit_tiny_patch16_224", "cannot be built with 10 classes and images of 3x0x0"),
+    ],
+)
+def test_bad_names(name: str, message: str):
+    with pytest.raises(MisconfiguredError, match=message):
+        models.build(name, image_shape=(3, 0, 0))
+
+
+def test_missing_packages_name_the_extra(monkeypatch: pytest.MonkeyPatch):
+    for package, extra in (("torchvision", "vision"), ("timm", "timm")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(MisconfiguredError, match=rf"{package}.*pip install 'guyot\[{extra}\]'"):
+            models.build("resnet19")
+        with pytest.raises(MisconfiguredError, match=rf"pip install 'guyot\[{extra}\]'"):
+            models.natural_shape(f"{package}:resnet18")
+    assert models.build("digits") is not None

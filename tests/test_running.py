@@ -17,10 +17,10 @@ from guyot import report, running
 from guyot.config import RunConfig
 from guyot.data import Batches, load
 from guyot.errors import GuyotError, MisconfiguredError
-from guyot.models import MODELS, count_macs
+from guyot.models import build, count_macs
 from guyot.record import Removal
 from guyot.report import Outcome
-from guyot.running import Progress, RunFolder, Silent, build_model, load_run
+from guyot.running import Progress, RunFolder, Silent, load_run
 from guyot.training import evaluate
 
 FILES = ["config.json", "metrics.jsonl", "model.safetensors", "result.json", "structure.json"]
@@ -99,7 +99,7 @@ def test_the_folder_holds_everything(finished: tuple[Path, Outcome, Recorder]):
 def test_the_outcome_is_what_was_asked(finished: tuple[Path, Outcome, Recorder]):
     folder, outcome, recorder = finished
     assert outcome.after.macs == pytest.approx(0.5 * outcome.before.macs, rel=0.015)
-    assert outcome.before.macs == count_macs(build_model("digits", 10), torch.zeros(1, 1, 8, 8))
+    assert outcome.before.macs == count_macs(build("digits", 10), torch.zeros(1, 1, 8, 8))
     assert outcome.after.macs == recorder.epochs[-1].macs
     assert outcome.interrupted is None and outcome.before.test_accuracy is None
     assert (outcome.after.test_accuracy or 0) > 0.8
@@ -220,10 +220,6 @@ def test_threads_come_back(tmp_path: Path):
     assert torch.get_num_threads() == before
 
 
-def test_torchvision_has_more_networks():
-    assert build_model("mobilenet_v2", 7)(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
-
-
 @pytest.mark.parametrize(
     ("choices", "message"),
     [
@@ -289,21 +285,31 @@ def test_a_corrupt_image_is_named(images: Path, tmp_path: Path):
 
 
 def test_networks_with_several_outputs_are_refused(images: Path, tmp_path: Path):
-    config = RunConfig.of(f"imagefolder:{images}", batch_size=4, model="googlenet")
-    with pytest.raises(MisconfiguredError, match=r"'googlenet' does not fit .*another image_size"):
+    (tmp_path / "two.py").write_text(
+        "from torch import nn\n"
+        "class Two(nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return x, super().forward(x)\n"
+        "def two():\n"
+        "    return Two(32, 2)\n"
+    )
+    config = RunConfig.of(f"imagefolder:{images}", batch_size=4, model=f"{tmp_path}/two.py:two")
+    with pytest.raises(MisconfiguredError, match=r"two' does not fit .*another image_size"):
         running.train(config, tmp_path / "run")
+
+
+def test_networks_of_others_train_and_come_back(tmp_path: Path):
+    config = short(model="timm:test_resnet.r160_in1k", epochs=5, target=0.7)
+    assert config.name == "digits-timm-test_resnet.r160_in1k"
+    outcome = running.train(config, tmp_path / "run")
+    assert outcome.after.macs < 0.72 * outcome.before.macs
+    assert load_run(tmp_path / "run")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
 def test_missing_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(MisconfiguredError, match=r"data='digits' needs .*sklearn.*guyot\[data\]"):
         running.train(short(), tmp_path / "run")
-    monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(
-        MisconfiguredError, match=r"none of resnet20.*pip install 'guyot\[vision\]'"
-    ):
-        build_model("resnet18", 10)
-    assert build_model("digits", 10) is not None and "digits" in MODELS
 
 
 def test_what_is_no_run_folder_is_told(tmp_path: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ class RunConfig:
 
     Attributes:
         data: "digits", "cifar10", "cifar100" or "imagefolder:DIR".
-        model: a CIFAR ResNet, "digits", or a torchvision classification model.
+        model: a name of guyot's own networks, torchvision's or timm's, or package.module:factory.
         data_dir: folder with the parquet files of CIFAR.
         image_size: pixels to which the images of a folder are resized.
         validation: share of the training images held out to watch the run.
@@ -106,7 +107,8 @@ class RunConfig:
     def name(self) -> str:
         """What the run is about, fit for the name of a folder."""
         data = self.data.partition(":")[0]
-        return data if self.model == data else f"{data}-{self.model}"
+        model = re.sub(r"[^\w.-]+", "-", self.model).strip("-.")
+        return data if model == data else f"{data}-{model}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

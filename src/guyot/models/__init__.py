@@ -1,8 +1,7 @@
-"""Reference models: the CIFAR ResNets and a small ResNet for digits."""
+"""Networks: the CIFAR ResNets, a small ResNet for digits, and any network by its name."""
 
 from guyot.models.cifar import (
     MODELS,
-    build,
     count_macs,
     digits_resnet,
     resnet,
@@ -12,12 +11,15 @@ from guyot.models.cifar import (
     resnet56,
     resnet110,
 )
+from guyot.models.named import build, build_with_inputs, natural_shape
 
 __all__ = [
     "MODELS",
     "build",
+    "build_with_inputs",
     "count_macs",
     "digits_resnet",
+    "natural_shape",
     "resnet",
     "resnet20",
     "resnet32",

@@ -147,13 +147,6 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-def build(name: str, num_classes: int = 10) -> nn.Module:
-    """Build the model called ``name`` (one of :data:`MODELS`) with fresh random weights."""
-    if name not in MODELS:
-        raise MisconfiguredError(f"model={name!r} is unknown; choose one of {', '.join(MODELS)}")
-    return MODELS[name](num_classes)
-
-
 def count_macs(model: nn.Module, example: Tensor) -> int:
     """Multiply-accumulates of convolutions and linear layers for one sample of ``example``.
 

@@ -2,7 +2,6 @@
 
 from guyot.running.folder import RunFolder, finite, load_run
 from guyot.running.job import train
-from guyot.running.setup import build_model
 from guyot.running.watcher import Progress, Silent, Watcher
 
 __all__ = [
@@ -10,7 +9,6 @@ __all__ = [
     "RunFolder",
     "Silent",
     "Watcher",
-    "build_model",
     "finite",
     "load_run",
     "train",

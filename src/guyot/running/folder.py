@@ -22,8 +22,8 @@ from torch import nn
 
 from guyot.config import RunConfig
 from guyot.errors import MisconfiguredError
+from guyot.models import build
 from guyot.rebuild import rebuild
-from guyot.running.setup import build_model
 from guyot.running.tensorboard import Board
 
 
@@ -121,7 +121,8 @@ def load_run(folder: str | Path) -> nn.Module:
             f"folder={str(folder)!r} is not a complete run folder ({error}): give one that "
             "`guyot train` wrote"
         ) from error
-    model = build_model(structure["model"], structure["classes"])
-    rebuild(model, (torch.zeros(2, *structure["image_shape"]),), structure)
+    image_shape = structure["image_shape"]
+    model = build(structure["model"], structure["classes"], image_shape)
+    rebuild(model, (torch.zeros(2, *image_shape),), structure)
     model.load_state_dict(state)
     return model.eval()

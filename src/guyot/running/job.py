@@ -18,11 +18,11 @@ from guyot.config import RunConfig
 from guyot.controller import DiscoveryConfig
 from guyot.data import Batches, Dataset
 from guyot.errors import MisconfiguredError
-from guyot.models import count_macs
+from guyot.models import build, count_macs
 from guyot.report import Latency, Network, Outcome, measure, to_dict, widths
 from guyot.running.folder import RunFolder
 from guyot.running.journal import Journal
-from guyot.running.setup import build_model, check_forward, load_data, resolve
+from guyot.running.setup import check_forward, load_data, resolve
 from guyot.running.tensorboard import Board
 from guyot.running.watcher import Progress, Silent, Watcher
 from guyot.session import Discovery
@@ -98,7 +98,7 @@ class _Job:
         self.test = Batches(dataset, dataset.test, _EVALUATION_BATCH, augment=False)
         images, _ = next(self.batches.epoch(0))
         classes = len(dataset.classes)
-        model = build_model(config.model, classes)
+        model = build(config.model, classes, dataset.image_shape)
         check_forward(model, images[:2], config, classes)
         self.model = model.to(config.device).to(memory_format=torch.channels_last)
         self.full = copy.deepcopy(self.model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import random
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from guyot.config import RunConfig
 from guyot.data import Dataset, load
 from guyot.errors import MisconfiguredError
-from guyot.models import MODELS, build
 from guyot.quantum import measure_quantum
 from guyot.training import prefers_bf16
 
@@ -65,31 +63,6 @@ def load_data(config: RunConfig) -> Dataset:
             "pip install 'guyot[data]'"
         ) from error
     return dataset.hold_out(max(1, round(config.validation * len(dataset.train))))
-
-
-def build_model(name: str, classes: int) -> nn.Module:
-    """A fresh network: one of guyot's own, or a classification network of torchvision.
-
-    Raises:
-        MisconfiguredError: nobody knows the name, or torchvision is not installed.
-    """
-    if name in MODELS:
-        return build(name, classes)
-    try:
-        from torchvision import models
-    except ImportError as error:
-        raise MisconfiguredError(
-            f"model={name!r} is none of {', '.join(MODELS)}; for the networks of torchvision: "
-            "pip install 'guyot[vision]'"
-        ) from error
-    known = models.list_models(module=models)
-    if name not in known:
-        close = difflib.get_close_matches(name, [*MODELS, *known], n=1)
-        raise MisconfiguredError(
-            f"model={name!r} is unknown{f', did you mean {close[0]}?' if close else ''}; choose "
-            f"{', '.join(MODELS)} or a classification network of torchvision, such as resnet18"
-        )
-    return models.get_model(name, weights=None, num_classes=classes)
 
 
 def check_forward(model: nn.Module, images: Tensor, config: RunConfig, classes: int) -> None:

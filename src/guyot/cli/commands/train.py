@@ -19,7 +19,11 @@ _WHAT, _HOW, _FIND, _RUN = "What to train", "Training", "Discovery", "The run"
 Data = Annotated[str, option(_WHAT, f"One of {', '.join(DATA)} ({RunConfig.data}).")]
 Model = Annotated[
     str | None,
-    option(_WHAT, "resnet20 (or 32, 44, 56, 110), digits, or a torchvision name."),
+    option(
+        _WHAT,
+        "resnet20 (or 32, 44, 56, 110), digits, a name of torchvision or timm, or your own "
+        "package.module:factory.",
+    ),
 ]
 DataDir = Annotated[str | None, option(_WHAT, "Folder with CIFAR's parquet files (download).")]
 ImageSize = Annotated[
