@@ -13,7 +13,7 @@ PACKAGE = Path(guyot.__file__).parent
 # From the ground up. A room imports only rooms on lower floors; inside a room everything goes.
 HOUSE = (
     {"types", "errors", "trees"},
-    {"axis"},
+    {"axis", "storage"},
     {"surgery", "models", "data"},
     {"structure"},
     {"complexity", "gates", "estimators", "calibration", "quantum", "rebuild", "record"},
@@ -22,8 +22,8 @@ HOUSE = (
     {"controller"},
     {"readings", "surgeon"},
     {"snapshot"},
-    {"session", "checkpoint"},
-    {"config"},
+    {"session"},
+    {"checkpoint", "config"},
     {"export", "report", "training", "sweep", "integrations"},
     {"running"},
     {"cli", "__init__"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -176,9 +177,49 @@ def test_optimizer_of_another_model() -> None:
     discover(model, optimizer=half)
 
 
-def test_optimizer_with_state_that_cannot_be_sliced_is_refused_before_training() -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (torch.optim.Adafactor, r"Adafactor keeps 'row_var' of shape \(4, 1\)"),
+        (torch.optim.LBFGS, "LBFGS keeps 'old_dirs', a list"),
+    ],
+)
+def test_optimizers_with_state_that_cannot_be_sliced_are_refused(
+    optimizer: Callable[..., torch.optim.Optimizer], message: str
+) -> None:
     model = CASE.build()
-    optimizer = torch.optim.Adafactor(model.parameters())
+    made = optimizer(model.parameters())
+    before = copy.deepcopy(made.state_dict())
+    with pytest.raises(UnsupportedError, match=f"{message}.*use an optimiser with elementwise"):
+        discover(model, optimizer=made, nu=1e3)
+    assert made.state_dict() == before
+    discover(model, optimizer=made, nu=0.0)  # nothing will be removed
+
+
+def test_optimizers_that_began_are_looked_at() -> None:
+    model = CASE.build()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    optimizer.state[model[0].weight]["blocks"] = torch.ones(3)
+    with pytest.raises(UnsupportedError, match=r"SGD keeps 'blocks' of shape \(3,\) for"):
+        discover(model, optimizer=optimizer, nu=1e3)
+
+
+class Secretive(torch.optim.SGD):
+    """Cannot be copied, so that its state shows only when it is there."""
+
+    def __getstate__(self) -> dict[str, object]:
+        raise AssertionError("it was copied")
+
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["rows"] = torch.ones(len(parameter), 1)
+
+
+def test_other_optimizers_are_refused_at_the_first_removal() -> None:
+    model = CASE.build()
+    optimizer = Secretive(model.parameters(), 0.1)
     discovery = discover(model, optimizer=optimizer, nu=1e3)
 
     def train_on() -> None:
@@ -188,7 +229,7 @@ def test_optimizer_with_state_that_cannot_be_sliced_is_refused_before_training()
             optimizer.step()
             discovery.step()
 
-    with pytest.raises(UnsupportedError, match="Adafactor keeps"):
+    with pytest.raises(UnsupportedError, match="Secretive keeps 'rows'"):
         train_on()
 
 

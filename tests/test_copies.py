@@ -154,6 +154,41 @@ def test_what_is_no_copy_is_refused() -> None:
         discovery.follow(nn.Linear(2, 2))
 
 
+def test_copies_have_a_mode_of_their_own() -> None:
+    """A deep copy during discovery has the gates of its own mode, whatever the model does."""
+    model, optimizer, discovery = start()
+    train(model, optimizer, discovery, 20)
+    assert discovery._gates is not None
+    discovery._gates.sampled[::2] = 0
+    discovery._gates.probable[1::3] = 0
+    x = CASE.inputs()
+    for module in model.modules():  # only gates may depend on the mode
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = None
+    expected = {mode: model.train(mode)(x) for mode in (True, False)}
+    assert not torch.equal(expected[True], expected[False])
+    double = copy.deepcopy(model)
+    for mode in (True, False):
+        model.train(not mode)
+        assert torch.equal(double.train(mode)(x), expected[mode])
+        assert torch.equal(model(x), expected[not mode])
+
+
+def test_a_copied_part_decides_for_itself() -> None:
+    model, optimizer, discovery = start()
+    train(model, optimizer, discovery, 20)
+    assert discovery._gates is not None
+    discovery._gates.sampled.fill_(0)
+    part = next(m for m in model.modules() if type(m).__name__ == "Linear")
+    double = copy.deepcopy(part)
+    assert not double.train().weight.any() and double.eval().weight.any()
+    model.eval()
+    assert not double.train().weight.any()
+    discovery.abandon()
+    assert not any("_gated_model" in module.__dict__ for module in model.modules())
+
+
 def test_abandoning_keeps_shapes_and_masks_weights() -> None:
     model, optimizer, discovery = start()
     train(model, optimizer, discovery, 55)

@@ -10,8 +10,8 @@ import guyot
 from guyot import DiscoveryConfig
 
 NAMES = """
-    Discovery DiscoveryConfig GuyotError GuyotWarning MisconfiguredError Removal SequenceError
-    UnsupportedError find_structures rebuild
+    Checkpointer Discovery DiscoveryConfig GuyotError GuyotWarning MisconfiguredError Removal
+    SequenceError UnsupportedError find_structures rebuild
 """.split()
 
 

@@ -1,5 +1,6 @@
 """guyot: neural networks that find their own structure while they train."""
 
+from guyot.checkpoint import Checkpointer
 from guyot.controller import DiscoveryConfig
 from guyot.errors import (
     GuyotError,
@@ -14,6 +15,7 @@ from guyot.session import Discovery
 from guyot.structure import find_structures
 
 __all__ = [
+    "Checkpointer",
     "Discovery",
     "DiscoveryConfig",
     "GuyotError",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from guyot.errors import GuyotWarning, MisconfiguredError, UnsupportedError
 from guyot.gates import Gated
@@ -45,6 +48,66 @@ def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             f"{missing[0]}: build it from model.parameters() of this very model, or set "
             "requires_grad=False on what must not train"
         )
+
+
+def check_sliceable(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimiser whose state cannot be sliced, as far as that shows before its first step.
+
+    Raises:
+        UnsupportedError: it keeps tensors that have no entry per entry of their parameter.
+    """
+    entry = _foreign(optimizer.state) or _foreign(_rehearsed(optimizer) or {})
+    if isinstance(optimizer, torch.optim.LBFGS):  # a step of it needs the loss
+        entry = "'old_dirs', a list, for all parameters"
+    if entry is not None:
+        raise UnsupportedError(
+            f"{type(optimizer).__name__} keeps {entry}: guyot cannot slice it when the parameter "
+            "gets smaller; use an optimiser with elementwise state (SGD, Adam, AdamW, RMSprop, ...)"
+        )
+
+
+def keeps_elementwise_state(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its state is known to have one entry per entry of the parameter, or one in all."""
+    state = _rehearsed(optimizer)
+    return bool(state) and _foreign(state) is None
+
+
+def _rehearsed(optimizer: torch.optim.Optimizer) -> dict[Tensor, Any] | None:
+    """State after one step of a copy with the same settings on a small parameter of its own.
+
+    None where that cannot be done: optimisers that wrap others or need more than their settings.
+    """
+    inner = getattr(optimizer, "optimizer", None)  # accelerate wraps optimisers
+    optimizer = inner if isinstance(inner, torch.optim.Optimizer) else optimizer
+    kind = type(optimizer)
+    if kind.__getstate__ is not torch.optim.Optimizer.__getstate__:
+        return None
+    if not {"state", "param_groups"} <= optimizer.__dict__.keys():
+        return None  # properties that may lead to the real ones
+    device = next((p.device for g in optimizer.param_groups for p in g["params"]), None)
+    parameter = nn.Parameter(torch.ones(4, 6, device=device))
+    parameter.grad = torch.ones_like(parameter)
+    double = copy.copy(optimizer)
+    double.state = defaultdict(dict)
+    double.param_groups = [{**optimizer.param_groups[0], "params": [parameter]}]
+    step: Callable[..., Any] = kind.step
+    try:
+        getattr(step, "__wrapped__", step)(double)  # without the hooks of a real step
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return None
+    return dict(double.state)
+
+
+def _foreign(state: dict[Any, Any]) -> str | None:
+    """An entry of a state that is neither one number nor of its parameter's shape, in words."""
+    for parameter, entries in state.items():
+        for name, value in entries.items() if isinstance(entries, dict) else ():
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                shapes = tuple(value.shape), tuple(parameter.shape)
+                return f"{name!r} of shape {shapes[0]} for a parameter of shape {shapes[1]}"
+            if isinstance(value, list | tuple | dict):
+                return f"{name!r}, a {type(value).__name__}, for a parameter"
+    return None
 
 
 def check_copy(model: nn.Module, follower: nn.Module) -> None:

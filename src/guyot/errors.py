@@ -17,5 +17,13 @@ class SequenceError(GuyotError, RuntimeError):
     """A method was called at the wrong moment (twice in a step, after `finish`, ...)."""
 
 
+class StorageError(GuyotError, OSError):
+    """A file could not be written; what was there before is still there."""
+
+
+class DivergedError(GuyotError, ArithmeticError):
+    """The loss of a run was not finite for too many steps in a row."""
+
+
 class GuyotWarning(UserWarning):
     """Something was left out or skipped; the run goes on."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,9 @@ from guyot.types import Axis, Structures, Units
 Term = tuple[Callable[[bool], Tensor], tuple[int, ...]]
 Place = tuple[slice, Callable[[Tensor], Tensor]]
 
+_WHOLE = "_gated_model"
+"""The attribute of a gated module that leads to the model."""
+
 
 class Gate:
     """What multiplies one weight: the product of the masks of its dims and layers.
@@ -31,13 +35,8 @@ class Gate:
     of the most probable network. A module frozen by its own `eval()` does not decide.
     """
 
-    def __init__(self, terms: Sequence[Term], training: Callable[[], bool]) -> None:
+    def __init__(self, terms: Sequence[Term]) -> None:
         self._terms = tuple(terms)
-        self._training = training
-
-    def __call__(self, weight: Tensor) -> Tensor:
-        """The weight times its masks; shape and dtype of `weight`."""
-        return self.masked(weight, self._training())
 
     def masked(self, weight: Tensor, training: bool) -> Tensor:
         """The weight times the sampled gates (training) or the most probable ones."""
@@ -46,11 +45,29 @@ class Gate:
         return weight
 
 
+class Whole:
+    """The model whose mode decides for a gated module, also in copies.
+
+    In a deep copy of the model it is the copy, and a part that is copied alone decides for itself.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self._model = model
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Whole:
+        """`memo` knows the copy of the model if it is being made."""
+        return Whole(memo.get(id(self._model)))
+
+    def training(self, part: nn.Module) -> bool:
+        """The mode that counts for a part of the model."""
+        return (part if self._model is None else self._model).training
+
+
 class Gated:
     """Marks the class of a module that has gates."""
 
 
-def put_gate(module: nn.Module, key: str, gate: Gate) -> None:
+def put_gate(module: nn.Module, key: str, gate: Gate, model: nn.Module) -> None:
     """Let the module's attribute `key` be its parameter times a gate.
 
     The module gets a subclass of its own with a property of that name. The parameter stays where
@@ -58,17 +75,18 @@ def put_gate(module: nn.Module, key: str, gate: Gate) -> None:
 
     Example:
         >>> linear = nn.Linear(2, 1)
-        >>> put_gate(linear, "weight", Gate([(lambda training: torch.zeros(2), (1, 2))], bool))
+        >>> put_gate(linear, "weight", Gate([(lambda training: torch.zeros(2), (1, 2))]), linear)
         >>> bool(linear.weight.any()), isinstance(linear, nn.Linear), [*linear.state_dict()]
         (False, True, ['weight', 'bias'])
     """
 
     def gated(self: nn.Module) -> Tensor:
-        return gate(raw_parameter(self, key))
+        return gate.masked(raw_parameter(self, key), self.__dict__[_WHOLE].training(self))
 
     plain = type(module)
     members = {key: property(gated), "__module__": plain.__module__}
     module.__class__ = type(plain.__name__, (plain, Gated), members)
+    module.__dict__[_WHOLE] = Whole(model)
 
 
 @dataclass(frozen=True)
@@ -162,16 +180,17 @@ class Gates:
             path, _, key = name.rpartition(".")
             aliases[first][model.get_submodule(path), key] = None
         for name, found in terms.items():
-            gate = Gate(found, lambda: model.training)
+            gate = Gate(found)
             self._places.append((tensor_at(model, name), gate, places[name]))
             for module, key in aliases[name]:
                 self._attached.setdefault(module, type(module))
-                put_gate(module, key, gate)
+                put_gate(module, key, gate, model)
 
     def detach(self) -> None:
         """Take the gates off; the modules are of their own classes again."""
         for module, plain in self._attached.items():
             module.__class__ = plain
+            del module.__dict__[_WHOLE]
         self._attached.clear()
         self._places.clear()
 

@@ -18,6 +18,7 @@ from guyot.checks import (
     check_model,
     check_optimizer,
     check_prunable,
+    check_sliceable,
     sgd_weight_decay,
     warn_missed,
     warn_skipped,
@@ -107,6 +108,8 @@ class Discovery(Readings):
         self.model = unwrap(model)
         self._optimizer = optimizer
         check_optimizer(self.model, optimizer)
+        if nu != 0:
+            check_sliceable(optimizer)
         self.original = find_structures(
             self.model,
             example_inputs,
