@@ -47,7 +47,7 @@ DISCOVERIES: dict[str, DiscoveryConfig] = {
     "layers-only": DiscoveryConfig(units=False),
     "units-only": DiscoveryConfig(layers=False),
     "straight-through": DiscoveryConfig(estimator="straight-through"),
-    "exact-widths": DiscoveryConfig(quantum=1),
+    "exact-widths": DiscoveryConfig(round_to=1),
 }
 """What the methods with a discovery leave at other than the defaults."""
 

@@ -283,7 +283,7 @@ def training_time(options: argparse.Namespace) -> Json:
             batches(),
             options.epochs,
             per_epoch,
-            DiscoveryConfig(quantum=value),
+            DiscoveryConfig(round_to=value),
             options.target,
         )
     take_turns(list(arms.values()), total // block, block)

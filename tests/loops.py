@@ -39,7 +39,7 @@ class Run:
         settings = {
             "target": 0.4,
             "total_steps": STEPS,
-            "config": DiscoveryConfig(quantum=1, removals=8),
+            "config": DiscoveryConfig(round_to=1, removals=8),
         }
         self.discovery = Discovery(
             self.model, (CASES[name].inputs(),), self.optimizer, **(settings | dials)

@@ -75,8 +75,8 @@ def watched(**dials: Any) -> Discovery:
         ({"total_steps": 80}, r"total_steps=80 is too small.*at least 100 steps"),
         ({"total_steps": -5}, r"total_steps=-5 is too small"),
         ({"target": 0.01}, r"target=0\.01 is below 0\.\d+, the least.*larger target"),
-        ({"config": DiscoveryConfig(quantum={"nope": 8})}, r"quantum names \['nope'\].*groups are"),
-        ({"config": DiscoveryConfig(quantum=0)}, r"quantum=0: a width comes in multiples of 1"),
+        ({"config": DiscoveryConfig(round_to={"nope": 8})}, r"round_to='nope' matches no group"),
+        ({"config": DiscoveryConfig(round_to=0)}, r"round_to=0: a width comes in multiples of 1"),
         ({"config": DiscoveryConfig(estimator="guess")}, r"guess.*two-sided"),
         ({"config": DiscoveryConfig(warmup=0.7)}, r"warmup=0\.7 and discovery_end=0\.4.*order"),
         ({"config": DiscoveryConfig(warmup=-0.1)}, r"warmup=-0\.1"),
@@ -259,7 +259,7 @@ def test_after_finish() -> None:
 
 
 def test_a_target_that_was_not_pursued_is_said() -> None:
-    discovery = watched(target=0.5, config=DiscoveryConfig(quantum=1))
+    discovery = watched(target=0.5, config=DiscoveryConfig(round_to=1))
     train(discovery, 3)
     with pytest.warns(GuyotWarning, match="target=0.5|nothing was removed"):
         discovery.finish()

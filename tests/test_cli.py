@@ -31,7 +31,7 @@ QUICK = ["--epochs", "3", "--batch-size", "32", "--threads", "1", "--no-bf16"]
 OPTIONS = """
     --alpha --batch-size --beta --bf16 --data --data-dir --decay --device --epochs --estimator
     --help --image-size --json --label-smoothing --lr --model --no-bf16 --no-discovery --nu --out
-    --quantum --quiet --seed --target --tensorboard --threads --validation
+    --round-to --quiet --seed --target --tensorboard --threads --validation
     --warmup-epochs --weight-decay -h -q
 """.split()
 

@@ -28,7 +28,7 @@ def start() -> tuple[nn.Module, torch.optim.Optimizer, Discovery]:
     torch.manual_seed(0)
     model = CASE.build().train()
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-    config = DiscoveryConfig(quantum=1)
+    config = DiscoveryConfig(round_to=1)
     discovery = Discovery(
         model, (CASE.inputs(),), optimizer, total_steps=STEPS, target=0.5, config=config
     )
@@ -128,7 +128,7 @@ def test_the_settled_network_is_the_chosen_one() -> None:
     )
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     inputs, labels = torch.randn(16, 7), torch.randint(3, (16,))
-    config = DiscoveryConfig(quantum=16)
+    config = DiscoveryConfig(round_to=16)
     discovery = Discovery(model, (inputs,), optimizer, total_steps=STEPS, nu=1e-6, config=config)
     for _ in range(30):
         optimizer.zero_grad()

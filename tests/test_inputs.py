@@ -75,7 +75,7 @@ def test_discovery_and_rebuild_with_keywords() -> None:
     fresh = copy.deepcopy(model)
     inputs = {"ids": ids(), "scale": torch.rand(2, 5)}
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    config = DiscoveryConfig(quantum=1)
+    config = DiscoveryConfig(round_to=1)
     discovery = Discovery(model, inputs, optimizer, total_steps=120, target=0.5, config=config)
     for _ in range(120):
         loss = call(model, inputs)["logits"].square().mean()

@@ -34,7 +34,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Lines:
     folder = tmp_path_factory.mktemp("run") / "new"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("guyot.running.job.measure", partial(report.measure, seconds=0.0))
-        running.train(config(beta=1.0, quantum=4), folder)
+        running.train(config(beta=1.0, round_to=4), folder)
     text = (folder / "metrics.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]
 

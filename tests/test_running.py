@@ -80,8 +80,8 @@ def test_the_folder_holds_everything(finished: tuple[Path, Outcome, Recorder]):
     folder, outcome, recorder = finished
     assert sorted(path.name for path in folder.iterdir()) == FILES
     config = RunConfig.from_dict(read(folder, "config.json"))
-    assert config.quantum in (1, 2, 4, 8, 16, 32)
-    assert config == dataclasses.replace(short(), device=config.device, quantum=config.quantum)
+    assert config.round_to in (1, 2, 4, 8, 16, 32)
+    assert config == dataclasses.replace(short(), device=config.device, round_to=config.round_to)
     lines = metrics(folder, "epoch")
     assert [line["epoch"] for line in lines] == [1, 2, 3]
     assert [Progress(**{k: v for k, v in e.items() if k != "event"}) for e in lines] == (
@@ -349,7 +349,7 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path):
         ({"alpha": 2.0}, "alpha=2.0: give a number from 0 to 1"),
         ({"beta": -1.0}, "beta=-1.0: give a number from 0 to 1"),
         ({"estimator": "magic"}, "estimator='magic': choose two-sided, straight-through, taylor"),
-        ({"quantum": 0}, "quantum=0: widths are multiples"),
+        ({"round_to": 0}, "round_to=0: widths are multiples"),
         ({"discovery": False, "target": 0.3}, "target=0.3 has no effect without discovery"),
     ],
 )

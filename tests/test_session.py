@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 
 from guyot import Discovery, DiscoveryConfig, GuyotWarning
 
-EXACT = DiscoveryConfig(quantum=1)
+EXACT = DiscoveryConfig(round_to=1)
 STEPS = 100
 
 
@@ -105,7 +105,7 @@ def test_random_numbers_are_left_alone() -> None:
 @pytest.mark.filterwarnings("ignore:nothing was removed")
 def test_without_a_plan_nothing_changes() -> None:
     """With prices far below every benefit gates are drawn, but nothing is ever removed."""
-    config = DiscoveryConfig(theta0=1.0, epsilon=0.0, quantum=1, removals=1)
+    config = DiscoveryConfig(theta0=1.0, epsilon=0.0, round_to=1, removals=1)
     run = Run(nu=1e-30, config=config)
     discovery = run.discovery
     run.steps = discovery._phases.discovery_start + 3
@@ -152,7 +152,7 @@ def test_target_in_parameters(alpha: float) -> None:
 
 @pytest.mark.parametrize("kind", ["two-sided", "straight-through", "taylor"])
 def test_every_estimator_ends_plain(kind: str) -> None:
-    run = Run(target=0.5, config=DiscoveryConfig(estimator=kind, quantum=1))
+    run = Run(target=0.5, config=DiscoveryConfig(estimator=kind, round_to=1))
     classes = {type(module) for module in run.model.modules()}
     model = run.train()
     assert run.discovery.attained == pytest.approx(0.5, rel=0.01)
@@ -161,7 +161,7 @@ def test_every_estimator_ends_plain(kind: str) -> None:
 
 @pytest.mark.parametrize("units", [True, False])
 def test_units_only_or_layers_only(units: bool) -> None:
-    config = DiscoveryConfig(units=units, layers=not units, quantum=1)
+    config = DiscoveryConfig(units=units, layers=not units, round_to=1)
     run = Run("mobile", nu=50.0, config=config)
     blocks = len(run.discovery.original.layers)
     shapes = {name: p.shape for name, p in run.model.named_parameters()}
@@ -179,7 +179,7 @@ def test_units_only_or_layers_only(units: bool) -> None:
 
 def test_everything_may_go() -> None:
     """When the last gate is gone there is nothing left to decide, and training goes on."""
-    config = DiscoveryConfig(units=False, quantum=1)
+    config = DiscoveryConfig(units=False, round_to=1)
     run = Run("tokens", nu=100.0, config=config)
     model = run.train()
     assert not run.discovery.structures.layers
@@ -191,7 +191,7 @@ def test_everything_may_go() -> None:
 
 
 def test_ignored_structures_stay() -> None:
-    config = DiscoveryConfig(ignore=("stages.1.0*", "conv1"), quantum=1)
+    config = DiscoveryConfig(ignore=("stages.1.0*", "conv1"), round_to=1)
     run = Run(nu=100.0, config=config)
     names = {group.name for group in run.discovery.original.groups}
     assert names == {"stages.0.0.conv1", "stages.2.0.conv1", "stages.2.0.conv2"}
@@ -322,7 +322,7 @@ def test_grad_scaler_may_skip_a_step() -> None:
 @pytest.mark.parametrize("name", ["tokens", pytest.param("cifar", marks=pytest.mark.slow)])
 def test_compiled_models_go_on_after_removals(name: str) -> None:
     torch._dynamo.reset()
-    config = DiscoveryConfig(quantum=1, removals=3)
+    config = DiscoveryConfig(round_to=1, removals=3)
     run = Run(
         name,
         target=0.5,

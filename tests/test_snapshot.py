@@ -120,7 +120,7 @@ def test_states_are_taken_between_steps() -> None:
         ({"target": 0.5}, r"another run: target is 0.4, expected 0.5; build"),
         ({"target": None, "nu": 0.4}, r"another run: nu is None, expected 0.4"),
         ({"total_steps": 200}, r"another run: total_steps is 100, expected 200"),
-        ({"config": DiscoveryConfig(quantum=2)}, r"another run: config.quantum is 1, expected 2"),
+        ({"config": DiscoveryConfig(round_to=2)}, r"another run: config.round_to is 1, expected 2"),
         ({"name": "mobile"}, r"another run: groups\..* is missing"),
     ],
 )

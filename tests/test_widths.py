@@ -99,5 +99,5 @@ def test_quanta() -> None:
     for bad in (0, -8, {names[0]: 0}):
         with pytest.raises(MisconfiguredError, match="multiples of 1 or more"):
             quanta_of(NETWORK, bad)
-    with pytest.raises(MisconfiguredError, match=r"quantum names \['other'\], but the groups are"):
+    with pytest.raises(MisconfiguredError, match=r"round_to='other' matches no group"):
         quanta_of(NETWORK, {"other": 8})

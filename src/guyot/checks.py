@@ -160,7 +160,7 @@ def warn_missed(target: float | None, attained: float, quanta: Sequence[int]) ->
     """Say that a target was not met to 1 %, and why."""
     warnings.warn(
         f"target={target} was not met: {attained:.4f} is the closest that the widths allow "
-        f"(multiples of {sorted(set(quanta))}); a smaller quantum comes closer",
+        f"(multiples of {sorted(set(quanta))}); a smaller round_to comes closer",
         GuyotWarning,
         stacklevel=4,
     )

@@ -48,7 +48,8 @@ class RunConfig:
         alpha: 1 counts MACs only ... 0 parameters only.
         beta: 0 charges what each structure costs ... 1 whole layers only.
         estimator: "two-sided", "straight-through" or "taylor".
-        quantum: widths are multiples of this; None: measured on the device.
+        round_to: widths that are not full are multiples of this; None: what suits the device,
+            measured.
         seed: of weights, batches, augmentation and gates.
         device: a torch device, or "auto": a GPU if there is one.
         threads: of the CPU; None: torch's own choice.
@@ -83,7 +84,7 @@ class RunConfig:
     alpha: float = 1.0
     beta: float = 0.0
     estimator: str = "two-sided"
-    quantum: int | None = None
+    round_to: int | None = None
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
@@ -200,8 +201,8 @@ def _discovery_problems(config: RunConfig) -> list[str]:
             problems.append(f"{name}={value}: give a number from 0 to 1")
     if config.estimator not in ESTIMATORS:
         problems.append(f"estimator={config.estimator!r}: choose {', '.join(ESTIMATORS)}")
-    if config.quantum is not None and config.quantum < 1:
+    if config.round_to is not None and config.round_to < 1:
         problems.append(
-            f"quantum={config.quantum}: widths are multiples of it, give at least 1 (1: any width)"
+            f"round_to={config.round_to}: widths are multiples of it, give at least 1 (any width)"
         )
     return problems

@@ -53,8 +53,9 @@ class DiscoveryConfig:
         estimator: "two-sided", "straight-through" or "taylor".
         decay: of the estimator's running means, per sample.
         max_speed: bound of the normalised drift.
-        quantum: widths come in multiples of this; one number, or by group name. What suits a
-            device `guyot.quantum.measure_quantum` finds out.
+        round_to: widths that are not full are multiples of this: one number, or one for every
+            pattern of group names (1 for groups that none matches, of several the last). What
+            suits a device `guyot.quantum.measure_quantum` finds out.
         units: gate units.
         layers: gate residual branches.
         ignore: patterns of group and layer names that must stay.
@@ -74,7 +75,7 @@ class DiscoveryConfig:
     estimator: str = "two-sided"
     decay: float = 0.96
     max_speed: float = 2.0
-    quantum: int | Mapping[str, int] = 8
+    round_to: int | Mapping[str, int] = 8
     units: bool = True
     layers: bool = True
     ignore: Sequence[str] = ()
@@ -146,7 +147,7 @@ class Controller:
         generator: source of the sampled gates.
 
     Raises:
-        MisconfiguredError: alpha, beta, target or quantum out of range, or a target that the
+        MisconfiguredError: alpha, beta, target or round_to out of range, or a target that the
             coupled groups do not allow.
     """
 
@@ -163,8 +164,9 @@ class Controller:
         self.structures, self.dials, self.phases, self.config = structures, dials, phases, config
         self.complexity = Complexity(structures, dials.alpha, dials.beta)
         self.full_macs, self.full_params = self.complexity.full_macs, self.complexity.full_params
-        self._quantum = config.quantum
-        self.quanta = quanta_of(structures, config.quantum)
+        self.quanta = quanta_of(structures, config.round_to)
+        names = [group.name for group in structures.groups]
+        self._quantum = dict(zip(names, self.quanta, strict=True))
         self.budget: Budget | None = None
         if dials.target is not None:
             self.budget = Budget(dials.target, phases, config.theta0, config.max_speed)
@@ -193,7 +195,7 @@ class Controller:
             raise MisconfiguredError(
                 f"target={target} is below {least:.3f}, the least that the coupled groups allow "
                 "(all layers gone, one quantum of every group): choose a larger target, a smaller "
-                "quantum, or fewer ignored groups"
+                "round_to, or freeze fewer groups"
             )
 
     @property
@@ -345,10 +347,7 @@ class Controller:
         self._plan = None if self._plan is None else self._plan[where]
         self._estimator.select(where)
         self._zeros.select(where)
-        if isinstance(self._quantum, Mapping):
-            left = {group.name for group in structures.groups}
-            self._quantum = {k: v for k, v in self._quantum.items() if k in left}
-        self.quanta = quanta_of(structures, self._quantum)
+        self.quanta = tuple(self._quantum[group.name] for group in structures.groups)
         self.complexity = Complexity(
             structures, self.dials.alpha, self.dials.beta, self.full_macs, self.full_params
         )

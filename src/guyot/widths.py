@@ -13,26 +13,34 @@ import torch
 from torch import Tensor
 
 from guyot.errors import MisconfiguredError
+from guyot.patterns import chosen
 from guyot.types import KeepPlan, Structures, UnitGroup
 
 
-def quanta_of(structures: Structures, quantum: int | Mapping[str, int]) -> tuple[int, ...]:
-    """The quantum of every group: one number for all, or by name (1 where it is not named).
+def quanta_of(structures: Structures, round_to: int | Mapping[str, int]) -> tuple[int, ...]:
+    """The quantum of every group, of which its widths are multiples.
+
+    Args:
+        structures: what there is.
+        round_to: one number for all, or by patterns of group names, later ones first; 1 where
+            none matches.
 
     Raises:
-        MisconfiguredError: a quantum below 1, or a name that no group has.
+        MisconfiguredError: a number below 1, or a pattern that matches no group.
+
+    Example:
+        >>> group = UnitGroup("stem", 32, (), ())
+        >>> quanta_of(Structures((group,), (), (), ()), {"*": 4, "st*": 16})
+        (16,)
     """
     names = [group.name for group in structures.groups]
-    if isinstance(quantum, Mapping):
-        unknown = sorted(set(quantum) - set(names))
-        if unknown:
-            raise MisconfiguredError(f"quantum names {unknown}, but the groups are {names}")
-        values = [quantum.get(name, 1) for name in names]
-    else:
-        values = [quantum] * len(names)
-    if any(value < 1 for value in values):
-        raise MisconfiguredError(f"quantum={quantum!r}: a width comes in multiples of 1 or more")
-    return tuple(values)
+    by_pattern = round_to if isinstance(round_to, Mapping) else {"*": round_to}
+    if any(value < 1 for value in by_pattern.values()):
+        raise MisconfiguredError(f"round_to={round_to!r}: a width comes in multiples of 1 or more")
+    quanta = dict.fromkeys(names, 1)
+    for pattern, value in by_pattern.items() if names else ():
+        quanta |= dict.fromkeys(chosen("round_to", pattern, names, "group"), value)
+    return tuple(quanta.values())
 
 
 def home_layer(structures: Structures, group: UnitGroup) -> int | None:

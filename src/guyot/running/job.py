@@ -110,9 +110,9 @@ class _Job:
 
     def _discovery(self) -> Discovery:
         config = self.config
-        assert config.quantum is not None
+        assert config.round_to is not None
         settings = DiscoveryConfig(
-            estimator=config.estimator, seed=config.seed, quantum=config.quantum
+            estimator=config.estimator, seed=config.seed, round_to=config.round_to
         )
         steps = len(self.batches)
         try:

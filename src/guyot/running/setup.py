@@ -18,10 +18,10 @@ from guyot.training import prefers_bf16
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """Settle device, threads, precision and quantum; sets the threads and every seed.
+    """Settle device, threads, precision and rounding; sets the threads and every seed.
 
-    A quantum that is not given is measured, for two seconds, and from then on part of the
-    configuration.
+    What widths are rounded to is measured if it is not given, for two seconds, and from then on
+    part of the configuration.
 
     Raises:
         MisconfiguredError: the device cannot be used.
@@ -39,14 +39,14 @@ def resolve(config: RunConfig) -> RunConfig:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     bf16 = prefers_bf16(name) if config.bf16 is None else config.bf16
-    quantum = config.quantum
-    if quantum is None and config.discovery:
-        quantum = measure_quantum(name, torch.bfloat16 if bf16 else torch.float32)
+    round_to = config.round_to
+    if round_to is None and config.discovery:
+        round_to = measure_quantum(name, torch.bfloat16 if bf16 else torch.float32)
     random.seed(config.seed)
     np.random.seed(config.seed)  # noqa: NPY002 - other libraries may draw from it
     torch.manual_seed(config.seed)
     threads = torch.get_num_threads()
-    return dataclasses.replace(config, device=name, threads=threads, bf16=bf16, quantum=quantum)
+    return dataclasses.replace(config, device=name, threads=threads, bf16=bf16, round_to=round_to)
 
 
 def load_data(config: RunConfig) -> Dataset:

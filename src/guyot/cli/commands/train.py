@@ -64,7 +64,7 @@ Beta = Annotated[
 Estimator = Annotated[
     str | None, option(_FIND, f"{', '.join(ESTIMATORS)} ({RunConfig.estimator}).")
 ]
-Quantum = Annotated[int | None, option(_FIND, "Widths are multiples of it (measured).")]
+RoundTo = Annotated[int | None, option(_FIND, "Widths are multiples of it (measured).")]
 NoDiscovery = Annotated[bool, option(_FIND, "Train the full network.", "--no-discovery")]
 Out = Annotated[Path | None, option(_RUN, "New folder for everything (runs/NAME-TIME).")]
 Seed = Annotated[int | None, option(_RUN, f"Decides all that is random ({RunConfig.seed}).")]
@@ -98,7 +98,7 @@ def train(  # noqa: PLR0913 - one parameter per option
     alpha: Alpha = None,
     beta: Beta = None,
     estimator: Estimator = None,
-    quantum: Quantum = None,
+    round_to: RoundTo = None,
     no_discovery: NoDiscovery = False,
     out: Out = None,
     seed: Seed = None,
