@@ -190,8 +190,8 @@ def test_everything_may_go() -> None:
     ]
 
 
-def test_ignored_structures_stay() -> None:
-    config = DiscoveryConfig(ignore=("stages.1.0*", "conv1"), round_to=1)
+def test_frozen_structures_stay() -> None:
+    config = DiscoveryConfig(freeze=("stages.1.0*", "conv1"), round_to=1)
     run = Run(nu=100.0, config=config)
     names = {group.name for group in run.discovery.original.groups}
     assert names == {"stages.0.0.conv1", "stages.2.0.conv1", "stages.2.0.conv2"}

@@ -19,6 +19,7 @@ from guyot.complexity import Complexity
 from guyot.dynamics import Phases, ZeroPatience
 from guyot.errors import MisconfiguredError
 from guyot.estimators import SideSums, estimator
+from guyot.patterns import Patterns
 from guyot.settle import Choice, choose, floor
 from guyot.types import Structures
 from guyot.widths import protect, quanta_of
@@ -58,7 +59,10 @@ class DiscoveryConfig:
             suits a device `guyot.quantum.measure_quantum` finds out.
         units: gate units.
         layers: gate residual branches.
-        ignore: patterns of group and layer names that must stay.
+        ignore: patterns (`guyot.patterns`) of names of modules that are left alone: none of their
+            tensors shrinks, and no residual branch that uses one goes.
+        freeze: patterns of names of groups and layers that stay as they are.
+        tie: sets of patterns of names of groups; the groups of a set lose the same units.
         removals: how many times during discovery structures may be removed.
         seed: of the sampled gates.
 
@@ -78,7 +82,9 @@ class DiscoveryConfig:
     round_to: int | Mapping[str, int] = 8
     units: bool = True
     layers: bool = True
-    ignore: Sequence[str] = ()
+    ignore: Patterns = ()
+    freeze: Patterns = ()
+    tie: Sequence[Patterns] = ()
     removals: int = 40
     seed: int = 0
 

@@ -128,16 +128,21 @@ class Record:
 
     @property
     def structure(self) -> dict[str, Any]:
-        """What is left, as plain data for JSON, see `guyot.rebuild`."""
+        """What is left, as plain data for JSON, see `guyot.rebuild`.
+
+        Groups that the user tied are listed one by one, so that nobody has to know of the tie.
+        """
         gone: dict[str, set[int]] = {}
         for removal in self.removals:
             for name, units in removal.units.items():
                 gone.setdefault(name, set()).update(units)
-        sizes = {group.name: group.size for group in self.original.groups}
+        kept: dict[str, list[int]] = {}
+        for group in self.original.groups:
+            if group.name in gone:
+                left = sorted(set(range(group.size)) - gone[group.name])
+                kept |= {name: list(left) for name in (group.name, *group.tied)}
         return {
-            "units": {
-                name: sorted(set(range(sizes[name])) - units) for name, units in gone.items()
-            },
+            "units": kept,
             "removed_layers": [name for removal in self.removals for name in removal.layers],
         }
 

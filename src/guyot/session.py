@@ -116,6 +116,8 @@ class Discovery(Readings):
             units=config.units,
             layers=config.layers,
             ignore=config.ignore,
+            freeze=config.freeze,
+            tie=config.tie,
         )
         check_prunable(self.original)
         device = next(self.model.parameters()).device

@@ -70,12 +70,14 @@ class UnitGroup:
         size: number of units.
         members: every tensor dimension in which the group occurs; removal slices them all.
         readers: the members that contract the units; gates multiply these.
+        tied: names of the groups that the user made one with it.
     """
 
     name: str
     size: int
     members: tuple[Slot, ...]
     readers: tuple[Slot, ...]
+    tied: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,8 +9,10 @@ from dataclasses import replace
 from torch import nn
 
 from guyot.errors import GuyotWarning
+from guyot.patterns import Patterns
 from guyot.structure.branches import find_branches
-from guyot.structure.inference import Inference, infer
+from guyot.structure.control import BY_USER, Ignored, frozen_by, tie_groups
+from guyot.structure.inference import Inference, infer, name_groups
 from guyot.structure.inputs import Inputs
 from guyot.structure.trace import trace
 from guyot.structure.verify import Verifier
@@ -26,7 +27,9 @@ def find_structures(
     *,
     units: bool = True,
     layers: bool = True,
-    ignore: Sequence[str] = (),
+    ignore: Patterns = (),
+    freeze: Patterns = (),
+    tie: Sequence[Patterns] = (),
     verify: bool = True,
 ) -> Structures:
     """Find the unit groups and residual branches of a model, without any annotation.
@@ -37,7 +40,10 @@ def find_structures(
             dimension 0 of each tensor is the batch.
         units: look for units (channels, neurons).
         layers: look for removable residual branches.
-        ignore: patterns (`fnmatch`) of group or layer names that must stay.
+        ignore: patterns (`guyot.patterns`) of names of modules that are left alone: none of their
+            tensors shrinks, and no residual branch that uses one goes.
+        freeze: patterns of names of groups and layers that stay as they are.
+        tie: sets of patterns of names of groups; the groups of a set lose the same units.
         verify: check every group and layer numerically; those that fail are excluded with a
             `GuyotWarning` that names them and says why.
 
@@ -45,7 +51,8 @@ def find_structures(
         The structures; `frozen` lists what cannot go and why.
 
     Raises:
-        MisconfiguredError: the inputs do not fit the model.
+        MisconfiguredError: the inputs do not fit the model, a pattern matches nothing, or groups
+            of several sizes are tied.
         UnsupportedError: the model cannot be traced.
 
     Example:
@@ -58,24 +65,26 @@ def find_structures(
     graph = trace(model, example_inputs)
     walk = Walk(graph, model)
     walk.run()
-    branches, refused = find_branches(graph, walk.canonical) if layers else ([], {})
+    ignored = Ignored(walk, model, ignore)
+    names = name_groups(walk)
+    tie_groups(names, tie)
+    branches, refused = find_branches(graph, walk.canonical)
+    stays = frozen_by(freeze, names, [*(b.layer.name for b in branches), *refused])
     for branch in list(branches):
+        name = branch.layer.name
         if not branch.layer.owner:
             refused["(root)"] = "its addition is in the root's forward: move it to a submodule"
             branches.remove(branch)
-        elif _matches(branch.layer.name, ignore):
+        elif (reason := ignored.keeps(branch) or stays.get(name)) is not None:
+            refused[name] = reason
             branches.remove(branch)
+    if not layers:
+        branches, refused = [], {}
     trainable = {walk.canonical[name] for name, _ in model.named_parameters()}
-    excluded: dict[str, str] = {}
+    excluded = stays if units else dict.fromkeys(names.of.values(), f"left alone {BY_USER}")
 
     def build() -> Inference:
-        inference = infer(walk, branches, trainable, excluded)
-        names = [group.name for group in inference.structures.groups]
-        rejected = names if not units else [name for name in names if _matches(name, ignore)]
-        if set(rejected) - set(excluded):
-            excluded.update(dict.fromkeys(rejected, "excluded by the user"))
-            return infer(walk, branches, trainable, excluded)
-        return inference
+        return infer(walk, names, branches, trainable, excluded)
 
     inference = build()
     if verify and (inference.structures.groups or inference.structures.layers):
@@ -96,14 +105,10 @@ def find_structures(
     return replace(inference.structures, frozen=frozen)
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-
-
 def _warn(groups: dict[str, str], layers: dict[str, str]) -> None:
     for kind, found in (("units of", groups), ("layer", layers)):
         for name, reason in found.items():
-            if reason != "excluded by the user":
+            if not reason.endswith(BY_USER):
                 warnings.warn(
                     f"{kind} {name} cannot be removed: {reason}", GuyotWarning, stacklevel=4
                 )

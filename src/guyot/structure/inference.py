@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
@@ -42,6 +42,29 @@ class Inference:
     literals: dict[str, dict[int, Axis | tuple[Axis, ...]]]
 
 
+@dataclass
+class Names:
+    """What groups are called.
+
+    Attributes:
+        of: leaf -> name of its group.
+        tied: name of a group -> names of the groups that are one with it.
+    """
+
+    of: dict[Dim, str]
+    tied: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+
+
+def name_groups(walk: Walk) -> Names:
+    """Call every class of dims after the tensor that first produces it."""
+    taken: set[str] = set()
+    names: dict[Dim, str] = {}
+    for leaf, slots in _members(walk).items():
+        writers = [slot for slot in slots if slot not in walk.contracted]
+        names[leaf] = _group_name(writers or slots, taken)
+    return Names(names)
+
+
 def _members(walk: Walk) -> dict[Dim, list[Slot]]:
     members: dict[Dim, list[Slot]] = defaultdict(list)
     for name, dims in walk.tensors.items():
@@ -53,12 +76,17 @@ def _members(walk: Walk) -> dict[Dim, list[Slot]]:
 
 
 def infer(
-    walk: Walk, branches: Sequence[Branch], trainable: set[str], excluded: dict[str, str]
+    walk: Walk,
+    names: Names,
+    branches: Sequence[Branch],
+    trainable: set[str],
+    excluded: dict[str, str],
 ) -> Inference:
     """Read groups, tensors, operations and layers off a finished walk.
 
     Args:
         walk: after `run()`.
+        names: of the groups.
         branches: the removable residual branches.
         trainable: names of the tensors that count as parameters.
         excluded: name of a group -> reason why it must not shrink.
@@ -67,20 +95,19 @@ def infer(
     frozen: dict[str, str] = {}
     groups: list[UnitGroup] = []
     number: dict[Dim, int] = {}
-    taken: set[str] = set()
     for leaf, slots in members.items():
         readers = tuple(slot for slot in slots if slot in walk.contracted)
-        writers = [slot for slot in slots if slot not in walk.contracted]
-        name = _group_name(writers or slots, taken)
+        name = names.of[leaf]
+        tied = names.tied.get(name, ())
         reason = leaf.reason or excluded.get(name)
         if reason is None and not readers:
             reason = "no weight reads it"
         if reason is not None:
             if reason != SPACE and any(slot.tensor in trainable for slot in slots):
-                frozen[name] = reason
+                frozen |= dict.fromkeys((name, *tied), reason)
             continue
         number[leaf] = len(groups)
-        groups.append(UnitGroup(name, leaf.size, tuple(slots), readers))
+        groups.append(UnitGroup(name, leaf.size, tuple(slots), readers, tied))
 
     def axis(dim: Dim) -> Axis:
         return resolve(dim, lambda leaf: number.get(find(leaf)))

@@ -10,10 +10,11 @@ from guyot.surgery.locate import (
     unwrap,
 )
 from guyot.surgery.operate import operate
-from guyot.surgery.plan import Shrunk, masks_of, shrink
+from guyot.surgery.plan import Shrunk, above, masks_of, shrink
 
 __all__ = [
     "Shrunk",
+    "above",
     "first_names",
     "masks_of",
     "named_tensors",
