@@ -16,7 +16,7 @@ HOUSE = (
     {"axis", "patterns", "storage"},
     {"surgery", "models", "data"},
     {"structure"},
-    {"complexity", "gates", "estimators", "calibration", "quantum", "rebuild", "record"},
+    {"complexity", "gates", "estimators", "calibration", "quantum", "rebuild", "record", "rules"},
     {"dynamics", "settle", "widths", "checks"},
     {"budget"},
     {"controller"},

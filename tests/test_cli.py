@@ -30,9 +30,9 @@ from guyot.running import Progress, load_run
 QUICK = ["--epochs", "3", "--batch-size", "32", "--threads", "1", "--no-bf16"]
 OPTIONS = """
     --alpha --batch-size --beta --bf16 --data --data-dir --decay --device --epochs --estimator
-    --help --image-size --json --label-smoothing --lr --model --no-bf16 --no-discovery --nu --out
-    --round-to --quiet --seed --target --tensorboard --threads --validation
-    --warmup-epochs --weight-decay -h -q
+    --freeze --help --ignore --image-size --json --label-smoothing --lr --model --no-bf16
+    --no-discovery --nu --out --quiet --round-to --seed --target --tensorboard --threads --tie
+    --validation --warmup-epochs --weight-decay -h -q
 """.split()
 
 
@@ -146,6 +146,10 @@ def test_json_is_all_there_is_on_stdout(tmp_path: Path):
         (["--data", "cifar10", "--data-dir", "no/such"], "--data-dir='no/such' holds no train"),
         (["--data", "imagefolder:no/such"], "imagefolder:no/such needs the folders"),
         (["--epochs", "1"], "total_steps=20 is too small.*an epoch is 20 steps"),
+        (["--ignore", "stages.9"], "--ignore='stages.9' matches no module; close are stages"),
+        (["--freeze", "conv2"], "--freeze='conv2' matches no group and no layer; close .*conv1"),
+        (["--tie", "conv1,fc"], "--tie='fc' chooses fc, which cannot shrink: an output"),
+        (["--no-discovery", "--tie", "a,b"], r"--tie=\('a,b',\) has no effect without discovery"),
         (["--estimator", "magic"], "--estimator='magic': choose two-sided"),
         (["--device", "abacus"], "--device='abacus' cannot be used"),
         (["--out", "."], r"--out='.*' is not empty: give a new folder"),

@@ -298,6 +298,25 @@ def test_networks_with_several_outputs_are_refused(images: Path, tmp_path: Path)
         running.train(config, tmp_path / "run")
 
 
+def test_the_wishes_of_a_configuration_are_kept(tmp_path: Path):
+    config = short(
+        epochs=5,
+        freeze=["conv1"],
+        ignore=("stages.2",),
+        tie=["stages.0.0.conv1,stages.0.1.conv1"],
+        target=0.7,
+        round_to=1,
+    )
+    outcome = running.train(config, tmp_path / "run")
+    assert RunConfig.from_dict(read(tmp_path / "run", "config.json")).tie == config.tie
+    names = {width.name for width in outcome.widths}
+    assert "conv1" not in names and not {n for n in names if n.startswith("stages.2")}
+    model = load_run(tmp_path / "run")
+    assert model.conv1.weight.shape[0] == 16 and model.fc.in_features == 64
+    first, second = (model.stages[0][n].conv1.weight.shape[0] for n in (0, 1))
+    assert first == second < 16
+
+
 def test_networks_of_others_train_and_come_back(tmp_path: Path):
     config = short(model="timm:test_resnet.r160_in1k", epochs=5, target=0.7)
     assert config.name == "digits-timm-test_resnet.r160_in1k"

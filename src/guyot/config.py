@@ -13,6 +13,7 @@ from guyot.errors import MisconfiguredError
 
 DATA = ("digits", "cifar10", "cifar100", "imagefolder:DIR")
 ESTIMATORS = ("two-sided", "straight-through", "taylor")
+WISHES = ("ignore", "freeze", "tie")
 DECAYS = ("cosine", "linear")
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -50,6 +51,9 @@ class RunConfig:
         estimator: "two-sided", "straight-through" or "taylor".
         round_to: widths that are not full are multiples of this; None: what suits the device,
             measured.
+        ignore: patterns of names of modules that are left alone, see `find_structures`.
+        freeze: patterns of names of groups and layers that stay.
+        tie: sets of groups that lose the same units, patterns with commas between them.
         seed: of weights, batches, augmentation and gates.
         device: a torch device, or "auto": a GPU if there is one.
         threads: of the CPU; None: torch's own choice.
@@ -85,12 +89,17 @@ class RunConfig:
     beta: float = 0.0
     estimator: str = "two-sided"
     round_to: int | None = None
+    ignore: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
+    tie: tuple[str, ...] = ()
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
     bf16: bool | None = None
 
     def __post_init__(self) -> None:
+        for name in WISHES:  # JSON has lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         problems = [*_data_problems(self), *_recipe_problems(self), *_discovery_problems(self)]
         if problems:
             raise MisconfiguredError("; ".join(problems))
@@ -176,8 +185,8 @@ def _discovery_problems(config: RunConfig) -> list[str]:
     if not config.discovery:
         return [
             f"{name}={value} has no effect without discovery: leave it out"
-            for name, value in (("nu", config.nu), ("target", config.target))
-            if value is not None
+            for name in ("nu", "target", *WISHES)
+            if (value := getattr(config, name)) not in (None, ())
         ]
     problems: list[str] = []
     if (config.nu is None) == (config.target is None):

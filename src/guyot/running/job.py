@@ -112,7 +112,12 @@ class _Job:
         config = self.config
         assert config.round_to is not None
         settings = DiscoveryConfig(
-            estimator=config.estimator, seed=config.seed, round_to=config.round_to
+            estimator=config.estimator,
+            seed=config.seed,
+            round_to=config.round_to,
+            ignore=config.ignore,
+            freeze=config.freeze,
+            tie=[patterns.split(",") for patterns in config.tie],
         )
         steps = len(self.batches)
         try:

@@ -120,7 +120,7 @@ def _warn_unknown(frozen: Sequence[Frozen]) -> None:
     if unknown:
         warnings.warn(
             f"the dims that these operators touch cannot shrink: {'; '.join(unknown)}; "
-            "guyot.structure.rules.rule registers a rule for an operator",
+            "guyot.rules.rule registers a rule for an operator",
             GuyotWarning,
             stacklevel=3,
         )

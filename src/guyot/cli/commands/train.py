@@ -65,6 +65,15 @@ Estimator = Annotated[
     str | None, option(_FIND, f"{', '.join(ESTIMATORS)} ({RunConfig.estimator}).")
 ]
 RoundTo = Annotated[int | None, option(_FIND, "Widths are multiples of it (measured).")]
+Ignore = Annotated[
+    list[str] | None, option(_FIND, "Leave modules alone, such as 'head*'; may be repeated.")
+]
+Freeze = Annotated[
+    list[str] | None, option(_FIND, "Keep groups and layers whole; see guyot inspect.")
+]
+Tie = Annotated[
+    list[str] | None, option(_FIND, "Groups that lose the same units: 'a,b' or 'blocks.*.fc1'.")
+]
 NoDiscovery = Annotated[bool, option(_FIND, "Train the full network.", "--no-discovery")]
 Out = Annotated[Path | None, option(_RUN, "New folder for everything (runs/NAME-TIME).")]
 Seed = Annotated[int | None, option(_RUN, f"Decides all that is random ({RunConfig.seed}).")]
@@ -99,6 +108,9 @@ def train(  # noqa: PLR0913 - one parameter per option
     beta: Beta = None,
     estimator: Estimator = None,
     round_to: RoundTo = None,
+    ignore: Ignore = None,
+    freeze: Freeze = None,
+    tie: Tie = None,
     no_discovery: NoDiscovery = False,
     out: Out = None,
     seed: Seed = None,

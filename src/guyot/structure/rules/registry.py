@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+from torch._library.custom_ops import CustomOpDef
 
+from guyot.errors import MisconfiguredError
 from guyot.structure.axes import Dim
 
 if TYPE_CHECKING:
@@ -37,15 +39,37 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
     """Register a rule for one or more `torch.ops` overloads; a later rule replaces an earlier.
 
     Args:
-        targets: operator overloads, e.g. `torch.ops.aten.conv2d.default`, or a `torch.Tag`.
+        targets: operator overloads, e.g. `torch.ops.aten.conv2d.default`, what
+            `torch.library.custom_op` made, or a `torch.Tag`.
+
+    Raises:
+        MisconfiguredError: a target is none of these.
     """
+    overloads = [_overload(target) for target in targets]
 
     def register(function: Rule) -> Rule:
-        for target in targets:
+        for target in overloads:
             _RULES[target] = function
         return function
 
     return register
+
+
+def _overload(target: Any) -> Any:
+    """What a graph calls an operator."""
+    if isinstance(target, CustomOpDef):
+        return target._opoverload  # pyright: ignore[reportPrivateUsage]
+    if isinstance(target, torch._ops.OpOverloadPacket):  # pyright: ignore[reportPrivateUsage]
+        raise MisconfiguredError(
+            f"rule({target}) is about an operator with the overloads "
+            f"{', '.join(target.overloads())}: give one of them, e.g. {target}.default"
+        )
+    if not isinstance(target, (torch._ops.OperatorBase, torch.Tag)):  # pyright: ignore[reportPrivateUsage]
+        raise MisconfiguredError(
+            f"rule({target!r}) is about no operator: give one as torch.export names it, e.g. "
+            "torch.ops.aten.relu.default, or what torch.library.custom_op returned"
+        )
+    return target
 
 
 def rule_for(target: Any) -> Rule | None:
