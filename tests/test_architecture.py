@@ -16,8 +16,9 @@ HOUSE = (
     {"axis", "patterns", "storage"},
     {"surgery", "models", "data"},
     {"structure"},
-    {"complexity", "gates", "estimators", "calibration", "quantum", "rebuild", "record", "rules"},
-    {"dynamics", "settle", "widths", "checks"},
+    {"complexity", "gates", "estimators", "calibration", "quantum", "rebuild", "record", "rules"}
+    | {"codegen", "delivery"},
+    {"dynamics", "settle", "widths", "checks", "saved"},
     {"budget"},
     {"controller"},
     {"readings", "surgeon"},

@@ -11,13 +11,13 @@ from guyot import DiscoveryConfig
 
 NAMES = """
     Checkpointer Discovery DiscoveryConfig GuyotError GuyotWarning MisconfiguredError Removal
-    SequenceError UnsupportedError find_structures rebuild
+    SequenceError UnsupportedError find_structures load rebuild save
 """.split()
 
 
 def test_names() -> None:
     assert sorted(guyot.__all__) == sorted(NAMES)
-    assert len(NAMES) <= 12
+    assert len(NAMES) <= 14
     for name in NAMES:
         assert inspect.getdoc(getattr(guyot, name)), f"{name} has no docstring"
 

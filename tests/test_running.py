@@ -123,9 +123,9 @@ def keep_networks(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     kept: list[nn.Module] = []
     write = RunFolder.network
 
-    def network(self: RunFolder, model: nn.Module, structure: Any) -> None:
+    def network(self: RunFolder, model: nn.Module, *rest: Any) -> None:
         kept.append(copy.deepcopy(model).eval())
-        write(self, model, structure)
+        write(self, model, *rest)
 
     monkeypatch.setattr(RunFolder, "network", network)
     return kept
@@ -332,7 +332,7 @@ def test_missing_packages_name_the_extra(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_what_is_no_run_folder_is_told(tmp_path: Path):
-    with pytest.raises(MisconfiguredError, match=r"not a complete run folder .*structure.json"):
+    with pytest.raises(MisconfiguredError, match=r"holds no complete network .*structure.json"):
         load_run(tmp_path)
 
 

@@ -11,6 +11,7 @@ from guyot.errors import (
 )
 from guyot.rebuild import rebuild
 from guyot.record import Removal
+from guyot.saved import load, save
 from guyot.session import Discovery
 from guyot.structure import find_structures
 
@@ -25,5 +26,7 @@ __all__ = [
     "SequenceError",
     "UnsupportedError",
     "find_structures",
+    "load",
     "rebuild",
+    "save",
 ]

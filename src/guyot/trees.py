@@ -6,6 +6,9 @@ mapped leaf by leaf.
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -88,6 +91,28 @@ def _kind(leaf: Any) -> str:
 
 def _fits(expected: str, found: str) -> bool:
     return expected == found or (expected == "NoneType" and found in ("number", "tensor"))
+
+
+def finite(tree: Any) -> Any:
+    """The same tree with None for NaN and inf, and with names as keys: what JSON can hold.
+
+    Example:
+        >>> finite({1: [0.5, float("nan")]})
+        {'1': [0.5, None]}
+    """
+    if isinstance(tree, float):
+        return tree if math.isfinite(tree) else None
+    if isinstance(tree, Mapping):
+        return {str(key): finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [finite(value) for value in tree]
+    return tree
+
+
+def json_text(tree: Mapping[str, Any]) -> str:
+    """A tree of plain values as JSON for people: indented, lists of integers on one line."""
+    text = json.dumps(finite(tree), indent=1, allow_nan=False)
+    return re.sub(r"\[[\s\d,]+\]", lambda found: " ".join(found[0].split()), text) + "\n"
 
 
 def describe(value: Any) -> str:

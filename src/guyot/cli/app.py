@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from guyot.errors import GuyotError, GuyotWarning
-from guyot.running import finite
+from guyot.trees import finite
 
 MISUSED = 2
 INTERRUPTED = 130

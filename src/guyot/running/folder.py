@@ -3,28 +3,26 @@
 config.json         the `RunConfig`, with device, threads and precision as they were
 metrics.jsonl       what happened, a line each: `docs/runs.md` is the reference
 model.safetensors   the state dict of the network that is left
-structure.json      the model's name and what it kept, for `guyot.rebuild`
+structure.json      the model's name and what it kept, for `guyot.load`
 result.json         figures before and after
 """
 
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from guyot.config import RunConfig
 from guyot.errors import MisconfiguredError
 from guyot.models import build
-from guyot.rebuild import rebuild
 from guyot.running.tensorboard import Board
+from guyot.saved import load, read, save
+from guyot.structure.inputs import Inputs
+from guyot.trees import finite, json_text
 
 
 class RunFolder:
@@ -71,14 +69,11 @@ class RunFolder:
         if self._board is not None:
             self._board.metric(event, values)
 
-    def network(self, model: nn.Module, structure: Mapping[str, Any]) -> None:
+    def network(
+        self, model: nn.Module, example_inputs: Inputs, structure: Mapping[str, Any]
+    ) -> None:
         """Write `model.safetensors` and `structure.json`."""
-        state = {
-            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, tensor in model.state_dict().items()
-        }
-        save_file(state, self.path / "model.safetensors", metadata={"format": "pt"})
-        self._write("structure.json", structure)
+        save(self.path, model, example_inputs, structure)
 
     def result(self, values: Mapping[str, Any]) -> None:
         """Write `result.json`."""
@@ -90,20 +85,7 @@ class RunFolder:
             self._board.close()
 
     def _write(self, name: str, values: Mapping[str, Any]) -> None:
-        text = json.dumps(finite(values), indent=1, allow_nan=False)
-        text = re.sub(r"\[[\s\d,]+\]", lambda found: " ".join(found[0].split()), text)
-        (self.path / name).write_text(text + "\n", encoding="utf-8")
-
-
-def finite(value: Any) -> Any:
-    """NaN and inf as None: JSON has neither."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
+        (self.path / name).write_text(json_text(values), encoding="utf-8")
 
 
 def load_run(folder: str | Path) -> nn.Module:
@@ -112,17 +94,12 @@ def load_run(folder: str | Path) -> nn.Module:
     Raises:
         MisconfiguredError: the folder is not one, or is incomplete.
     """
-    folder = Path(folder)
-    try:
-        structure = json.loads((folder / "structure.json").read_text(encoding="utf-8"))
-        state = load_file(folder / "model.safetensors")
-    except (OSError, ValueError) as error:
+    structure, _ = read(folder)
+    name, classes = structure.get("model"), structure.get("classes")
+    if not isinstance(name, str) or not isinstance(classes, int):
         raise MisconfiguredError(
-            f"folder={str(folder)!r} is not a complete run folder ({error}): give one that "
-            "`guyot train` wrote"
-        ) from error
-    image_shape = structure["image_shape"]
-    model = build(structure["model"], structure["classes"], image_shape)
-    rebuild(model, (torch.zeros(2, *image_shape),), structure)
-    model.load_state_dict(state)
-    return model.eval()
+            f"folder={str(folder)!r} was not written by `guyot train`: its network is read with "
+            "guyot.load(folder, model_factory)"
+        )
+    image_shape = structure["inputs"][0]["tensor"][1:]
+    return load(folder, lambda: build(name, classes, image_shape))

@@ -159,10 +159,11 @@ class _Job:
         structure = {
             "model": self.config.model,
             "classes": len(self.dataset.classes),
-            "image_shape": list(self.dataset.image_shape),
+            "mean": self.dataset.mean,
+            "std": self.dataset.std,
             **self._structure,
         }
-        folder.network(self.model, structure)
+        folder.network(self.model, (self.example,), structure)
         outcome = self._outcome(interrupted, accuracy, epoch, time.perf_counter() - start)
         if interrupted is None:
             watcher.measuring()

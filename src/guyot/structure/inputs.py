@@ -51,6 +51,7 @@ def changed(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """The same nest of mappings, lists and tuples with other tensors in it.
 
     Example:
+        >>> import torch
         >>> changed({"ids": [torch.ones(1), None]}, lambda x: x + 1)
         {'ids': [tensor([2.]), None]}
     """
