@@ -103,10 +103,10 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
             constants[name] = cast(Tensor, program.constants[str(spec.target)])
         else:
             inputs.append(name)
-    return Trace(_plain(program.graph_module), tensors, constants, tuple(inputs))
+    return Trace(plain_graph(program.graph_module), tensors, constants, tuple(inputs))
 
 
-def _plain(module: fx.GraphModule) -> fx.Graph:
+def plain_graph(module: fx.GraphModule) -> fx.Graph:
     """The graph without regions (no_grad, autocast) and without checks of metadata.
 
     Such a region is a call of a graph of its own; its operators take the place of the call.
@@ -131,7 +131,7 @@ def _inline(region: fx.Node, module: fx.GraphModule) -> None:
     given = iter(region.args[place + 1 :])
     results: Any = ()
     with graph.inserting_before(region):
-        for node in _plain(inner).nodes:
+        for node in plain_graph(inner).nodes:
             if node.op == "placeholder":
                 copies[node] = next(given)
             elif node.op == "output":
