@@ -205,19 +205,36 @@ def train_epoch(
     return EpochResult(float(loss_sum) / count, int(correct) / count, seconds, steps)
 
 
+@dataclass(frozen=True)
+class Score:
+    """``accuracy`` in [0, 1]; ``loss`` mean cross entropy per sample (nats)."""
+
+    accuracy: float
+    loss: float
+
+
 @torch.no_grad()
+def score(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, bf16: bool = True
+) -> Score:
+    """Accuracy and loss over all batches, in eval mode; the model's mode is restored."""
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    correct, loss, count = 0, 0.0, 0
+    for images, labels in batches:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = model(images.to(device))
+        logits = logits.float().cpu()
+        correct += int((logits.argmax(1) == labels).sum())
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        count += len(labels)
+    model.train(was_training)
+    return Score(correct / count, loss / count)
+
+
 def evaluate(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, bf16: bool = True
 ) -> float:
     """Accuracy in [0, 1] over all batches, in eval mode; the model's mode is restored."""
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    correct = count = 0
-    for images, labels in batches:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = model(images.to(device))
-        correct += int((logits.argmax(1).cpu() == labels).sum())
-        count += len(labels)
-    model.train(was_training)
-    return correct / count
+    return score(model, batches, bf16=bf16).accuracy

@@ -1,15 +1,19 @@
 """One training run: a `RunConfig` in, a run folder out."""
 
-from guyot.running.folder import RunFolder, finite, load_run
+from guyot.running.deploy import Delivery, Evaluation, evaluate_run, export_run
+from guyot.running.folder import RunFolder, load_run
 from guyot.running.job import train
 from guyot.running.watcher import Progress, Silent, Watcher
 
 __all__ = [
+    "Delivery",
+    "Evaluation",
     "Progress",
     "RunFolder",
     "Silent",
     "Watcher",
-    "finite",
+    "evaluate_run",
+    "export_run",
     "load_run",
     "train",
 ]
