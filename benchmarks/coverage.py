@@ -1,0 +1,141 @@
+"""Which models of torchvision, timm and transformers find their structure, and which do not.
+
+    python benchmarks/coverage.py [MODEL ...]
+    python benchmarks/coverage.py --list
+    python benchmarks/coverage.py --table
+
+Every model of ``tests/zoo.py`` is examined in a process of its own with bounded memory and CPU
+time, once by guyot and once by torch-pruning, and the results go to
+``benchmarks/results/coverage/<library>-<model>.json`` as each ends. Results that are there are
+kept, so an interrupted run goes on another day; ``--again`` repeats. MODEL may be a pattern such
+as ``'timm/*net*'``. ``--table`` writes docs/coverage.md.
+"""
+
+import argparse
+import fnmatch
+import json
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cifar import machine
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests"))
+from zoo import ZOO  # noqa: E402  (the tests examine the same models)
+
+RESULTS = Path(__file__).parent / "results" / "coverage"
+PAGE = ROOT / "docs" / "coverage.md"
+METHODS = ("guyot", "torch-pruning")
+
+Json = dict[str, Any]
+
+
+def file_of(name: str) -> Path:
+    """Where the result of a model is kept."""
+    return RESULTS / f"{name.replace('/', '-')}.json"
+
+
+def memory_of(pid: int) -> float:
+    """Resident memory of a process in GB, 0 when it is gone."""
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) / 1e6
+    except OSError:
+        pass
+    return 0.0
+
+
+def run(method: str, name: str, gigabytes: float, seconds: int) -> Json:
+    """One examination in a process that ends when it needs too much memory or CPU time."""
+    program = ROOT / "tests" / "examine.py"
+    process = subprocess.Popen(
+        [sys.executable, str(program), method, name],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds)),  # noqa: PLW1509
+    )
+    peak, started = 0.0, time.monotonic()
+    killed = ""
+    while process.poll() is None:
+        peak = max(peak, memory_of(process.pid))
+        if peak > gigabytes:
+            killed = f"more than {gigabytes:g} GB"
+        elif time.monotonic() - started > 20 * seconds:
+            killed = f"no end after {20 * seconds} s on a busy machine"
+        if killed:
+            process.kill()
+            break
+        time.sleep(0.1)
+    output, _ = process.communicate()
+    lines = output.strip().splitlines()
+    if process.returncode == 0 and lines:
+        result = json.loads(lines[-1])
+    else:
+        reason = killed or (
+            f"more than {seconds} s of CPU time"
+            if process.returncode in (-9, -24)
+            else f"the process ended with {process.returncode}"
+        )
+        result = {"passed": False, "problems": [reason]}
+    return result | {"peak_gb": round(peak, 2)}
+
+
+def examine(name: str, options: argparse.Namespace) -> None:
+    """Examine one model and write its file."""
+    path = file_of(name)
+    result: Json = json.loads(path.read_text()) if path.exists() else {"model": name}
+    for method in options.methods:
+        if method in result and not options.again:
+            continue
+        found = run(method, name, options.memory, options.seconds)
+        result[method] = found | {
+            "command": f"python {shlex.join(sys.argv)}",
+            "machine": machine(),
+            "versions": {
+                package: version(package)
+                for package in ("torch", name.partition("/")[0], method)
+                if package != "guyot"
+            },
+        }
+        verdict = "passed" if found["passed"] else "; ".join(found["problems"])
+        print(f"{name:45} {method:14} {found.get('seconds', ''):>7} {verdict}", flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def main() -> None:
+    """Examine the models named on the command line (default: all), or write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("models", nargs="*", default=["*"], help="names or patterns; default: all")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--again", action="store_true", help="also what has a result")
+    parser.add_argument("--memory", type=float, default=6, help="GB of a process")
+    parser.add_argument("--seconds", type=int, default=180, help="CPU seconds of a process")
+    parser.add_argument("--list", action="store_true", help="print the names and stop")
+    parser.add_argument("--table", action="store_true", help="write docs/coverage.md and stop")
+    options = parser.parse_args()
+    if options.table:
+        from coverage_table import page
+
+        PAGE.write_text(page([json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))]))
+        return
+    names = [n for n in ZOO if any(fnmatch.fnmatch(n, pattern) for pattern in options.models)]
+    if not names:
+        parser.error(f"no model matches {' '.join(options.models)}; --list names them")
+    for name in names:
+        if options.list:
+            print(name)
+        else:
+            examine(name, options)
+
+
+if __name__ == "__main__":
+    main()
