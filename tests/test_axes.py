@@ -95,7 +95,7 @@ def test_unify_does_not_depend_on_the_order(dim: Dim, data: st.DataObject) -> No
 
 @given(dims(), st.integers(1, 40))
 def test_factor_conserves_size(dim: Dim, outer: int) -> None:
-    size = dim.size
+    size, joined = dim.size, "concat" in repr(dim)
     first, second = factor(dim, outer)
     assert check(dim) == size
     assert first.size == outer
@@ -104,6 +104,8 @@ def test_factor_conserves_size(dim: Dim, outer: int) -> None:
     else:
         assert all("divide" in (leaf.reason or "") for leaf in leaves(dim))
     frozen = any(leaf.reason for leaf in leaves(first))
+    if joined:  # equal pieces are numbered by a dim that stays
+        return
     assert frozen == any(leaf.reason for leaf in leaves(dim)) or outer in (1, size)
 
 
@@ -189,6 +191,20 @@ def test_regroup_across_dims_freezes() -> None:
     after = regroup(before, [6, 6])
     assert [dim.size for dim in after] == [6, 6]
     assert all("cuts across" in leaf.reason for dim in [*before, *after] for leaf in leaves(dim))
+
+
+@given(SIZES, st.integers(2, 4), st.booleans())
+def test_equal_pieces_are_a_product(size: int, count: int, concat_first: bool) -> None:
+    """Three biases laid end to end meet the output of one layer for queries, keys and values."""
+    pieces = [Dim(size) for _ in range(count)]
+    number, inner = Dim(count), Dim(size)
+    sides = concat(*pieces), product(number, inner)
+    unify(*(sides if concat_first else sides[::-1]))
+    if size > 1:
+        assert len({find(dim) for dim in (*pieces, inner)}) == 1
+        assert find(inner).reason is None
+        assert find(number).reason is not None
+        assert factor(sides[0], count)[1] is find(inner)
 
 
 def test_product_meets_concat() -> None:

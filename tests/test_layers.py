@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -214,7 +216,7 @@ def test_units_are_tried_with_their_layer_in_place() -> None:
 
 
 def test_a_later_in_place_operator_meets_a_saved_tensor() -> None:
-    """Where the backward pass fails without a layer, the layer has to stay."""
+    """Where the backward pass fails without the addition, the addition of zeros stays."""
     model = nn.Sequential(
         nn.Conv2d(3, 4, 1),
         nn.Sigmoid(),
@@ -224,31 +226,79 @@ def test_a_later_in_place_operator_meets_a_saved_tensor() -> None:
         nn.Linear(4 * 9, 2),
     )
     x = torch.randn(2, 3, 3, 3)
-    with pytest.warns(GuyotWarning, match="layer 2 cannot be removed: .*backward"):
-        structures = find_structures(model, (x,))
-    assert not structures.layers
-    assert any(f.name == "2" and "backward" in f.reason for f in structures.frozen)
+    (layer,) = find_structures(model, (x,)).layers
+    assert {spec.module: spec.zero for spec in layer.stand_ins} == {"2.norm": False, "2.conv": True}
+    kept = copy.deepcopy(model)
+    without(model, x, "2")
+    torch.testing.assert_close(model(x), kept[4:](kept[:2](x)))
+    assert {name.partition(".")[0] for name in model.state_dict()} == {"0", "5"}
+    backward(model, x)
 
 
-def test_forward_that_depends_on_the_mode_is_refused() -> None:
-    def steps(block: nn.Module, x: Tensor) -> Tensor:
-        return x + functional.dropout(block.conv(x), 0.1, block.training)
+def on_mode(block: nn.Module, x: Tensor) -> Tensor:
+    return x + functional.dropout(block.conv(x), 0.1, block.training)
 
+
+def on_size(block: nn.Module, x: Tensor) -> Tensor:
+    return x + block.conv(x) if len(x) > 1 else x
+
+
+def on_call(block: nn.Module, x: Tensor) -> Tensor:
+    def helper(*values: Tensor, **options: Any) -> tuple[Tensor, ...]:
+        return tuple(block.conv(value) for value in values if options.get("on", True))
+
+    return x.add(helper(*[x, x][:1], on=True)[0])
+
+
+@pytest.mark.parametrize("steps", [on_mode, on_size, on_call], ids=lambda steps: steps.__name__)
+def test_forward_that_cannot_be_rewritten_gets_stand_ins(steps) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), Scaled(steps), nn.Flatten(), nn.Linear(36, 2))
-    with pytest.warns(GuyotWarning, match=r"layer 1 cannot be removed.*depends on self.training"):
-        structures = find_structures(model, (torch.randn(2, 3, 3, 3),))
+    x = torch.randn(2, 3, 3, 3)
+    kept = copy.deepcopy(model)
+    without(model, x, "1")
+    torch.testing.assert_close(model(x), kept[2:](kept[0](x)))
+    assert not [name for name in model.state_dict() if name.startswith("1.conv")]
+    model(x).square().sum().backward()
+
+
+class Glued(nn.Module):
+    """A branch that multiplies with a weight outside any module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + functional.linear(self.linear(x), self.weight) if len(x) > 1 else x
+
+
+class Weighed(nn.Module):
+    """A branch that ends in a parameter of its caller."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.scale = nn.Linear(6, 6), nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * self.linear(x) if len(x) > 1 else x
+
+
+REFUSED = {
+    "weights of its own": (Glued, r"a module of it does more than this branch"),
+    "a scale of its caller": (Weighed, r"is not made by one module of it"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::guyot.GuyotWarning")
+@pytest.mark.parametrize("name", REFUSED)
+def test_branches_that_cannot_go_are_said(name: str) -> None:
+    block, reason = REFUSED[name]
+    model = nn.Sequential(nn.Linear(3, 6), block(), nn.Linear(6, 2))
+    structures = find_structures(model, (torch.randn(4, 3),))
     assert not structures.layers
-
-
-def test_forward_that_cannot_be_rebuilt_is_refused() -> None:
-    def steps(block: nn.Module, x: Tensor) -> Tensor:
-        return x + block.conv(x) if len(x) > 1 else x
-
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), Scaled(steps), nn.Flatten(), nn.Linear(36, 2))
-    with pytest.warns(GuyotWarning, match=r"layer 1 cannot be removed.*cannot be rebuilt"):
-        structures = find_structures(model, (torch.randn(2, 3, 3, 3),))
-    assert not structures.layers
-    assert structures.groups
+    (said,) = (f.reason for f in structures.frozen if f.name == "1")
+    assert re.search(r"cannot be rebuilt without its branch: .*; .*" + reason, said)
 
 
 def test_module_called_twice_keeps_its_branch() -> None:
@@ -265,8 +315,23 @@ def test_module_called_twice_keeps_its_branch() -> None:
     assert any("called more than once" in f.reason for f in structures.frozen)
 
 
+def test_addition_in_the_root_gets_stand_ins() -> None:
+    x = torch.randn(2, 6)
+    model = without(Nested(6), x, "(root)")
+    torch.testing.assert_close(model(x), x)
+    assert not list(model.parameters())
+
+
 def test_addition_in_the_root_is_said() -> None:
-    structures = find_structures(Nested(6), (torch.randn(2, 6),))
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + functional.linear(x, self.weight)
+
+    structures = find_structures(Root(), (torch.randn(2, 6),))
     assert not structures.layers
     assert any(f.name == "(root)" and "submodule" in f.reason for f in structures.frozen)
 

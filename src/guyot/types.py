@@ -81,6 +81,23 @@ class UnitGroup:
 
 
 @dataclass(frozen=True)
+class StandIn:
+    """What takes the place of a module of a removed branch whose caller cannot be rewritten.
+
+    Attributes:
+        module: qualified name of the module that goes.
+        argument: position or name of the argument whose shape the result has.
+        rest: None: the result is a tensor; else a tuple of it and these: arguments, or None.
+        zero: the result is 0, else the argument.
+    """
+
+    module: str
+    argument: int | str
+    rest: tuple[int | str | None, ...] | None
+    zero: bool
+
+
+@dataclass(frozen=True)
 class Layer:
     """A residual branch `y = shortcut(x) + branch(x)` that can be removed as a whole.
 
@@ -92,6 +109,8 @@ class Layer:
         operand: 0 or 1, which operand of the addition is the branch.
         tensors: parameters and buffers that only the branch uses.
         rectified: the shortcut is the identity and its input has passed a ReLU.
+        stand_ins: what takes the place of the branch's modules; none where the owner's `forward`
+            is rewritten without the addition.
     """
 
     name: str
@@ -101,6 +120,7 @@ class Layer:
     operand: int
     tensors: tuple[str, ...]
     rectified: bool = False
+    stand_ins: tuple[StandIn, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from math import prod
 
 from guyot.types import Axis, Concat, Fixed, Product, Units
@@ -117,11 +118,28 @@ def factor(dim: Dim, outer: int) -> tuple[Dim, Dim]:
     if dim.kind == "leaf":
         first, second = _refine(dim, "product", (outer, inner))
         return first, second
-    cut = take(dim.parts, outer) if dim.kind == "product" else None
+    cut = take(dim.parts, outer) if dim.kind == "product" else _even(dim, outer)
     if cut is not None:
         return cut
     first, second = _give_up([dim], (outer, inner), f"{dim!r} has no outer factor of size {outer}")
     return first, second
+
+
+def _even(dim: Dim, outer: int) -> tuple[Dim, Dim] | None:
+    """Take a concatenation for `outer` pieces that are the same; None where none ends there.
+
+    Example:
+        >>> _even(concat(Dim(4), Dim(2), Dim(2)), 2)
+        (2, concat(2, 2))
+    """
+    inner = dim.size // outer
+    ends = list(accumulate(find(part).size for part in dim.parts))
+    if not set(range(inner, dim.size, inner)).issubset(ends):
+        return None
+    first, *others = split(dim, [inner] * outer)
+    for other in others:
+        unify(first, other)
+    return Dim(outer, "numbers pieces laid end to end"), first
 
 
 def take(factors: Sequence[Dim], size: int) -> tuple[Dim, Dim] | None:
@@ -192,6 +210,12 @@ def unify(a: Dim, b: Dim) -> None:
     elif a.kind == b.kind:
         _align(a, b)
     else:
+        joined, multiplied = (a, b) if a.kind == "concat" else (b, a)
+        even = _even(joined, find(multiplied.parts[0]).size)
+        if even is not None:
+            freeze(multiplied.parts[0], "numbers pieces laid end to end")
+            unify(even[1], product(*multiplied.parts[1:]))
+            return
         reason = f"the product {a!r} meets the concatenation {b!r}"
         freeze(a, reason)
         freeze(b, reason)

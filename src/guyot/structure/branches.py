@@ -1,45 +1,62 @@
 """Residual branches that can go as a whole.
 
-An addition `a = u + v` closes a residual branch when everything between its immediate dominator
-`s` (the last tensor through which all of `a` flows) and one operand is used by nothing else. The
-other operand is the shortcut: `s` itself, or a path from `s`. Where both operands have weights,
-the branch is the one with more of them and the other is the (downsampling) shortcut.
+The *cone* of an operand of an addition is everything that serves only this operand: all users of
+its operators lie in the cone or are the addition. An addition `a = u + v` closes a residual branch
+u when u's cone reads v itself (the identity shortcut) or something that v's cone reads too (a
+projection). What else the cone reads is context: masks, positions, an encoder's output. Where both
+operands have weights, the branch is the one with more of them.
 """
 
 from __future__ import annotations
 
+import operator
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import fx
 
+from guyot.structure.rules.pointwise import overloads
 from guyot.structure.trace import Trace, call_of, module_of
+from guyot.structure.walk import origin
 from guyot.types import Layer
 
 aten = torch.ops.aten
 
 ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
-WEIGHTED = {
-    aten.conv1d.default,
-    aten.conv2d.default,
-    aten.conv3d.default,
-    aten.conv2d.padding,
-    aten.linear.default,
+PRODUCTS = {aten.mul.Tensor, aten.mul_.Tensor}
+WEIGHTED: dict[object, tuple[int, ...]] = {
+    aten.conv1d.default: (1, 2),
+    aten.conv2d.default: (1, 2),
+    aten.conv3d.default: (1, 2),
+    aten.conv1d.padding: (1, 2),
+    aten.conv2d.padding: (1, 2),
+    aten.conv3d.padding: (1, 2),
+    aten.linear.default: (1, 2),
+    aten.addmm.default: (2, 0),
+    aten.mm.default: (1,),
+    aten.matmul.default: (1,),
 }
-AFFINE = {aten.batch_norm.default, aten.layer_norm.default}
-KEEPS_ZERO = {
-    aten.dropout.default,
-    aten.dropout_.default,
-    aten.relu.default,
-    aten.relu_.default,
-    aten.contiguous.default,
-    aten.clone.default,
-    aten.view.default,
-    aten.reshape.default,
-    aten.permute.default,
-    aten.transpose.int,
+"""Operators with multiply-accumulates; where they have their weight and bias."""
+AFFINE = WEIGHTED | {
+    aten.batch_norm.default: (1, 2),
+    aten.layer_norm.default: (2, 3),
+    aten.rms_norm.default: (2,),
+    aten.group_norm.default: (2, 3),
 }
+"""Operators that are 0 when their weight and bias are."""
+KEEPS_ZERO = frozenset(
+    overloads(
+        (
+            "dropout dropout_ feature_dropout relu relu_ relu6 gelu silu silu_ tanh tanh_ "
+            "hardswish hardswish_ leaky_relu leaky_relu_ elu elu_ contiguous clone alias to view "
+            "reshape reshape_as view_as _unsafe_view flatten unflatten permute transpose squeeze "
+            "unsqueeze roll pad constant_pad_nd slice index expand chunk split split_with_sizes "
+            "unbind"
+        ).split()
+    )
+) | {operator.getitem}
 RELU = {aten.relu.default, aten.relu_.default}
 
 
@@ -57,65 +74,105 @@ class Branch:
     addition: fx.Node
     nodes: frozenset[fx.Node]
 
+    @property
+    def operand(self) -> fx.Node:
+        """The node whose result the branch adds."""
+        operand = self.addition.args[self.layer.operand]
+        assert isinstance(operand, fx.Node)
+        return operand
 
-def _dominators(trace: Trace) -> dict[fx.Node, fx.Node | None]:
-    """Immediate dominator of every node that depends on an input (parameters do not count)."""
-    parent: dict[fx.Node, fx.Node | None] = {}
-    depth: dict[fx.Node, int] = {}
+
+@dataclass(frozen=True)
+class _Cone:
+    """What serves one operand of an addition only, and what it reads."""
+
+    nodes: frozenset[fx.Node]
+    reads: frozenset[fx.Node]
+
+    @property
+    def weights(self) -> int:
+        return sum(node.target in WEIGHTED for node in self.nodes)
+
+
+def _cone(operand: fx.Node, addition: fx.Node, fed: set[fx.Node]) -> _Cone:
+    others = {o for o in addition.all_input_nodes if o is not operand}
+    nodes: set[fx.Node] = set()
+    reads: set[fx.Node] = set()
+    waiting = {operand}
+    while waiting:
+        node = max(waiting)
+        waiting.discard(node)
+        users = set(node.users)
+        serves = users <= nodes or (node is operand and users == {addition})
+        if serves and node not in others and node.op != "placeholder":
+            nodes.add(node)
+            waiting.update(node.all_input_nodes)
+        elif node in fed:
+            reads.add(node)
+    return _Cone(frozenset(nodes), frozenset(reads))
+
+
+def _fed(trace: Trace) -> set[fx.Node]:
+    """Nodes that depend on an input (parameters do not count)."""
+    fed: set[fx.Node] = set()
     for node in trace.graph.nodes:
-        if node.op == "placeholder":
-            if node.name in trace.inputs:
-                parent[node], depth[node] = None, 0
-            continue
-        sources = [source for source in node.all_input_nodes if source in depth]
-        if not sources:
-            continue
-        common: fx.Node | None = sources[0]
-        for other in sources[1:]:
-            walk: fx.Node | None = other
-            while common is not walk and common is not None and walk is not None:
-                if depth[common] >= depth[walk]:
-                    common = parent[common]
-                else:
-                    walk = parent[walk]
-            common = common if common is walk else None
-        parent[node] = common
-        depth[node] = 0 if common is None else depth[common] + 1
-    return parent
+        given = node.op == "placeholder" and node.name in trace.inputs
+        if given or any(source in fed for source in node.all_input_nodes):
+            fed.add(node)
+    return fed
 
 
-def _between(start: fx.Node, end: fx.Node, known: dict[fx.Node, fx.Node | None]) -> set[fx.Node]:
-    """Nodes on paths from `start` (exclusive) to `end` (inclusive)."""
-    found: set[fx.Node] = set()
-    stack = [end]
-    while stack:
-        node = stack.pop()
-        if node is start or node in found or node not in known:
-            continue
-        found.add(node)
-        stack.extend(node.all_input_nodes)
-    return found
+def _sides(node: fx.Node, fed: set[fx.Node]) -> Iterator[tuple[int, _Cone, fx.Node]]:
+    """Operands of an addition that are branches, the heavier first: position, cone, shortcut."""
+    operands = node.all_input_nodes
+    cones = [_cone(operand, node, fed) for operand in operands]
+    for side in sorted((0, 1), key=lambda side: -cones[side].weights):
+        cone, shortcut = cones[side], operands[1 - side]
+        if cone.weights and (shortcut in cone.reads or cone.reads & cones[1 - side].reads):
+            yield (
+                next(i for i, arg in enumerate(node.args[:2]) if arg is operands[side]),
+                cone,
+                shortcut,
+            )
 
 
-def _weights(nodes: set[fx.Node]) -> int:
-    return sum(node.target in WEIGHTED for node in nodes)
+def _writers(node: fx.Node, nodes: frozenset[fx.Node], trace: Trace) -> tuple[str, ...] | None:
+    """Parameters of the last affine operator of a branch; None when there is none.
 
-
-def _writers(operand: fx.Node, nodes: set[fx.Node], trace: Trace) -> tuple[str, ...] | None:
-    """Parameters of the last affine operator of a branch; None when there is none."""
-    node = operand
+    Where the branch ends in a sum both summands must be 0, where it ends in a product one factor.
+    """
     while node in nodes:
-        if node.target in WEIGHTED or node.target in AFFINE:
-            first = 1 if node.target is not aten.layer_norm.default else 2
-            placeholders = [a for a in node.args[first : first + 2] if isinstance(a, fx.Node)]
-            names = [trace.tensors.get(p.name) for p in placeholders]
-            if not names or None in names or (node.target in AFFINE and len(names) < 2):
+        places = AFFINE.get(node.target)
+        if places is not None:
+            return _parameters(node, places, trace)
+        if node.target in ADDITIONS or node.target in PRODUCTS:
+            found = [_term(arg, nodes, trace) for arg in node.args[:2]]
+            if node.target in PRODUCTS:
+                return next((names for names in found if names), None)
+            if None in found:
                 return None
-            return tuple(name for name in names if name is not None)
+            return tuple(name for names in found if names for name in names)
         if node.target not in KEEPS_ZERO:
             return None
-        node = node.args[0]
+        node = node.args[0]  # pyright: ignore[reportAssignmentType]
     return None
+
+
+def _term(arg: object, nodes: frozenset[fx.Node], trace: Trace) -> tuple[str, ...] | None:
+    """Parameters that make one operand of a sum or product 0."""
+    if not isinstance(arg, fx.Node):
+        return None
+    name = trace.tensors.get(origin(arg).name)
+    return _writers(arg, nodes, trace) if name is None else (name,)
+
+
+def _parameters(node: fx.Node, places: tuple[int, ...], trace: Trace) -> tuple[str, ...] | None:
+    """The weight and, if there is one, the bias of an operator; None when one is computed."""
+    given = [node.args[place] for place in places if place < len(node.args)]
+    names = [trace.tensors.get(origin(a).name) for a in given if isinstance(a, fx.Node)]
+    if not names or given[0] is None or None in names:
+        return None
+    return tuple(name for name in names if name is not None)
 
 
 class _Uses:
@@ -136,7 +193,7 @@ class _Uses:
             kind = self.used if name in self.users else self.idle
             kind[name.rpartition(".")[0]].append(name)
 
-    def only_in(self, nodes: set[fx.Node]) -> tuple[str, ...]:
+    def only_in(self, nodes: frozenset[fx.Node]) -> tuple[str, ...]:
         """Tensors that only these operators use, and counters and the like beside them."""
         read = dict.fromkeys(name for node in sorted(nodes) for name in self.read.get(node, ()))
         own = [name for name in read if self.users[name] <= nodes]
@@ -152,7 +209,7 @@ def find_branches(trace: Trace, canonical: dict[str, str]) -> tuple[list[Branch]
         trace: the exported graph.
         canonical: qualified name -> the first name of the same tensor.
     """
-    parent = _dominators(trace)
+    fed = _fed(trace)
     uses = _Uses(trace, canonical)
     position: dict[str, int] = defaultdict(int)
     taken: set[str] = set()
@@ -168,48 +225,29 @@ def find_branches(trace: Trace, canonical: dict[str, str]) -> tuple[list[Branch]
         owner = module_of(node)
         place = position[owner]
         position[owner] += 1
-        start = parent.get(node)
-        found = _branch_of(node, start, parent)
-        if start is None or found is None:
-            continue
-        operand, nodes = found
-        branch_node = node.args[operand]
-        writers = _writers(branch_node, nodes, trace)
-        if writers is None:
-            refused[owner] = "its residual branch does not end in an affine operator"
+        if node not in fed or not (sides := list(_sides(node, fed))):
             continue
         name = owner or "(root)"
-        name = name if name not in taken else f"{name}:{place + 1}"
-        taken.add(name)
-        layer = Layer(
-            name=name,
-            writers=tuple(canonical[writer] for writer in writers),
-            owner=owner,
-            addition=place,
-            operand=operand,
-            tensors=uses.only_in(nodes),
-            rectified=start.target in RELU and node.args[1 - operand] is start,
-        )
-        branches.append(Branch(layer, node, frozenset(nodes)))
+        for operand, cone, shortcut in sides:
+            writers = _writers(node.args[operand], cone.nodes, trace)  # pyright: ignore[reportArgumentType]
+            if writers is None:
+                continue
+            name = name if name not in taken else f"{name}:{place + 1}"
+            taken.add(name)
+            layer = Layer(
+                name=name,
+                writers=tuple(canonical[writer] for writer in writers),
+                owner=owner,
+                addition=place,
+                operand=operand,
+                tensors=uses.only_in(cone.nodes),
+                rectified=shortcut.target in RELU and shortcut in cone.reads,
+            )
+            branches.append(Branch(layer, node, cone.nodes))
+            break
+        else:
+            refused[owner] = "its residual branch does not end in an affine operator"
     return _removable(branches, calls, refused), refused
-
-
-def _branch_of(
-    node: fx.Node, start: fx.Node | None, parent: dict[fx.Node, fx.Node | None]
-) -> tuple[int, set[fx.Node]] | None:
-    """Which operand of an addition is a branch that nothing else uses, and its nodes."""
-    if start is None:
-        return None
-    sides = [_between(start, operand, parent) for operand in node.all_input_nodes]
-    order = sorted((0, 1), key=lambda side: -_weights(sides[side]))
-    for side in order:
-        nodes, other = sides[side], sides[1 - side]
-        operand = node.all_input_nodes[side]
-        exclusive = all(user in nodes or user is node for n in nodes for user in n.users)
-        if _weights(nodes) and exclusive and not nodes & other:
-            position = next(i for i, arg in enumerate(node.args[:2]) if arg is operand)
-            return position, nodes
-    return None
 
 
 def _removable(

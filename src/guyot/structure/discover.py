@@ -10,13 +10,14 @@ from torch import nn
 
 from guyot.errors import GuyotWarning
 from guyot.patterns import Patterns
-from guyot.structure.branches import find_branches
+from guyot.structure.branches import Branch, find_branches
 from guyot.structure.control import BY_USER, Ignored, frozen_by, tie_groups
 from guyot.structure.inference import Inference, infer, name_groups
 from guyot.structure.inputs import Inputs
-from guyot.structure.trace import trace
+from guyot.structure.trace import Trace, trace
 from guyot.structure.verify import Verifier
 from guyot.structure.walk import Walk
+from guyot.structure.ways import Callers, ways_of
 from guyot.surgery import unwrap
 from guyot.types import Frozen, Structures
 
@@ -68,41 +69,58 @@ def find_structures(
     ignored = Ignored(walk, model, ignore)
     names = name_groups(walk)
     tie_groups(names, tie)
-    branches, refused = find_branches(graph, walk.canonical)
-    stays = frozen_by(freeze, names, [*(b.layer.name for b in branches), *refused])
-    for branch in list(branches):
-        name = branch.layer.name
-        if not branch.layer.owner:
-            refused["(root)"] = "its addition is in the root's forward: move it to a submodule"
-            branches.remove(branch)
-        elif (reason := ignored.keeps(branch) or stays.get(name)) is not None:
-            refused[name] = reason
-            branches.remove(branch)
+    branches, hopeless = find_branches(graph, walk.canonical)
+    stays = frozen_by(freeze, names, [*(b.layer.name for b in branches), *hopeless])
+    choices = _choices(model, graph, branches, ignored, stays, hopeless)
     if not layers:
-        branches, refused = [], {}
-    trainable = {walk.canonical[name] for name, _ in model.named_parameters()}
+        choices, hopeless = [], {}
     excluded = stays if units else dict.fromkeys(names.of.values(), f"left alone {BY_USER}")
+    refused: dict[str, str] = {}
 
     def build() -> Inference:
-        return infer(walk, names, branches, trainable, excluded)
+        return infer(walk, names, [ways[0] for ways in choices], model, excluded)
 
     inference = build()
-    if verify and (inference.structures.groups or inference.structures.layers):
-        verifier = Verifier(model, example_inputs, graph, inference, branches)
-        bad_groups, bad_layers = verifier.failures()
-        if bad_groups or bad_layers:
-            for number, reason in bad_groups.items():
-                excluded[inference.structures.groups[number].name] = reason
-            for number, reason in bad_layers.items():
-                refused[branches[number].layer.name] = reason
-            branches = [b for n, b in enumerate(branches) if n not in bad_layers]
-            _warn(excluded, refused)
-            inference = build()
+    verifier = Verifier(model, example_inputs, graph) if verify else None
+    while verifier and (inference.structures.groups or inference.structures.layers):
+        bad_groups, bad_layers = verifier.failures(inference, [ways[0] for ways in choices])
+        if not bad_groups and not bad_layers:
+            break
+        for number, reason in bad_groups.items():
+            excluded[inference.structures.groups[number].name] = reason
+        for number, reason in bad_layers.items():
+            refused[choices[number].pop(0).layer.name] = reason
+        choices = [ways for ways in choices if ways]
+        inference = build()
+    for name in (ways[0].layer.name for ways in choices):
+        refused.pop(name, None)
+    _warn(excluded, refused)
     _warn_unknown(inference.structures.frozen)
     frozen = inference.structures.frozen + tuple(
-        Frozen(name, reason) for name, reason in refused.items()
+        Frozen(name, reason) for name, reason in (hopeless | refused).items()
     )
     return replace(inference.structures, frozen=frozen)
+
+
+def _choices(
+    model: nn.Module,
+    graph: Trace,
+    branches: Sequence[Branch],
+    ignored: Ignored,
+    stays: dict[str, str],
+    hopeless: dict[str, str],
+) -> list[list[Branch]]:
+    """For every residual branch the ways to remove it, best first; the rest is hopeless."""
+    callers = Callers(graph)
+    found: list[list[Branch]] = []
+    for branch in branches:
+        name = branch.layer.name
+        possible = ignored.keeps(branch) or stays.get(name) or ways_of(model, callers, branch)
+        if isinstance(possible, str):
+            hopeless[name] = possible
+        else:
+            found.append(possible)
+    return found
 
 
 def _warn(groups: dict[str, str], layers: dict[str, str]) -> None:

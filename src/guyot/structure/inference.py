@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
+from guyot.structure.attributes import attributes
 from guyot.structure.axes import Dim, find, leaves, resolve
 from guyot.structure.branches import Branch
 from guyot.structure.rules import SPACE
 from guyot.structure.trace import Trace, shape_of
 from guyot.structure.walk import Walk
 from guyot.types import (
-    Attribute,
     Axis,
-    Fixed,
     Frozen,
     Operation,
     Slot,
@@ -79,7 +77,7 @@ def infer(
     walk: Walk,
     names: Names,
     branches: Sequence[Branch],
-    trainable: set[str],
+    model: nn.Module,
     excluded: dict[str, str],
 ) -> Inference:
     """Read groups, tensors, operations and layers off a finished walk.
@@ -88,10 +86,11 @@ def infer(
         walk: after `run()`.
         names: of the groups.
         branches: the removable residual branches.
-        trainable: names of the tensors that count as parameters.
+        model: the network that was traced.
         excluded: name of a group -> reason why it must not shrink.
     """
     members = _members(walk)
+    trainable = {walk.canonical[name] for name, _ in model.named_parameters()}
     frozen: dict[str, str] = {}
     groups: list[UnitGroup] = []
     number: dict[Dim, int] = {}
@@ -125,25 +124,29 @@ def infer(
         )
         for name, dims in walk.tensors.items()
     )
-    operations = tuple(
-        Operation(
-            name,
-            tuple(axis(d) for d in dims if find(d) is not find(walk.batch)),
-            tuple(holders.get(node, ())),
-        )
-        for node, name, dims in walk.counts
-    )
     structures = Structures(
         groups=tuple(groups),
         layers=tuple(branch.layer for branch in branches),
         tensors=tensors,
-        operations=operations,
-        attributes=_attributes(walk, axis),
+        operations=_operations(walk, axis, holders),
+        attributes=attributes(walk, model, axis),
         frozen=tuple(Frozen(name, reason) for name, reason in frozen.items()),
         input_shapes=_input_shapes(walk.trace),
     )
     shapes = {node.name: tuple(axis(d) for d in walk.dims[node]) for node in walk.shaped}
     return Inference(structures, shapes, _literals(walk, axis))
+
+
+def _operations(
+    walk: Walk, axis: Callable[[Dim], Axis], holders: Mapping[str | fx.Node, Sequence[int]]
+) -> tuple[Operation, ...]:
+    batch = find(walk.batch)
+    return tuple(
+        Operation(
+            name, tuple(axis(d) for d in dims if find(d) is not batch), tuple(holders.get(node, ()))
+        )
+        for node, name, dims in walk.counts
+    )
 
 
 def _literals(
@@ -169,12 +172,3 @@ def _group_name(slots: Sequence[Slot], taken: set[str]) -> str:
         name = f"{stem}:{count}"
     taken.add(name)
     return name
-
-
-def _attributes(walk: Walk, axis: Any) -> tuple[Attribute, ...]:
-    seen: dict[tuple[str, str], Attribute] = {}
-    for module, attribute, dim in walk.attributes:
-        resolved = axis(dim)
-        if not isinstance(resolved, Fixed):
-            seen[module, attribute] = Attribute(module, attribute, resolved)
-    return tuple(seen.values())

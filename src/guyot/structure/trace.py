@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import inspect
 import operator
 import warnings
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -18,7 +22,6 @@ from guyot.structure.inputs import (
     arguments,
     call,
     check_inputs,
-    evaluation_mode,
     tensors_of,
 )
 
@@ -30,6 +33,26 @@ _REGIONS = {
 
 
 @dataclass(frozen=True)
+class Call:
+    """How a module was called.
+
+    Attributes:
+        argument: position or name of the tensor whose shape the (first) result has, or of the first
+            tensor; None when there was none.
+        alike: whether the argument and the (first) result have the same shape.
+        tensor: whether a tensor came back, alone or first in a tuple.
+        rest: None: it came alone; else which arguments the other values are, None for another.
+        constants: the arguments of `forward` that held no tensor, by name.
+    """
+
+    argument: int | str | None
+    alike: bool
+    tensor: bool
+    rest: tuple[int | str | None, ...] | None
+    constants: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Trace:
     """The exported graph in terms of the user's own names.
 
@@ -38,12 +61,14 @@ class Trace:
         tensors: placeholder name -> qualified name of the parameter or buffer it stands for.
         constants: placeholder name -> a tensor that `forward` made up.
         inputs: placeholder names of the user's inputs, in order.
+        calls: qualified name of a module -> how it was called, every time.
     """
 
     graph: fx.Graph
     tensors: Mapping[str, str]
     constants: Mapping[str, Tensor]
     inputs: tuple[str, ...]
+    calls: Mapping[str, Sequence[Call]]
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
@@ -73,19 +98,20 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
         UnsupportedError: the model runs but `torch.export` cannot trace it.
     """
     check_inputs(model, example_inputs)
-    with evaluation_mode(model), warnings.catch_warnings():
+    first, second = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()  # some keep caches
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shapes = [tuple(x.shape) for x in tensors_of(example_inputs)]
         try:
-            with torch.no_grad():
-                call(model, example_inputs)
+            with torch.no_grad(), _watched(first) as calls:
+                call(first, example_inputs)
         except Exception as error:
             raise MisconfiguredError(
                 f"the model does not run on example_inputs of shapes {shapes}: {error}; "
                 "pass inputs as the training loop does"
             ) from error
         try:
-            program = torch.export.export(model, *arguments(model, example_inputs), strict=False)
+            program = torch.export.export(second, *arguments(second, example_inputs), strict=False)
         except Exception as error:
             raise UnsupportedError(
                 f"torch.export cannot trace {type(model).__name__}: "
@@ -103,11 +129,42 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
             constants[name] = cast(Tensor, program.constants[str(spec.target)])
         else:
             inputs.append(name)
-    return Trace(plain_graph(program.graph_module), tensors, constants, tuple(inputs))
+    return Trace(plain_graph(program.graph_module), tensors, constants, tuple(inputs), calls)
+
+
+@contextlib.contextmanager
+def _watched(model: nn.Module) -> Generator[dict[str, list[Call]]]:
+    """Write down how every module is called."""
+    calls: dict[str, list[Call]] = defaultdict(list)
+    names = {module: name for name, module in model.named_modules()}
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        calls[names[module]].append(_call_of(module, args, kwargs, out))
+
+    handles = [m.register_forward_hook(note, with_kwargs=True) for m in names]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _call_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Call:
+    values: list[Any] = list(out) if isinstance(out, (tuple, list)) and out else [out]  # pyright: ignore[reportUnknownArgumentType]
+    given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+    tensors = [key for key, value in given.items() if isinstance(value, Tensor)]
+    alike = [k for k in tensors if given[k].shape == getattr(values[0], "shape", None)]
+    key_of = {id(given[key]): key for key in tensors}
+    rest = None if values[0] is out else tuple(key_of.get(id(value)) for value in values[1:])
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    constants = {k: v for k, v in bound.arguments.items() if not tensors_of(v)}
+    first = next(iter([*alike, *tensors]), None)
+    return Call(first, bool(alike), isinstance(values[0], Tensor), rest, constants)
 
 
 def plain_graph(module: fx.GraphModule) -> fx.Graph:
-    """The graph without regions (no_grad, autocast) and without checks of metadata.
+    """The graph without regions (no_grad, autocast), checks of metadata and casts to what it is.
 
     Such a region is a call of a graph of its own; its operators take the place of the call.
     """
@@ -115,9 +172,20 @@ def plain_graph(module: fx.GraphModule) -> fx.Graph:
     for node in list(graph.nodes):
         if node.target in _CHECKS:
             graph.erase_node(node)
+        elif getattr(node.target, "overloadpacket", None) is torch.ops.aten.to and _is_same(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
         elif node.target in _REGIONS:
             _inline(node, module)
     return graph
+
+
+def _is_same(node: fx.Node) -> bool:
+    """Whether a cast changes neither dtype nor device."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    before, after = source.meta["val"], node.meta["val"]
+    return (before.dtype, before.device) == (after.dtype, after.device)
 
 
 def _inline(region: fx.Node, module: fx.GraphModule) -> None:

@@ -20,7 +20,8 @@ from guyot.structure.inference import Inference
 from guyot.structure.inputs import Inputs, call, changed, evaluation_mode, tensors_of
 from guyot.structure.replay import Replay, as_double
 from guyot.structure.trace import Trace
-from guyot.surgery import operate
+from guyot.surgery import named_tensors, operate
+from guyot.surgery.plan import removed_tensors
 from guyot.types import KeepPlan
 
 TOLERANCE = 1e-8
@@ -32,30 +33,25 @@ Suspect = tuple[str, int]
 class Verifier:
     """Holds the perturbed copy and compares the three ways to leave structures out."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        example_inputs: Inputs,
-        trace: Trace,
-        inference: Inference,
-        branches: Sequence[Branch],
-    ) -> None:
-        self.inference = inference
+    def __init__(self, model: nn.Module, example_inputs: Inputs, trace: Trace) -> None:
+        self.trace = trace
         self.model = _perturbed(model)
         self.inputs = changed(example_inputs, as_double)
-        self.replay = Replay(self.model, self.inputs, trace, inference, branches)
         with DoublePrecision():
             self.trains = self._runs_in_training(self.model)
 
-    def failures(self) -> tuple[dict[int, str], dict[int, str]]:
+    def failures(
+        self, inference: Inference, branches: Sequence[Branch]
+    ) -> tuple[dict[int, str], dict[int, str]]:
         """Groups and layers that must not be touched: number -> reason.
 
         Groups are tried with all layers in place, since a branch that is gone computes nothing;
         then layers, all at once and every other one, with the groups that passed cut as well.
         """
-        structures = self.inference.structures
-        groups = [("group", n) for n in range(len(structures.groups))]
-        layers = [("layer", n) for n in range(len(structures.layers))]
+        self.structures = inference.structures
+        self.replay = Replay(self.model, self.inputs, self.trace, inference, branches)
+        groups = [("group", n) for n in range(len(self.structures.groups))]
+        layers = [("layer", n) for n in range(len(self.structures.layers))]
         found: dict[Suspect, str] = {}
         self._search(groups, [], found)
         sound = [group for group in groups if group not in found]
@@ -88,7 +84,7 @@ class Verifier:
         generator = torch.Generator().manual_seed(0)
         chosen = {number for kind, number in suspects if kind == "group"}
         kept: dict[int, Tensor] = {}
-        for number, group in enumerate(self.inference.structures.groups):
+        for number, group in enumerate(self.structures.groups):
             units = _uneven(group.size, generator)
             if number in chosen:
                 kept[number] = units
@@ -110,11 +106,13 @@ class Verifier:
             return "masking and slicing it give different outputs"
         module = copy.deepcopy(self.model)
         try:
-            operate(module, self.inference.structures, plan)
+            operate(module, self.structures, plan)
             with evaluation_mode(module):
                 own = tensors_of(call(module, changed(self.inputs, Tensor.clone)))
         except Exception as error:  # noqa: BLE001  (whatever a user's forward raises)
             return f"the model's own forward does not run without it: {_first_line(error)}"
+        if left := removed_tensors(self.structures, plan) & named_tensors(module).keys():
+            return f"{min(left)} stays, since its module computes something else as well"
         if not _close(own, sliced):
             return "the model's own forward gives another output than its graph"
         if self.trains and not self._runs_in_training(module):

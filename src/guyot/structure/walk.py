@@ -35,6 +35,15 @@ VIEWS = {
 """Operators behind which a weight is still that weight."""
 
 
+def origin(node: fx.Node) -> fx.Node:
+    """What a node is a view of: the node itself when it is computed."""
+    while node.target in VIEWS:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        node = source
+    return node
+
+
 class Walk:
     """What rules see: dims of every node, and verbs to say what an operator does.
 
@@ -123,9 +132,7 @@ class Walk:
         A weight may have been transposed or reshaped, as long as the dim is one of its own.
         """
         wanted = find(self.dims[operand][dim])
-        while operand.target in VIEWS:
-            operand = operand.args[0]  # pyright: ignore[reportAssignmentType]
-        name = self.trace.tensors.get(operand.name)
+        name = self.trace.tensors.get(origin(operand).name)
         if name is None:
             return False
         name = self.canonical[name]

@@ -1,6 +1,6 @@
 """From a `KeepPlan` to smaller modules and smaller optimiser state."""
 
-from guyot.surgery.layers import without_branches
+from guyot.surgery.layers import check_rewritable, without_branches
 from guyot.surgery.locate import (
     first_names,
     named_tensors,
@@ -15,6 +15,7 @@ from guyot.surgery.plan import Shrunk, above, masks_of, shrink
 __all__ = [
     "Shrunk",
     "above",
+    "check_rewritable",
     "first_names",
     "masks_of",
     "named_tensors",

@@ -55,6 +55,22 @@ def _is_addition(node: fx.Node) -> bool:
     return added and all(isinstance(arg, fx.Node) for arg in node.args[:2])
 
 
+def check_rewritable(owner: nn.Module, name: str, addition: int) -> None:
+    """Refuse an owner whose `forward` does not show the addition of a branch.
+
+    Raises:
+        UnsupportedError: `forward` cannot be traced, or the addition is not in it.
+    """
+    if addition >= len(_additions(_own_graph(owner, name))):
+        raise UnsupportedError(
+            f"addition {addition + 1} of {name} is not in the trace of its forward"
+        )
+
+
+def _additions(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if _is_addition(node)]
+
+
 def without_branches(owner: nn.Module, name: str, layers: Sequence[Layer]) -> nn.Module:
     """The module with the branches of the given layers gone.
 
@@ -75,21 +91,20 @@ def without_branches(owner: nn.Module, name: str, layers: Sequence[Layer]) -> nn
         >>> without_branches(Block(), "block", [layer])
         Identity()
     """
-    graph = _own_graph(owner, name)
-    additions = [node for node in graph.nodes if _is_addition(node)]
     for layer in layers:
-        if layer.addition >= len(additions):
-            raise UnsupportedError(
-                f"addition {layer.addition + 1} of {name} is not in the trace of its forward"
-            )
+        check_rewritable(owner, name, layer.addition)
+    graph = _own_graph(owner, name)
+    additions = _additions(graph)
+    for layer in layers:
         node = additions[layer.addition]
         shortcut = node.args[1 - layer.operand]
         assert isinstance(shortcut, fx.Node)
         node.replace_all_uses_with(shortcut)
         graph.erase_node(node)
     remainder = fx.GraphModule(owner, graph, class_name=type(owner).__name__)
-    graph = remainder.graph
-    graph.eliminate_dead_code()
+    remainder.graph.eliminate_dead_code()
+    remainder = fx.GraphModule(remainder, remainder.graph, class_name=type(owner).__name__)
+    graph = remainder.graph  # of a module without the parameters that only dead code used
     _out_of_place(owner, graph)
     chain = _chain(owner, graph)
     if chain is None:

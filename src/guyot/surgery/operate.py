@@ -18,13 +18,13 @@ from guyot.surgery.layers import replace_module, without_branches
 from guyot.surgery.locate import owner_of, tensor_at
 from guyot.surgery.plan import (
     Shrunk,
-    above,
     all_removed_layers,
     masks_of,
     removed_tensors,
     shrink,
 )
-from guyot.types import KeepPlan, Layer, Structures
+from guyot.surgery.stand_ins import stand_in
+from guyot.types import KeepPlan, Layer, StandIn, Structures
 
 Indices = tuple[Tensor | None, ...]
 
@@ -79,38 +79,39 @@ def operate(
         _forget(optimizer, gone)
     sizes = [group.size for group in shrunk.structures.groups]
     for attribute in shrunk.structures.attributes:
-        module = model.get_submodule(attribute.module)
+        module = _submodule(model, attribute.module)
         if hasattr(module, attribute.name):
             setattr(module, attribute.name, size_of(attribute.axis, sizes))
     return shrunk
 
 
+def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+    """A descendant; None when it went with a layer."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
 def _rebuilt(
     model: nn.Module, structures: Structures, removed: frozenset[int]
 ) -> dict[str, nn.Module]:
-    """New modules for the owners of removed branches, but not inside a removed branch."""
+    """New modules for the owners or the insides of removed branches, outermost branches only."""
     by_owner: dict[str, list[Layer]] = defaultdict(list)
+    stand_ins: dict[str, StandIn] = {}
     for number in sorted(removed):
-        by_owner[structures.layers[number].owner].append(structures.layers[number])
-
-    below: dict[str, set[str]] = defaultdict(set)
-    for tensor in structures.tensors:
-        for module in above(tensor.name):
-            if module in by_owner:
-                below[module].add(tensor.name)
-
-    def inside_removed(owner: str) -> bool:
-        return any(
-            below[owner] and below[owner].issubset(layer.tensors)
-            for module in above(owner)
-            for layer in by_owner.get(module, ())
-        )
-
-    return {
+        layer = structures.layers[number]
+        around = structures.holders[layer.tensors[0]] & removed - {number}
+        if any(set(layer.tensors) < set(structures.layers[n].tensors) for n in around):
+            continue
+        stand_ins.update((spec.module, spec) for spec in layer.stand_ins)
+        if not layer.stand_ins:
+            by_owner[layer.owner].append(layer)
+    rewritten = {
         owner: without_branches(model.get_submodule(owner), owner, layers)
         for owner, layers in by_owner.items()
-        if not inside_removed(owner)
     }
+    return rewritten | {module: stand_in(spec) for module, spec in stand_ins.items()}
 
 
 def select(tensor: Tensor, indices: Indices) -> Tensor:

@@ -20,8 +20,9 @@ aten = torch.ops.aten
 def attention(walk: Walk, node: fx.Node) -> Dims:
     """Query (..., L, E), key (..., S, E), value (..., S, V): dims before the last two are the same.
 
-    The scores sum over E, the output over S, and no weight reads either there. With grouped
-    queries the heads of the query are those of the key times the queries of a group.
+    The scores sum over E, the output over S, and no weight reads either there. V is the size of a
+    head too, which modules state in many ways: heads go as a whole. With grouped queries the heads
+    of the query are those of the key times the queries of a group.
     """
     query, key, value = walk.operands(node, 0, 1, 2)
     scores = f"the scores of {walk.name(node)} sum over it"
@@ -36,6 +37,7 @@ def attention(walk: Walk, node: fx.Node) -> Dims:
     unify(key[-2], value[-2])
     freeze(query[-1], scores)
     freeze(key[-2], scores)
+    freeze(value[-1], f"the size of a head is part of how {walk.name(node)} is written")
     if walk.has(node, 3, "attn_mask"):
         mask = walk.dims[walk.argument(node, 3, "attn_mask", None)]
         for dim, scored in zip(
