@@ -17,7 +17,6 @@ from guyot import (
     GuyotWarning,
     MisconfiguredError,
     SequenceError,
-    UnsupportedError,
 )
 
 CASE = CASES["cifar"]
@@ -79,13 +78,6 @@ def test_models_with_gates_of_another_run_are_refused() -> None:
         Discovery(model, (CASE.inputs(),), optimizer, total_steps=STEPS, target=0.5)
     discovery.abandon()
     Discovery(model, (CASE.inputs(),), optimizer, total_steps=STEPS, target=0.5)
-
-
-def test_several_processes_are_refused() -> None:
-    model = nn.DataParallel(CASE.build())
-    optimizer = torch.optim.SGD(model.parameters(), 0.05)
-    with pytest.raises(UnsupportedError, match="DataParallel keeps buffers"):
-        Discovery(model, (CASE.inputs(),), optimizer, total_steps=STEPS, target=0.5)
 
 
 def test_training_in_evaluation_mode_teaches_gates_nothing() -> None:

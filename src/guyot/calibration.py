@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,7 +40,11 @@ def most_probable(theta: Tensor, alive: Tensor, structures: Structures) -> Tenso
 
 
 @contextlib.contextmanager
-def calibrated(model: nn.Module, batches: Iterable[Any]) -> Generator[nn.Module]:
+def calibrated(
+    model: nn.Module,
+    batches: Iterable[Any] | None,
+    total: Callable[[Tensor], Tensor] | None = None,
+) -> Generator[nn.Module]:
     """The model in evaluation mode, BatchNorm's statistics averaged over some batches.
 
     The gates of weights are those of evaluation mode while the statistics are
@@ -48,37 +52,62 @@ def calibrated(model: nn.Module, batches: Iterable[Any]) -> Generator[nn.Module]
 
     Args:
         model: the network.
-        batches: what it is called with: a tensor, a tuple of arguments or a mapping of them, each.
+        batches: what it is called with: a tensor, a tuple of arguments or a mapping of them, each;
+            those of this rank.
+        total: sum over the ranks, of a vector, which is called once if `batches` is not None;
+            None: there is one rank.
     """
     modes = {module: module.training for module in model.modules()}
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     saved = [
         (m, m.momentum, {k: v.clone() for k, v in m.named_buffers(recurse=False)}) for m in norms
     ]
+
+    @torch.no_grad()
+    def restore() -> None:
+        for norm, momentum, buffers in saved:
+            norm.momentum = momentum
+            for name, value in buffers.items():
+                getattr(norm, name).copy_(value)
+
     model.eval()
     try:
-        batches = iter(batches)
-        first = next(batches, None)
-        if first is not None:
-            for norm in norms:
-                norm.reset_running_stats()
-                norm.momentum = None
-                norm.training = True
-            with torch.no_grad():
-                _call(model, first)
-                for batch in batches:
-                    _call(model, batch)
-            for norm in norms:
-                norm.training = False
+        if batches is not None and not _collect(model, norms, batches, total):
+            restore()
         yield model
     finally:
-        with torch.no_grad():
-            for norm, momentum, buffers in saved:
-                norm.momentum = momentum
-                for name, value in buffers.items():
-                    getattr(norm, name).copy_(value)
+        restore()
         for module, mode in modes.items():
             module.training = mode
+
+
+@torch.no_grad()
+def _collect(
+    model: nn.Module,
+    norms: Sequence[_BatchNorm],
+    batches: Iterable[Any],
+    total: Callable[[Tensor], Tensor] | None,
+) -> int:
+    """Let running statistics be means over the batches of all ranks; how many there were."""
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.training = True
+    count = 0
+    for batch in batches:
+        _call(model, batch)
+        count += 1
+    for norm in norms:
+        norm.training = False
+    found = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
+    if total is not None and found:
+        weight = found[0].new_tensor([float(count)])
+        pooled = total(torch.cat([weight, *(count * statistic for statistic in found)]))
+        count = int(pooled[0])
+        parts = (pooled[1:] / pooled[0].clamp(min=1)).split([len(s) for s in found])
+        for statistic, part in zip(found, parts, strict=True):
+            statistic.copy_(part)
+    return count
 
 
 def _call(model: nn.Module, batch: Any) -> None:

@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from guyot.errors import GuyotWarning, MisconfiguredError, UnsupportedError
 from guyot.gates import Gated
-from guyot.surgery import named_tensors
+from guyot.parallel import check_wrapper
+from guyot.surgery import named_tensors, wrapper_of, wrappings
 from guyot.types import Structures
 
 
@@ -25,21 +28,54 @@ def sgd_weight_decay(optimizer: torch.optim.Optimizer) -> float | None:
 
 
 def check_model(model: nn.Module) -> None:
-    """Refuse a model that another run has gates on, or that several processes hold."""
+    """Refuse a model that another run has gates on, or whose wrapper surgery cannot follow."""
     if any(isinstance(module, Gated) for module in model.modules()):
         raise MisconfiguredError(
             f"{type(model).__name__} still has the gates of another Discovery: call abandon() or "
             "finish() of that one, or make the model anew"
         )
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+    for wrapping in wrappings(model):
+        if isinstance(wrapping, DistributedDataParallel):
+            check_wrapper(wrapping)
+    if any(isinstance(module, nn.DataParallel) for module in model.modules()):
         raise UnsupportedError(
-            f"{type(model).__name__} keeps buffers of the shapes at its start, and gates are not "
-            "reduced over processes: train in one process"
+            "DataParallel copies the model to every device in every step, and gates are not in "
+            "the copies: use DistributedDataParallel, with one process per device"
+        )
+    if sharded := [name for name, p in model.named_parameters() if _sharded(p)]:
+        raise UnsupportedError(
+            f"{sharded[0]} is sharded over processes (FSDP, tensor parallelism), and surgery "
+            "needs whole parameters: use DistributedDataParallel; docs/parallel.md has the plan"
+        )
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if processes > 1 and wrapper_of(model) is None:
+        warnings.warn(
+            f"there are {processes} processes, but {type(model).__name__} is not wrapped in "
+            "DistributedDataParallel: each process discovers a structure of its own; to train one "
+            "model together, wrap it before you make the Discovery",
+            GuyotWarning,
+            stacklevel=3,
         )
 
 
+def _sharded(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a `DTensor`, or FSDP's flat one."""
+    return hasattr(parameter, "device_mesh") or hasattr(parameter, "_is_flat_param")
+
+
+def inner_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimiser inside the wrappers of accelerate and Lightning."""
+    inner = getattr(optimizer, "optimizer", None)
+    return inner_optimizer(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
+
+
 def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Refuse an optimiser that does not hold every parameter that trains."""
+    """Refuse an optimiser that does not hold every parameter that trains, or shards their state."""
+    if any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(optimizer).__mro__):
+        raise UnsupportedError(
+            "ZeroRedundancyOptimizer keeps each parameter's state in one of the processes, and "
+            "surgery slices it in all of them: use the optimiser that it wraps"
+        )
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     missing = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held]
     if missing:
@@ -77,8 +113,7 @@ def _rehearsed(optimizer: torch.optim.Optimizer) -> dict[Tensor, Any] | None:
 
     None where that cannot be done: optimisers that wrap others or need more than their settings.
     """
-    inner = getattr(optimizer, "optimizer", None)  # accelerate wraps optimisers
-    optimizer = inner if isinstance(inner, torch.optim.Optimizer) else optimizer
+    optimizer = inner_optimizer(optimizer)
     kind = type(optimizer)
     if kind.__getstate__ is not torch.optim.Optimizer.__getstate__:
         return None

@@ -136,12 +136,14 @@ class Dials:
 class Controller:
     """Keep probabilities of all gates and what moves them.
 
+    All of it is on the CPU, wherever the model is: some thousand numbers, which come out the same,
+    to the last bit, in every process that computes them.
+
     Args:
         structures: what there is.
         dials: what the user wants.
         phases: when.
         config: the rest.
-        device: where the vectors live.
         weight_decay: lambda of the optimiser if it is (momentum) SGD, for which the certificate
             of removal is proved; else None.
 
@@ -150,7 +152,7 @@ class Controller:
         complexity: of what is left, as a share of the full network.
         theta: keep probabilities, float32, shape (gates,); what costs nothing starts at 1.
         alive: False for what was given up, bool, shape (gates,).
-        generator: source of the sampled gates.
+        generator: source of the sampled gates, in the same state on all ranks.
 
     Raises:
         MisconfiguredError: alpha, beta, target or round_to out of range, or a target that the
@@ -163,7 +165,6 @@ class Controller:
         dials: Dials,
         phases: Phases,
         config: DiscoveryConfig,
-        device: torch.device,
         weight_decay: float | None,
     ) -> None:
         total = structures.index.total
@@ -177,23 +178,23 @@ class Controller:
         if dials.target is not None:
             self.budget = Budget(dials.target, phases, config.theta0, config.max_speed)
             self._check_target(dials.target)
-        self.theta = torch.full((total,), config.theta0, device=device)
-        self.alive = torch.ones(total, dtype=torch.bool, device=device)
-        self.prices = torch.zeros(total, device=device)
-        self._gradient = torch.zeros(total, device=device)
-        self._reference = self.complexity.reference_prices().to(device)
+        self.theta = torch.full((total,), config.theta0)
+        self.alive = torch.ones(total, dtype=torch.bool)
+        self.prices = torch.zeros(total)
+        self._gradient = torch.zeros(total)
+        self._reference = self.complexity.reference_prices()
         self.theta[self._reference == 0] = 1.0
-        self._estimator = estimator(config.estimator, total, config.decay, device)
+        self._estimator = estimator(config.estimator, total, config.decay)
         steps = phases.discovery_steps
-        self._zeros = ZeroPatience(total, max(1, round(config.patience * steps)), device)
+        self._zeros = ZeroPatience(total, max(1, round(config.patience * steps)))
         self.interval = max(1, steps // config.removals)
         self.pricing = max(1, min(10, self.interval))
         self._still = 0
         self._plan: Tensor | None = None
         self._weight_decay = weight_decay
-        self._bound = torch.zeros(total, device=device)
-        self._norm = torch.full((total,), torch.inf, device=device)
-        self.generator = torch.Generator(device=device).manual_seed(config.seed)
+        self._bound = torch.zeros(total)
+        self._norm = torch.full((total,), torch.inf)
+        self.generator = torch.Generator().manual_seed(config.seed)
 
     def _check_target(self, target: float) -> None:
         least = floor(self.structures, self.complexity, self.quanta)
@@ -241,12 +242,17 @@ class Controller:
         """C^(theta), share of the full network."""
         return float(self.complexity.expected(self.theta))
 
+    @property
+    def decisions(self) -> tuple[Tensor, ...]:
+        """What must be the same on all ranks, each of shape (gates,)."""
+        return (self.theta, self.alive, *(() if self._plan is None else (self._plan,)))
+
     def price(self) -> None:
         """Compute prices at the present probabilities."""
         self._gradient = self.complexity.gradient(self.theta)
         self.prices = self._gradient * self.complexity.charge.to(self._gradient)
 
-    def sample(self) -> Tensor:
+    def sample(self, generator: torch.Generator) -> Tensor:
         """Draw gates; 0/1, float32, shape (gates,).
 
         The probabilities are theta stretched about 1/2 by `sharpness`: both agree at every
@@ -254,7 +260,7 @@ class Controller:
         instead of in the whole cloud of undecided ones [ours].
         """
         stretched = 0.5 + self.config.sharpness * (self.theta - 0.5)
-        return dynamics.sample(stretched, self.config.epsilon, self.generator) * self.alive
+        return dynamics.sample(stretched, self.config.epsilon, generator) * self.alive
 
     def measured(self, weight_norm: Tensor, gradient_norm: Tensor) -> None:
         """Take in the norms of what the gates scale, for the certificate of removal."""
@@ -346,13 +352,12 @@ class Controller:
             gates: for every gate left its number before, int64.
         """
         self.structures = structures
-        where = gates.to(self.theta.device)
-        self.theta, self.alive = self.theta[where], self.alive[where]
-        self._reference = self._reference[where]
-        self._norm, self._bound = self._norm[where], self._bound[where]
-        self._plan = None if self._plan is None else self._plan[where]
-        self._estimator.select(where)
-        self._zeros.select(where)
+        self.theta, self.alive = self.theta[gates], self.alive[gates]
+        self._reference = self._reference[gates]
+        self._norm, self._bound = self._norm[gates], self._bound[gates]
+        self._plan = None if self._plan is None else self._plan[gates]
+        self._estimator.select(gates)
+        self._zeros.select(gates)
         self.quanta = tuple(self._quantum[group.name] for group in structures.groups)
         self.complexity = Complexity(
             structures, self.dials.alpha, self.dials.beta, self.full_macs, self.full_params
@@ -374,9 +379,9 @@ class Controller:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, for the structures that are left."""
         for name, attribute in _VECTORS.items():
-            setattr(self, attribute, state[name].to(self.theta.device, copy=True))
+            setattr(self, attribute, state[name].to("cpu", copy=True))
         plan = state["plan"]
-        self._plan = None if plan is None else plan.to(self.theta.device, copy=True)
+        self._plan = None if plan is None else plan.to("cpu", copy=True)
         self._still = int(state["still"])
         self._estimator.load_state_dict(state["estimator"])
         self._zeros.load_state_dict(state["zeros"])

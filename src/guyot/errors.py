@@ -25,5 +25,9 @@ class DivergedError(GuyotError, ArithmeticError):
     """The loss of a run was not finite for too many steps in a row."""
 
 
+class ParallelError(GuyotError, RuntimeError):
+    """Processes that train one model differ in what must be the same, or one does not answer."""
+
+
 class GuyotWarning(UserWarning):
     """Something was left out or skipped; the run goes on."""

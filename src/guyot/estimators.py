@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,11 +27,15 @@ _STATE = ("mean_one", "weight_one", "mean_zero", "weight_zero")
 
 @dataclass(frozen=True)
 class SideSums:
-    """Gate gradients of one step by sampled side; under data parallelism all-reduce the fields.
+    """Gate gradients of one step by sampled side.
+
+    With several ranks, each of which samples its own gates, a sample is worth the share of the
+    step's images that it saw: the fields are means over the ranks, see `averaged`. So the window
+    of an `Estimator` holds the same number of images whatever the number of ranks.
 
     Attributes:
         sum_one: sum of dC/dxi_j over samples with xi_j = 1, nats, shape (gates,).
-        count_one: number of such samples, shape (gates,).
+        count_one: number of such samples, shape (gates,); a share of the ranks if there are many.
         sum_zero: the same for xi_j = 0.
         count_zero: number of such samples.
     """
@@ -57,6 +61,21 @@ class SideSums:
         on = gradient * one
         return cls(on, one, gradient - on, 1 - one)
 
+    def averaged(self, mean: Callable[[Tensor], Tensor]) -> SideSums:
+        """Of all ranks, each with a sample of its own.
+
+        Args:
+            mean: over the ranks, of a tensor of shape (3, gates); called once.
+        """
+        one, zero, count = mean(torch.stack([self.sum_one, self.sum_zero, self.count_one]))
+        return SideSums(one, count, zero, 1 - count)
+
+    @property
+    def silent(self) -> bool:
+        """True if no gradient reached any gate on any rank."""
+        sums = torch.stack([self.sum_one, self.sum_zero])
+        return bool(sums.numel()) and not bool(sums.any())
+
     @property
     def finite(self) -> bool:
         """False if any gradient was NaN or infinite; such a step is better skipped."""
@@ -66,8 +85,9 @@ class SideSums:
 class Estimator(ABC):
     r"""Running means of both sides and a rule that makes a benefit of them.
 
-    With n samples of a side in one step, their mean enters with weight 1 - decay**n; the mean is
-    corrected for its start at 0 (as in Adam). A step without samples of a side leaves it alone.
+    With n samples of a side in one step (a fraction when a sample is one rank's of several), their
+    mean enters with weight 1 - decay**n; the mean is corrected for its start at 0 (as in Adam). A
+    step without samples of a side leaves it alone.
 
     Args:
         total: number of gates.
@@ -111,7 +131,7 @@ class Estimator(ABC):
         state = self._state
         keep = torch.exp(count * math.log(self.decay)) if self.decay > 0 else (count == 0).float()
         fresh = 1 - keep
-        n = count.clamp(min=1)
+        n = torch.where(count > 0, count, 1)
         state[f"mean_{side}"].mul_(keep).add_(fresh * total / n)
         state[f"weight_{side}"].mul_(keep).add_(fresh)
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -89,8 +88,7 @@ def put_gate(module: nn.Module, key: str, gate: Gate, model: nn.Module) -> None:
     module.__dict__[_WHOLE] = Whole(model)
 
 
-@dataclass(frozen=True)
-class Norms:
+class Norms(NamedTuple):
     """Euclidean norms of what each gate scales, float32, shape (gates,).
 
     Attributes:
@@ -201,12 +199,17 @@ class Gates:
             parameter.copy_(gate.masked(parameter, training=False))
 
     @torch.no_grad()
-    def norms(self) -> Norms:
+    def norms(self, active: Tensor, share: Tensor) -> Norms:
         """Measure weights and their `.grad`, before the optimiser uses it.
 
         A user may have clipped or rescaled the gradients. Those of the gates were not touched and
         equal sum w * dC/d(xi w), which tells the factor; it is taken out again.
+
+        Args:
+            active: xi dC/dxi, mean over the ranks, shape (gates,).
+            share: of the ranks that sampled 1, the others' gradients being 0, shape (gates,).
         """
+        active, share = active.to(self.sampled), share.to(self.sampled)
         weight, gradient, inner = (torch.zeros_like(self.gradient) for _ in range(3))
         for parameter, _, places in self._places:
             if parameter.grad is None:
@@ -215,8 +218,9 @@ class Gates:
                 weight[where] += fold(parameter.square())
                 gradient[where] += fold(parameter.grad.square())
                 inner[where] += fold(parameter * parameter.grad)
-        scale = inner.abs().sum() / (self.gradient * self.sampled).abs().sum().clamp(min=1e-30)
-        return Norms(weight.sqrt(), gradient.sqrt() / scale.clamp(min=1e-30))
+        scale = inner.abs().sum() / active.abs().sum().clamp(min=1e-30)
+        gradient = gradient.sqrt() / torch.where(share > 0, share, 1)
+        return Norms(weight.sqrt(), gradient / scale.clamp(min=1e-30))
 
     def _vector(self, axis: Axis) -> Callable[[bool], Tensor]:
         """The mask over a dimension, differentiable in training mode."""

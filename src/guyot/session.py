@@ -19,6 +19,7 @@ from guyot.checks import (
     check_optimizer,
     check_prunable,
     check_sliceable,
+    inner_optimizer,
     sgd_weight_decay,
     warn_missed,
     warn_skipped,
@@ -28,11 +29,12 @@ from guyot.dynamics import Phase, Phases
 from guyot.errors import GuyotError, GuyotWarning, SequenceError
 from guyot.estimators import SideSums
 from guyot.gates import Gates
+from guyot.parallel import Ranks
 from guyot.readings import Readings
-from guyot.snapshot import checked, snapshot
+from guyot.snapshot import checked, identity, snapshot
 from guyot.structure import Inputs, find_structures
 from guyot.surgeon import Surgeon
-from guyot.surgery import unwrap
+from guyot.surgery import unwrap, wrapper_of
 from guyot.types import KeepPlan
 from guyot.widths import physical_plan
 
@@ -62,6 +64,8 @@ class Discovery(Readings):
         model = discovery.finish()
 
     The loss must be a mean over samples, in nats (cross entropy is). Give either `nu` or `target`.
+    With several processes wrap the model in `DistributedDataParallel` first, and make the same
+    calls in each of them.
 
     Args:
         model: the network; its modules get smaller in place, its parameters stay the same objects.
@@ -106,7 +110,7 @@ class Discovery(Readings):
         self._outer = model
         check_model(model)
         self.model = unwrap(model)
-        self._optimizer = optimizer
+        optimizer = inner_optimizer(optimizer)
         check_optimizer(self.model, optimizer)
         if nu != 0:
             check_sliceable(optimizer)
@@ -120,12 +124,15 @@ class Discovery(Readings):
             tie=config.tie,
         )
         check_prunable(self.original)
-        device = next(self.model.parameters()).device
         self._controller = Controller(
-            self.original, dials, self._phases, config, device, sgd_weight_decay(optimizer)
+            self.original, dials, self._phases, config, sgd_weight_decay(optimizer)
         )
         self._gates: Gates | None = None
-        self._surgeon = Surgeon(self.model, optimizer, self._controller)
+        self._device = next(self.model.parameters()).device
+        wrapper = wrapper_of(model)
+        self._ranks = Ranks(None if wrapper is None else wrapper.process_group, self._device)
+        self._ranks.agree("settings or model", repr(identity(self.original, self._controller)))
+        self._surgeon = Surgeon(self.model, optimizer, self._controller, wrapper)
         self._record = self._surgeon.record
         self.attained: float | None = None
         self.polarised: float | None = None
@@ -142,8 +149,9 @@ class Discovery(Readings):
     def _before_optimizer(self, *_: object) -> None:
         """Gradients are there: before a removal, measure what its certificate needs."""
         if self._gates is not None and self._step % self._controller.interval == 0:
-            norms = self._gates.norms()
-            self._controller.measured(norms.weight, norms.gradient)
+            sums = self._sums(self._gates)
+            norms = self._gates.norms(sums.sum_one, sums.count_one)
+            self._controller.measured(*self._ranks.mean(torch.stack(norms)).cpu())
 
     def _after_optimizer(self, *_: object) -> None:
         self._pending += 1
@@ -180,25 +188,28 @@ class Discovery(Readings):
 
     def _attach(self) -> Gates:
         """Put gates on the modules."""
-        self._gates = Gates(self.structures, self._theta.device)
+        self._gates = Gates(self.structures, self._device)
         self._gates.attach(self.model)
         return self._gates
 
     def _draw(self, gates: Gates) -> None:
-        gates.sampled.copy_(self._controller.sample())
+        generator = self._ranks.stream(self._controller.generator)
+        gates.sampled.copy_(self._controller.sample(generator))
         gates.probable.copy_(most_probable(self._theta, self._controller.alive, self.structures))
         gates.zero_grad()
 
     def _discover(self, gates: Gates, grad_scale: float) -> None:
         """Let the controller move the gates; remove what it condemns."""
-        sums = SideSums.from_sample(gates.gradient / grad_scale, gates.sampled)
-        silent = len(gates.gradient) and not bool(gates.gradient.any())
-        if silent or not sums.finite:
+        sums = self._sums(gates, grad_scale)
+        if sums.silent or not sums.finite:
             self.skipped += 1
-            warn_skipped(self.skipped, self._step, *(NO_GRADIENT if silent else NOT_FINITE))
+            warn_skipped(self.skipped, self._step, *(NO_GRADIENT if sums.silent else NOT_FINITE))
         else:
             condemned = self._controller.advance(sums, self._step)
-            if self._step % self._controller.interval == 0 and bool(condemned.any()):
+            due = self._step % self._controller.interval == 0
+            if due:
+                self._agree()
+            if due and bool(condemned.any()):
                 self._controller.give_up(condemned)
                 plan = physical_plan(
                     self.structures, self._controller.alive, self._controller.quanta
@@ -207,6 +218,16 @@ class Discovery(Readings):
                     self._operate(plan)
                     gates = self._attach()
         self._draw(gates)
+
+    def _sums(self, gates: Gates, grad_scale: float = 1.0) -> SideSums:
+        """Gate gradients of this step, over all ranks."""
+        mine = SideSums.from_sample(gates.gradient / grad_scale, gates.sampled)
+        return mine.averaged(lambda values: self._ranks.mean(values).cpu())
+
+    def _agree(self) -> None:
+        """Before anything is removed: do all ranks decide the same?"""
+        where = f"the keep probabilities at step {self._step}"
+        self._ranks.agree(where, str(self.removals), *self._controller.decisions)
 
     def _operate(self, plan: KeepPlan) -> None:
         """Take the gates off; surgery on modules, optimiser and all that gates number."""
@@ -231,6 +252,7 @@ class Discovery(Readings):
         if self._gates is None:
             self._settled = True
             return
+        self._agree()
         choice, self.polarised = self._controller.choose(), self._controller.polarised
         self._controller.settle(choice.mask)
         self._gates.probable.copy_(self._controller.alive)
@@ -242,7 +264,7 @@ class Discovery(Readings):
             warn_missed(self._controller.dials.target, choice.attained, self._controller.quanta)
 
     @contextlib.contextmanager
-    def evaluation(self, batches: Iterable[Any] = ()) -> Generator[nn.Module]:
+    def evaluation(self, batches: Iterable[Any] | None = None) -> Generator[nn.Module]:
         """The most probable network in evaluation mode, with statistics of its own.
 
         During discovery BatchNorm's running statistics belong to many sampled networks. Inside
@@ -250,10 +272,12 @@ class Discovery(Readings):
         afterwards everything is as before. Outside discovery it only switches modes.
 
         Args:
-            batches: training inputs (what the model is called with), some hundreds of samples.
+            batches: training inputs (what the model is called with), some hundreds of samples;
+                with several processes each gives some of its own, and all must call this.
         """
-        with calibrated(self.model, batches if self._gates is not None else ()):
-            yield self._outer
+        total = self._ranks.sum if self._ranks.size > 1 else None
+        with calibrated(self.model, None if self._gates is None else batches, total):
+            yield self._outer if total is None else self.model
 
     def follow(self, module: nn.Module) -> None:
         """Cut a copy of the model (an exponential moving average) whenever the model is cut.

@@ -44,7 +44,7 @@ def snapshot(
     """
     return {
         "version": VERSION,
-        "run": _identity(original, controller),
+        "run": identity(original, controller),
         "removals": [removal.to_dict() for removal in removals],
         "counters": dict(counters),
         "controller": controller.state_dict(),
@@ -53,13 +53,12 @@ def snapshot(
     }
 
 
-def _identity(original: Structures, controller: Controller) -> dict[str, Any]:
-    """What must be the same when a run goes on."""
+def identity(original: Structures, controller: Controller) -> dict[str, Any]:
+    """What must be the same when a run goes on, and on all ranks of it."""
     return {
         "total_steps": controller.phases.total_steps,
         **dataclasses.asdict(controller.dials),
         "config": dataclasses.asdict(controller.config),
-        "device": controller.theta.device.type,
         "groups": {group.name: group.size for group in original.groups},
         "layers": [layer.name for layer in original.layers],
         "macs": round(controller.full_macs),

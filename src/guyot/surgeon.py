@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from guyot.controller import Controller
 from guyot.errors import MisconfiguredError
+from guyot.parallel import resized
 from guyot.record import Record, Removal
 from guyot.surgery import operate, shrink
 from guyot.types import KeepPlan, Structures
@@ -21,6 +23,7 @@ class Surgeon:
         model: the module, changed in place.
         optimizer: holds its parameters.
         controller: everything that is numbered by gates.
+        wrapper: around the model in each of several processes; None: there is one process.
 
     Attributes:
         record: what went so far.
@@ -28,9 +31,14 @@ class Surgeon:
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, controller: Controller
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        controller: Controller,
+        wrapper: DistributedDataParallel | None = None,
     ) -> None:
         self._model, self._optimizer, self._controller = model, optimizer, controller
+        self._wrapper = wrapper
         self.record = Record(controller.structures)
         self.followers: list[nn.Module] = []
 
@@ -41,7 +49,8 @@ class Surgeon:
             UnsupportedError: the model or the optimiser cannot be cut; nothing was changed then.
         """
         controller, before = self._controller, self._controller.structures
-        left = operate(self._model, before, plan, [self._optimizer])
+        with resized(self._wrapper):
+            left = operate(self._model, before, plan, [self._optimizer])
         for follower in self.followers:
             operate(follower, before, plan)
         controller.select(left.structures, left.gates)

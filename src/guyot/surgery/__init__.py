@@ -8,6 +8,8 @@ from guyot.surgery.locate import (
     raw_parameter,
     tensor_at,
     unwrap,
+    wrapper_of,
+    wrappings,
 )
 from guyot.surgery.operate import operate
 from guyot.surgery.plan import Shrunk, above, masks_of, shrink
@@ -26,4 +28,6 @@ __all__ = [
     "tensor_at",
     "unwrap",
     "without_branches",
+    "wrapper_of",
+    "wrappings",
 ]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 
@@ -53,12 +56,26 @@ def first_names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(t), name) for name, t in named_tensors(model).items()}
 
 
+def wrappings(model: nn.Module) -> Iterator[nn.Module]:
+    """The module, what it wraps, and so on: the last one is the user's.
+
+    Wrappers are `torch.compile`, `AveragedModel` and `DistributedDataParallel`.
+    """
+    yield model
+    inner = getattr(model, "_orig_mod", None)
+    if inner is None and isinstance(model, AveragedModel | DistributedDataParallel):
+        inner = model.module
+    if isinstance(inner, nn.Module):
+        yield from wrappings(inner)
+
+
+def wrapper_of(model: nn.Module) -> DistributedDataParallel | None:
+    """The outermost `DistributedDataParallel` around the user's module."""
+    found = (module for module in wrappings(model) if isinstance(module, DistributedDataParallel))
+    return next(found, None)
+
+
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's module inside `torch.compile` or `AveragedModel`."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, AveragedModel):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
+    """The user's module inside all wrappers."""
+    *_, innermost = wrappings(model)
+    return innermost

@@ -1,0 +1,130 @@
+"""Several processes that train one model: real ones, started by torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cases import CASES
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from workers import SCENARIOS
+
+from guyot import Discovery, UnsupportedError
+from guyot.checks import check_optimizer
+from guyot.estimators import SideSums, estimator
+from guyot.parallel import Ranks
+
+WORKERS = Path(__file__).with_name("workers.py")
+
+
+def torchrun(*arguments: str, processes: int = 2, timeout: float = 240) -> str:
+    """Start processes on a free port, one thread each; what they printed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*command, f"--nproc-per-node={processes}", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str | None]]:
+    """What every scenario came to in each of two processes; None: well."""
+    folder = tmp_path_factory.mktemp("outcomes")
+    torchrun(str(WORKERS), str(folder))
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_two_processes(name: str, outcomes: list[dict[str, str | None]]) -> None:
+    for rank, outcome in enumerate(outcomes):
+        assert outcome[name] is None, f"rank {rank}: {outcome[name]}"
+
+
+def test_one_rank_says_nothing_to_itself() -> None:
+    ranks, values, generator = Ranks(), torch.arange(3.0), torch.Generator()
+    assert (ranks.rank, ranks.size) == (0, 1)
+    assert ranks.mean(values) is values
+    assert ranks.sum(values) is values
+    assert ranks.stream(generator) is generator
+    ranks.agree("anything", values)
+
+
+class Several(Ranks):
+    """One of many ranks, without the others."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        super().__init__()
+        self.rank, self.size = rank, size
+
+
+def test_every_rank_has_a_stream_of_its_own() -> None:
+    """Different on every rank and in every step; the source stays the same on all of them."""
+    draws: set[tuple[float, ...]] = set()
+    sources: set[bytes] = set()
+    for rank in range(100):
+        source = torch.Generator().manual_seed(3)
+        for _ in range(5):
+            draws.add(tuple(torch.rand(3, generator=Several(rank, 100).stream(source)).tolist()))
+        sources.add(source.get_state().numpy().tobytes())
+    assert len(sources) == 1
+    assert len(draws) == 500
+    firsts = torch.tensor([draw[0] for draw in draws])
+    assert abs(float(firsts.mean()) - 0.5) < 4 * (1 / 12 / 500) ** 0.5
+
+
+@given(st.integers(1, 9), st.integers(0, 10**6))
+def test_a_rank_s_sample_weighs_what_it_saw(size: int, seed: int) -> None:
+    """Ranks that all sample one side move a running mean as one rank with all their images does."""
+    torch.manual_seed(seed)
+    gradient, gate = torch.randn(size, 4), (torch.rand(4) < 0.5).float()
+    mine = SideSums.from_sample(gradient[0], gate)
+    every = torch.stack([gradient * gate, gradient * (1 - gate), gate.expand(size, 4)])
+    shared = mine.averaged(lambda values: every.mean(1))
+    whole = SideSums.from_sample(gradient.mean(0), gate)
+    several, one = estimator("two-sided", 4), estimator("two-sided", 4)
+    for _ in range(3):
+        several.update(shared)
+        one.update(whole)
+    torch.testing.assert_close(several.state_dict(), one.state_dict())
+
+
+def test_sides_that_some_ranks_sampled() -> None:
+    """Half of the ranks on a side are half a sample: weight 1 - decay ** 0.5."""
+    total = estimator("two-sided", 1, decay=0.9)
+    ones = torch.ones(1)
+    total.update(SideSums(3 * ones / 2, ones / 2, 5 * ones / 2, ones / 2))
+    state = total.state_dict()
+    torch.testing.assert_close(state["weight_one"], 1 - 0.9 ** (ones / 2))
+    torch.testing.assert_close(state["mean_one"] / state["weight_one"], 3 * ones)
+    torch.testing.assert_close(state["mean_zero"] / state["weight_zero"], 5 * ones)
+
+
+def test_data_parallel_is_refused() -> None:
+    model = nn.DataParallel(CASES["mlp"].build())
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    with pytest.raises(UnsupportedError, match=r"DataParallel copies .* DistributedDataParallel"):
+        Discovery(model, (CASES["mlp"].inputs(),), optimizer, total_steps=100, target=0.5)
+
+
+def test_sharded_optimisers_are_refused() -> None:
+    class ZeroRedundancyOptimizer(torch.optim.SGD):
+        """As torch's, which needs a process group."""
+
+    model = CASES["mlp"].build()
+    optimizer: Any = ZeroRedundancyOptimizer(model.parameters(), 0.1)
+    with pytest.raises(UnsupportedError, match="use the optimiser that it wraps"):
+        check_optimizer(model, optimizer)
