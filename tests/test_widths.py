@@ -8,7 +8,7 @@ from cases import CASES
 from hypothesis import given
 from hypothesis import strategies as st
 from oracles import residual_network
-from torch import Tensor
+from torch import Tensor, nn
 
 from guyot import MisconfiguredError, find_structures
 from guyot.surgery import masks_of
@@ -101,3 +101,30 @@ def test_quanta() -> None:
             quanta_of(NETWORK, bad)
     with pytest.raises(MisconfiguredError, match=r"round_to='other' matches no group"):
         quanta_of(NETWORK, {"other": 8})
+
+
+class Attention(nn.Module):
+    """Heads of some entries, a bias per head, and an output that reads the heads."""
+
+    def __init__(self, heads: int, entries: int) -> None:
+        super().__init__()
+        self.heads, self.entries = heads, entries
+        self.qkv = nn.Linear(5, 3 * heads * entries)
+        self.bias = nn.Parameter(torch.randn(heads, 1, 1))
+        self.out = nn.Linear(heads * entries, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.entries)).permute(2, 0, 3, 1, 4)
+        scores = (q @ k.mT + self.bias).softmax(-1)
+        return self.out((scores @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(
+    ("entries", "round_to", "quantum"), [(8, 8, 1), (12, 8, 2), (3, 8, 8), (4, 2, 1), (5, 1, 1)]
+)
+def test_a_head_counts_with_all_its_entries(entries: int, round_to: int, quantum: int) -> None:
+    structures = find_structures(Attention(4, entries), (torch.randn(2, 3, 5),))
+    (heads,) = structures.groups
+    assert (heads.size, heads.stride) == (4, entries)
+    assert quanta_of(structures, round_to) == (quantum,)
+    assert quanta_of(structures, {heads.name: round_to}) == (quantum,)

@@ -70,6 +70,8 @@ class UnitGroup:
         size: number of units.
         members: every tensor dimension in which the group occurs; removal slices them all.
         readers: the members that contract the units; gates multiply these.
+        stride: entries that one unit has in the dimensions of the weights that compute with it: 1
+            for a channel, the size of a head for a head.
         tied: names of the groups that the user made one with it.
     """
 
@@ -78,6 +80,7 @@ class UnitGroup:
     members: tuple[Slot, ...]
     readers: tuple[Slot, ...]
     tied: tuple[str, ...] = ()
+    stride: int = 1
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ units that are gone stay as exact zeros until a whole quantum of their group can
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import gcd
 
 import torch
 from torch import Tensor
@@ -18,7 +19,10 @@ from guyot.types import KeepPlan, Structures, UnitGroup
 
 
 def quanta_of(structures: Structures, round_to: int | Mapping[str, int]) -> tuple[int, ...]:
-    """The quantum of every group, of which its widths are multiples.
+    """The quantum of every group: its numbers of units are multiples of this.
+
+    Widths are counted in entries of weights. Where a unit has several (a head), as few units as
+    make a multiple: with heads of 64 entries and `round_to=8` any number of heads will do.
 
     Args:
         structures: what there is.
@@ -40,7 +44,9 @@ def quanta_of(structures: Structures, round_to: int | Mapping[str, int]) -> tupl
     quanta = dict.fromkeys(names, 1)
     for pattern, value in by_pattern.items() if names else ():
         quanta |= dict.fromkeys(chosen("round_to", pattern, names, "group"), value)
-    return tuple(quanta.values())
+    return tuple(
+        q // gcd(q, g.stride) for q, g in zip(quanta.values(), structures.groups, strict=True)
+    )
 
 
 def home_layer(structures: Structures, group: UnitGroup) -> int | None:

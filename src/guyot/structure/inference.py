@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import gcd, prod
 
 from torch import fx, nn
 
@@ -73,6 +74,34 @@ def _members(walk: Walk) -> dict[Dim, list[Slot]]:
     return members
 
 
+def _stride(walk: Walk, leaf: Dim, slots: Sequence[Slot]) -> int:
+    """Greatest common divisor of the entries per unit in the weights of a group."""
+    weights = {slot.tensor for slot in walk.contracted}
+    return gcd(
+        *(
+            _entries(walk.tensors[slot.tensor][slot.dim], leaf)
+            for slot in slots
+            if slot.tensor in weights
+        )
+    )
+
+
+def _entries(dim: Dim, leaf: Dim) -> int:
+    """Entries per unit of a leaf in a dim that holds it; 0 in one that does not.
+
+    What stands beside it and may shrink itself does not count.
+    """
+    dim = find(dim)
+    if dim.kind == "leaf":
+        return int(dim is find(leaf))
+    found = [_entries(part, leaf) for part in dim.parts]
+    if dim.kind == "concat":
+        return gcd(*found)
+    beside = (find(part) for part, inside in zip(dim.parts, found, strict=True) if not inside)
+    fixed = (part.size for part in beside if all(below.reason for below in leaves(part)))
+    return max(found) * prod(fixed)
+
+
 def infer(
     walk: Walk,
     names: Names,
@@ -106,7 +135,8 @@ def infer(
                 frozen |= dict.fromkeys((name, *tied), reason)
             continue
         number[leaf] = len(groups)
-        groups.append(UnitGroup(name, leaf.size, tuple(slots), readers, tied))
+        stride = _stride(walk, leaf, slots)
+        groups.append(UnitGroup(name, leaf.size, tuple(slots), readers, tied, stride))
 
     def axis(dim: Dim) -> Axis:
         return resolve(dim, lambda leaf: number.get(find(leaf)))
