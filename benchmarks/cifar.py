@@ -48,8 +48,11 @@ DISCOVERIES: dict[str, DiscoveryConfig] = {
     "units-only": DiscoveryConfig(layers=False),
     "straight-through": DiscoveryConfig(estimator="straight-through"),
     "exact-widths": DiscoveryConfig(round_to=1),
+    "beta0": DiscoveryConfig(),
 }
 """What the methods with a discovery leave at other than the defaults."""
+DIALS: dict[str, dict[str, float]] = {"beta0": {"beta": 0.0}}
+"""Dials of the methods that turn one beside the target."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ def all_runs() -> list[Run]:
     for seed in range(3):
         runs += [Run("dense", 1.0, seed), Run("uniform", 0.5, seed), Run("uniform", 0.3, seed)]
         runs += [Run("guyot", 0.5, seed), Run("guyot", 0.3, seed)]
-    runs += [Run(m, 0.5, 0) for m in ("layers-only", "units-only", "straight-through")]
+    ablations = ("layers-only", "units-only", "straight-through", "beta0")
+    runs += [Run(method, 0.5, 0) for method in ablations]
     runs += [Run(m, 0.5, 0, 30, "resnet56") for m in ("guyot", "uniform")]
     runs += [Run("dense", 1.0, 0, 30, "resnet56"), Run("exact-widths", 0.5, 0)]
     return runs
@@ -123,7 +127,13 @@ def start_discovery(
     config = replace(DISCOVERIES[run.method], seed=run.seed)
     example = torch.zeros(2, *IMAGE)
     return Discovery(
-        model, (example,), optimizer, total_steps=total_steps, target=run.target, config=config
+        model,
+        (example,),
+        optimizer,
+        total_steps=total_steps,
+        target=run.target,
+        config=config,
+        **DIALS.get(run.method, {}),
     )
 
 

@@ -152,6 +152,14 @@ def test_beta_discounts_units_and_never_layers() -> None:
     assert (plain > 0).all()
 
 
+def test_beta_means_nothing_where_there_are_no_layers() -> None:
+    operation = Operation("fc", (Fixed(3), Units(0)), ())
+    structures = Structures((unit_group("hidden", 4),), (), (), (operation,))
+    theta = torch.full((4,), 0.5)
+    for beta in (0.0, 0.8, 1.0):
+        assert (Complexity(structures, beta=beta).prices(theta) == 1 / 4).all()
+
+
 def test_normalisation_refers_to_the_original_network() -> None:
     small, full = residual_network(2), Complexity(residual_network(4), alpha=0.5)
     shrunk = Complexity(small, 0.5, full_macs=full.full_macs, full_params=full.full_params)

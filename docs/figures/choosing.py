@@ -25,7 +25,7 @@ STORE = HERE / "choosing.json"
 SEEDS = range(3)
 DIALS: dict[str, list[dict[str, float]]] = {
     "nu": [{"nu": nu} for nu in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)],
-    "alpha": [{"target": 0.5, "alpha": alpha} for alpha in (0.0, 0.25, 0.5, 1.0)],
+    "alpha": [{"target": 0.5, "alpha": a} for a in (0.0, 0.25, 0.5, 1.0)],
     "beta": [{"target": 0.5, "beta": beta} for beta in (0.0, 0.5, 0.8, 1.0)],
 }
 RECIPE = Recipe(epochs=40, batch_size=64, bf16=False)
@@ -67,7 +67,7 @@ def draw(store: dict[str, Any]) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), sharey=True, layout="constrained")
-    titles = ("ν, target unset (nats)", "α at target 0.5", "β at target 0.5")
+    titles = ("ν in nats", "α at target 0.5", "β at target 0.5")
     for axis, (dial, settings), title in zip(axes, DIALS.items(), titles, strict=True):
         x = [setting[dial] for setting in settings]
         for key, style in (("macs", "o-"), ("params", "s--"), ("layers", "^:")):

@@ -240,8 +240,8 @@ class Complexity:
     share of C^ at its present kept width. C^ is affine in theta_l, so this share is dC^/dtheta_l.
     A layer is charged for the width it has *now*: c^_l counts as constant in the gradient of D.
     Hence a layer's price is (1 - beta) c^_l + beta c^_l = c^_l, and a unit's is
-    (1 - beta) dC^/dtheta_j: beta discounts units, layers always pay in full [ours]. No price
-    depends on its own theta.
+    (1 - beta) dC^/dtheta_j: beta discounts units, layers always pay in full [ours]. Without
+    layers beta has no meaning and units pay in full. No price depends on its own theta.
 
     Args:
         structures: what can go and what it costs now.
@@ -299,7 +299,8 @@ class Complexity:
         )
         self.normalised = Polynomial(scaled, index)
         self.charge = torch.ones(index.total, dtype=torch.float64)
-        self.charge[: index.offsets[-1]] = 1 - beta
+        if index.layers:
+            self.charge[: index.offsets[-1]] = 1 - beta
 
     def macs(self, theta: Tensor) -> Tensor:
         """E[MACs] of one sample, float64 scalar."""

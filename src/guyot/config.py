@@ -86,7 +86,7 @@ class RunConfig:
     nu: float | None = None
     target: float | None = None
     alpha: float = 1.0
-    beta: float = 0.0
+    beta: float = 0.8
     estimator: str = "two-sided"
     round_to: int | None = None
     ignore: tuple[str, ...] = ()

@@ -118,7 +118,7 @@ class Dials:
     nu: float | None
     target: float | None
     alpha: float = 1.0
-    beta: float = 0.0
+    beta: float = 0.8
 
     def __post_init__(self) -> None:
         if (self.nu is None) == (self.target is None):

@@ -75,7 +75,8 @@ class Discovery(Readings):
         nu: nats of training loss worth paying to remove 100 % of the complexity; 0: no gates.
         target: share of the complexity to keep, in (0, 1); finds `nu` by itself.
         alpha: 1: complexity is MACs only ... 0: parameters only.
-        beta: 0: charge what each structure costs ... 1: charge whole layers only.
+        beta: 0: charge what each structure costs ... 1: charge whole layers only; without
+            residual branches it has no effect.
         config: everything else.
 
     Attributes:
@@ -101,7 +102,7 @@ class Discovery(Readings):
         nu: float | None = None,
         target: float | None = None,
         alpha: float = 1.0,
-        beta: float = 0.0,
+        beta: float = 0.8,
         config: DiscoveryConfig | None = None,
     ) -> None:
         config = config or DiscoveryConfig()
