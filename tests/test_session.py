@@ -270,6 +270,35 @@ def test_scheduler_clipping_and_accumulation() -> None:
     assert schedule.get_last_lr()[0] == pytest.approx(0, abs=1e-9)
 
 
+class ClosureRun(Run):
+    """Lightning's way: the optimiser calls a closure that makes the gradients."""
+
+    def train(self, after: Callable[[int], None] = lambda step: None) -> nn.Module:
+        for x, y in batches(self.name, self.steps):
+
+            def closure(x: Tensor = x, y: Tensor = y) -> float:
+                self.optimizer.zero_grad()
+                loss = loss_of(self.model, x, y)
+                loss.backward()
+                return float(loss)
+
+            self.optimizer.step(closure)
+            assert self.discovery is not None
+            self.discovery.step()
+        assert self.discovery is not None
+        return self.discovery.finish()
+
+
+def test_a_closure_makes_no_difference() -> None:
+    plain, closed = Run(target=0.4), ClosureRun(target=0.4)
+    plain.train()
+    closed.train()
+    assert plain.discovery is not None and closed.discovery is not None
+    assert closed.discovery.removals == plain.discovery.removals
+    state = closed.model.state_dict()
+    assert all(torch.equal(state[n], v) for n, v in plain.model.state_dict().items())
+
+
 def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
     runs = [Run("tokens", nu=0.3) for _ in range(2)]
     for x, y in batches("tokens", 30):

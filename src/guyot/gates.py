@@ -267,3 +267,30 @@ def _sum_but(tensor: Tensor, dim: int) -> Tensor:
 
 def _choice(train: Tensor, probable: Tensor) -> Callable[[bool], Tensor]:
     return lambda training: train if training else probable
+
+
+def with_gradients(
+    measure: Callable[[], None], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Before an optimiser's step: measure gradients now, or after the closure that makes them.
+
+    Args:
+        measure: is called once gradients are there.
+        args: of `step`, the optimiser first.
+        kwargs: of `step`.
+
+    Returns:
+        Other arguments for `step`; None: the same.
+    """
+    optimizer, *rest = args
+    closure = rest[0] if rest else kwargs.get("closure")
+    if closure is None:
+        measure()
+        return None
+
+    def measured() -> Any:
+        loss = closure()
+        measure()
+        return loss
+
+    return (optimizer,), {"closure": measured}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any
@@ -28,7 +29,7 @@ from guyot.controller import Controller, Dials, DiscoveryConfig
 from guyot.dynamics import Phase, Phases
 from guyot.errors import GuyotError, GuyotWarning, SequenceError
 from guyot.estimators import SideSums
-from guyot.gates import Gates
+from guyot.gates import Gates, with_gradients
 from guyot.parallel import Ranks
 from guyot.readings import Readings
 from guyot.snapshot import checked, identity, snapshot
@@ -147,12 +148,16 @@ class Discovery(Readings):
             optimizer.register_step_post_hook(self._after_optimizer),
         ]
 
-    def _before_optimizer(self, *_: object) -> None:
-        """Gradients are there: before a removal, measure what its certificate needs."""
+    def _before_optimizer(self, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before a removal, measure what its certificate needs once gradients are there."""
         if self._gates is not None and self._step % self._controller.interval == 0:
-            sums = self._sums(self._gates)
-            norms = self._gates.norms(sums.sum_one, sums.count_one)
-            self._controller.measured(*self._ranks.mean(torch.stack(norms)).cpu())
+            return with_gradients(functools.partial(self._measure, self._gates), args, kwargs)
+        return None
+
+    def _measure(self, gates: Gates) -> None:
+        sums = self._sums(gates)
+        norms = gates.norms(sums.sum_one, sums.count_one)
+        self._controller.measured(*self._ranks.mean(torch.stack(norms)).cpu())
 
     def _after_optimizer(self, *_: object) -> None:
         self._pending += 1
