@@ -13,12 +13,12 @@ PACKAGE = Path(guyot.__file__).parent
 # From the ground up. A room imports only rooms on lower floors; inside a room everything goes.
 HOUSE = (
     {"types", "errors", "trees"},
-    {"axis", "parallel", "patterns", "storage"},
-    {"surgery", "models", "data"},
+    {"axis", "parallel", "patterns", "polynomial", "storage"},
+    {"surgery", "models", "data", "latency"},
     {"structure"},
     {"complexity", "gates", "estimators", "calibration", "quantum", "rebuild", "record", "rules"}
     | {"codegen", "delivery"},
-    {"dynamics", "settle", "widths", "checks", "saved"},
+    {"dynamics", "settle", "widths", "checks", "saved", "profiling"},
     {"budget"},
     {"controller"},
     {"readings", "surgeon"},
@@ -34,7 +34,8 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 # Mathematics of tensors and frozen dataclasses; none of it ever sees a module.
-PURE = {"complexity", "estimators", "dynamics", "budget", "axis", "settle", "widths"}
+PURE = {"axis", "polynomial", "latency", "complexity", "estimators", "dynamics", "budget"}
+PURE |= {"settle", "widths"}
 # The only files that know torch.export.
 EXPORTERS = {"structure/trace.py", "export.py"}
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "joblib"}

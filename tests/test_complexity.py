@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import all_gates, counted, enumerated_mean, residual_network, unit_group
 
-from guyot.complexity import Complexity, Monomial, Polynomial, expand, macs_of, merge, widths_of
+from guyot.complexity import Complexity, Totals
 from guyot.errors import MisconfiguredError
+from guyot.polynomial import Monomial, Polynomial, expand, macs_of, merge, widths_of
 from guyot.types import (
     Concat,
     Fixed,
@@ -162,10 +163,10 @@ def test_beta_means_nothing_where_there_are_no_layers() -> None:
 
 def test_normalisation_refers_to_the_original_network() -> None:
     small, full = residual_network(2), Complexity(residual_network(4), alpha=0.5)
-    shrunk = Complexity(small, 0.5, full_macs=full.full_macs, full_params=full.full_params)
+    shrunk = Complexity(small, 0.5, full=full.full)
     ones = torch.ones(small.index.total)
     expected = (
-        0.5 * shrunk.macs(ones) / full.full_macs + 0.5 * shrunk.params(ones) / full.full_params
+        0.5 * shrunk.macs(ones) / full.full.macs + 0.5 * shrunk.params(ones) / full.full.params
     )
     torch.testing.assert_close(shrunk.expected(ones), expected)
     assert float(full.expected(torch.ones(full.index.total))) == pytest.approx(1, abs=1e-12)
@@ -200,8 +201,8 @@ def test_gradient_reaches_theta() -> None:
     [
         ({"alpha": 1.5}, "alpha=1.5 is out of range"),
         ({"beta": -0.1}, "beta=-0.1 is out of range.*whole layers only"),
-        ({"full_macs": 0}, "0 MACs.*use alpha=0"),
-        ({"alpha": 0.5, "full_params": 0}, "0 trainable parameters.*use alpha=1"),
+        ({"full": Totals(0, 9)}, "0 MACs.*use alpha=0"),
+        ({"alpha": 0.5, "full": Totals(9, 0)}, "0 trainable parameters.*use alpha=1"),
     ],
 )
 def test_bad_dials(arguments: dict[str, float], message: str) -> None:

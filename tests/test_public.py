@@ -10,7 +10,7 @@ import guyot
 from guyot import DiscoveryConfig
 
 NAMES = """
-    Checkpointer Discovery DiscoveryConfig GuyotError GuyotWarning MisconfiguredError Removal
+    Checkpointer Cost Discovery DiscoveryConfig GuyotError GuyotWarning MisconfiguredError Removal
     SequenceError UnsupportedError find_structures load rebuild save
 """.split()
 

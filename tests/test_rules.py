@@ -77,7 +77,7 @@ def test_a_custom_operator_shrinks(shape: tuple[int, ...]) -> None:
     assert [(group.name, group.size) for group in structures.groups] == [("0", 6), ("2", 5)]
     places = inputs[0].numel() // 4
     complexity = Complexity(structures)
-    assert complexity.full_macs == places * (4 * 6 + 6 * 5 + 5 * 2)
+    assert complexity.full.macs == places * (4 * 6 + 6 * 5 + 5 * 2)
     kept = torch.tensor([0, 2, 3])
     masked = network().double()
     masked.load_state_dict(model.state_dict())

@@ -1,6 +1,7 @@
 """guyot: neural networks that find their own structure while they train."""
 
 from guyot.checkpoint import Checkpointer
+from guyot.complexity import Cost
 from guyot.controller import DiscoveryConfig
 from guyot.errors import (
     GuyotError,
@@ -17,6 +18,7 @@ from guyot.structure import find_structures
 
 __all__ = [
     "Checkpointer",
+    "Cost",
     "Discovery",
     "DiscoveryConfig",
     "GuyotError",

@@ -1,240 +1,103 @@
-"""What a network costs as a polynomial in its gates: MACs, parameters, and the prices.
-
-Every tensor and every operator of a `Structures` is a product of axes, and an axis is a number,
-the width n_g = sum_j xi_j of a unit group, or a product or concatenation of such. Expanding gives
-
-    cost(xi) = sum_m coefficient_m * prod_g n_g ** p_mg * prod_{l in layers_m} xi_l
-
-The gates are independent, so E[cost] factorises over groups and layers. A gate that occurs more
-than once counts once (xi**2 = xi): for the width of one group this is
-
-    E[n**p] = sum_j S(p, j) * j! * e_j(theta)
-
-with S the Stirling numbers of the second kind and e_j the elementary symmetric polynomials, which
-are affine in every single theta [ours].
-"""
+"""What complexity means, and the price of every gate: derivatives of one polynomial."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from math import factorial
 
 import torch
 from torch import Tensor
 
 from guyot.errors import MisconfiguredError
-from guyot.types import Axis, Concat, Fixed, GateIndex, Product, Structures, Units
-
-Powers = tuple[tuple[int, int], ...]
+from guyot.latency import LatencyTable, latency_of
+from guyot.polynomial import Monomial, Polynomial, macs_of, params_of
+from guyot.types import Structures
 
 
 @dataclass(frozen=True)
-class Monomial:
-    """`coefficient * prod n_group**power * prod xi_layer`.
+class Cost:
+    r"""What complexity means: any non-negative combination of MACs, parameters and latency.
+
+        C^ = ( macs * M / M_full + params * P / P_full + latency * T / T_full )
+             / ( macs + params + latency )
+
+    The dial `alpha` is `Cost(macs=alpha, params=1 - alpha)`.
 
     Attributes:
-        coefficient: MACs, parameters or a share of them.
-        groups: (group, power) sorted by group, powers at least 1.
-        layers: sorted layers, each once.
-    """
+        macs: weight of the MACs.
+        params: weight of the parameters.
+        latency: weight of the measured latency.
+        table: the measurement; given if and only if `latency` is above 0.
 
-    coefficient: float
-    groups: Powers
-    layers: tuple[int, ...]
-
-
-def widths_of(axis: Axis) -> dict[Powers, int]:
-    """Size of an axis as a polynomial in the group widths: powers -> coefficient.
+    Raises:
+        MisconfiguredError: a negative weight, no weight at all, or latency without its table.
 
     Example:
-        >>> widths_of(Concat((Fixed(3), Product((Units(0), Fixed(4))))))
-        {(): 3, ((0, 1),): 4}
-    """
-    match axis:
-        case Fixed(size):
-            return {(): size}
-        case Units(group):
-            return {((group, 1),): 1}
-        case Product(parts):
-            return _product(parts)
-        case Concat(parts):
-            total: dict[Powers, int] = {}
-            for part in parts:
-                for powers, coefficient in widths_of(part).items():
-                    total[powers] = total.get(powers, 0) + coefficient
-            return total
-
-
-def _product(axes: Iterable[Axis]) -> dict[Powers, int]:
-    """The product of several axes, expanded."""
-    total: dict[Powers, int] = {(): 1}
-    for axis in axes:
-        factor = widths_of(axis)
-        expanded: dict[Powers, int] = {}
-        for left, a in total.items():
-            for right, b in factor.items():
-                powers = _times(left, right)
-                expanded[powers] = expanded.get(powers, 0) + a * b
-        total = expanded
-    return total
-
-
-def _times(left: Powers, right: Powers) -> Powers:
-    """n**left * n**right: powers add up."""
-    powers = dict(left)
-    for group, power in right:
-        powers[group] = powers.get(group, 0) + power
-    return tuple(sorted(powers.items()))
-
-
-def expand(axes: Sequence[Axis], layers: Sequence[int] = ()) -> tuple[Monomial, ...]:
-    """A product of axes inside `layers` as monomials.
-
-    Example:
-        >>> expand((Units(0), Units(0), Fixed(9)), layers=(2, 2))
-        (Monomial(coefficient=9, groups=((0, 2),), layers=(2,)),)
-    """
-    once = tuple(sorted(set(layers)))
-    return tuple(Monomial(value, powers, once) for powers, value in _product(axes).items())
-
-
-def merge(monomials: Iterable[Monomial]) -> tuple[Monomial, ...]:
-    """Add up monomials in the same variables; those with coefficient 0 go."""
-    total: dict[tuple[Powers, tuple[int, ...]], float] = {}
-    for m in monomials:
-        key = (m.groups, m.layers)
-        total[key] = total.get(key, 0) + m.coefficient
-    return tuple(Monomial(value, *key) for key, value in total.items() if value != 0)
-
-
-def macs_of(structures: Structures) -> tuple[Monomial, ...]:
-    """Multiply-accumulates of one sample (1 MAC = 2 FLOPs)."""
-    return merge(m for op in structures.operations for m in expand(op.axes, op.layers))
-
-
-def params_of(structures: Structures) -> tuple[Monomial, ...]:
-    """Number of trainable parameters."""
-    trainable = (t for t in structures.tensors if t.trainable)
-    return merge(m for t in trainable for m in expand(t.axes, t.layers))
-
-
-@cache
-def _stirling(p: int, j: int) -> int:
-    """Stirling number of the second kind: partitions of p things into j non-empty sets."""
-    if p == j:
-        return 1
-    if j == 0 or j > p:
-        return 0
-    return j * _stirling(p - 1, j) + _stirling(p - 1, j - 1)
-
-
-class Polynomial:
-    """Monomials compiled to index tensors, so that an evaluation is a few vector operations.
-
-    All factors a monomial can have stand in one table `[1, E[n_g] for all g, E[n_g**2] for all
-    g, ..., theta_l for all l]`; a monomial is its coefficient times a few entries of the table.
-
-    Args:
-        monomials: the sum.
-        index: the numbering of the gates.
-
-    Example:
-        >>> n_squared = Polynomial(expand((Units(0), Units(0))), GateIndex((2,), layers=0))
-        >>> float(n_squared.expected(torch.tensor([1.0, 1.0])))
-        4.0
-        >>> float(n_squared.expected(torch.tensor([0.5, 0.5])))  # (0 + 1 + 1 + 4) / 4
-        1.5
+        >>> Cost(macs=1, params=3).shares
+        (0.25, 0.75, 0.0)
+        >>> Cost.of(0.25).shares
+        (0.25, 0.75, 0.0)
     """
 
-    def __init__(self, monomials: Iterable[Monomial], index: GateIndex) -> None:
-        self.monomials = merge(monomials)
-        self.index = index
-        groups = len(index.group_sizes)
-        self._order = max((p for m in self.monomials for _, p in m.groups), default=1)
-        rows = [
-            [1 + (power - 1) * groups + group for group, power in m.groups]
-            + [1 + self._order * groups + layer for layer in m.layers]
-            for m in self.monomials
-        ]
-        depth = max((len(row) for row in rows), default=0)
-        self._columns = [
-            torch.tensor([row[k] if k < len(row) else 0 for row in rows], dtype=torch.int64)
-            for k in range(depth)
-        ]
-        self._coefficients = torch.tensor(
-            [float(m.coefficient) for m in self.monomials], dtype=torch.float64
-        )
-        self._group = index.group_of_gate[: index.offsets[-1]]
+    macs: float = 0.0
+    params: float = 0.0
+    latency: float = 0.0
+    table: LatencyTable | None = None
 
-    def expected(self, theta: Tensor) -> Tensor:
-        """Exact expectation under independent Bernoulli gates; at a 0/1 vector the exact value.
+    def __post_init__(self) -> None:
+        weights = (self.macs, self.params, self.latency)
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not sum(weights):
+            raise MisconfiguredError(
+                f"macs={self.macs}, params={self.params}, latency={self.latency} weigh nothing: "
+                "give weights of 0 or more, at least one of them above 0"
+            )
+        if (self.latency > 0) != (self.table is not None):
+            raise MisconfiguredError(
+                f"latency={self.latency} {'without' if self.table is None else 'with'} a latency "
+                "table: give both, such as Cost(latency=1, table=LatencyTable.load(file)), or "
+                "neither"
+            )
 
-        Args:
-            theta: keep probabilities, shape (gates,).
-
-        Returns:
-            A float64 scalar, differentiable, affine in every single theta.
+    @classmethod
+    def of(cls, alpha: float | Cost) -> Cost:
+        """The cost that a dial `alpha` stands for; a cost is itself.
 
         Raises:
-            MisconfiguredError: `theta` has another shape.
+            MisconfiguredError: alpha outside [0, 1].
         """
-        if theta.shape != (self.index.total,):
+        if isinstance(alpha, Cost):
+            return alpha
+        if not 0 <= alpha <= 1:
             raise MisconfiguredError(
-                f"theta has shape {tuple(theta.shape)}, but these structures have "
-                f"{self.index.total} gates: pass one keep probability per gate."
+                f"alpha={alpha} is out of range: choose between 0 (parameters only) and 1 (MACs "
+                "only), or give a Cost."
             )
-        theta = theta.double()
-        moments = self._moments(theta[: self.index.offsets[-1]])
-        return self._sum(torch.cat([theta.new_ones(1), *moments, theta[self.index.layer_slice]]))
+        return cls(macs=alpha, params=1 - alpha)
 
-    def at(self, widths: Tensor, layers: Tensor) -> Tensor:
-        """Exact value of whole networks given by their widths.
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """The weights of MACs, parameters and latency, adding up to 1."""
+        total = self.macs + self.params + self.latency
+        return self.macs / total, self.params / total, self.latency / total
 
-        Args:
-            widths: number of kept units, shape (..., groups).
-            layers: 0 or 1, shape (..., layers).
 
-        Returns:
-            float64, shape (...).
-        """
-        widths, layers = widths.double(), layers.double()
-        powers = [widths**p for p in range(1, self._order + 1)]
-        one = layers.new_ones(*layers.shape[:-1], 1)
-        return self._sum(torch.cat([one, *powers, layers], dim=-1))
+@dataclass(frozen=True)
+class Totals:
+    """What a network costs: MACs of one sample, trainable parameters, milliseconds of a pass."""
 
-    def _moments(self, theta: Tensor) -> list[Tensor]:
-        """E[n], E[n**2], ... of every group, each of shape (groups,)."""
-        group = self._group.to(theta.device)
-        zeros = theta.new_zeros(len(self.index.group_sizes))
-        orders = range(1, self._order + 1)
-        power_sums = [zeros.index_add(0, group, theta if k == 1 else theta**k) for k in orders]
-        elementary = [torch.ones_like(zeros)]
-        for k in orders:  # Newton: k e_k = sum_i (-1)**(i-1) e_{k-i} p_i
-            terms = [(-1) ** (i - 1) * elementary[k - i] * power_sums[i - 1] for i in orders[:k]]
-            elementary.append(torch.stack(terms).sum(0) / k)
-        return [
-            torch.stack(
-                [_stirling(p, j) * factorial(j) * elementary[j] for j in range(1, p + 1)]
-            ).sum(0)
-            for p in orders
-        ]
-
-    def _sum(self, table: Tensor) -> Tensor:
-        """Sum over monomials of coefficient times factors; table of shape (..., entries)."""
-        value = self._coefficients.to(table.device)
-        for column in self._columns:
-            value = value * table[..., column.to(table.device)]
-        return value.sum(-1)
+    macs: float
+    params: float
+    latency: float = 0.0
 
 
 class Complexity:
     r"""Normalised complexity and the price of every gate.
 
-    With the MACs and parameters of the full network as units,
+    With the MACs, parameters and latency of the full network as units and the shares of a `Cost`,
 
-        C^(theta) = alpha * E[MACs] / full_macs + (1 - alpha) * E[params] / full_params
+        C^(theta) = macs * E[MACs] / full_macs + params * E[params] / full_params
+                    + latency * E[milliseconds] / full_milliseconds
 
     and R = nu * ((1 - beta) C^ + beta D), D = sum_l theta_l c^_l, where c^_l is layer l's own
     share of C^ at its present kept width. C^ is affine in theta_l, so this share is dC^/dtheta_l.
@@ -245,10 +108,9 @@ class Complexity:
 
     Args:
         structures: what can go and what it costs now.
-        alpha: 1 counts MACs only, 0 parameters only.
+        alpha: 1 counts MACs only, 0 parameters only; or any `Cost`.
         beta: 0 charges units and layers alike, 1 charges whole layers only.
-        full_macs: MACs of the original network; `None`: of `structures`.
-        full_params: trainable parameters of the original network; `None`: of `structures`.
+        full: what the original network costs; `None`: `structures` are its own.
 
     Raises:
         MisconfiguredError: alpha or beta outside [0, 1], or nothing to measure by.
@@ -260,47 +122,65 @@ class Complexity:
     def __init__(
         self,
         structures: Structures,
-        alpha: float = 1.0,
+        alpha: float | Cost = 1.0,
         beta: float = 0.0,
-        full_macs: float | None = None,
-        full_params: float | None = None,
+        full: Totals | None = None,
     ) -> None:
-        for name, value, ends in (
-            ("alpha", alpha, "0 (parameters only) and 1 (MACs only)"),
-            ("beta", beta, "0 (units and layers alike) and 1 (whole layers only)"),
-        ):
-            if not 0 <= value <= 1:
-                raise MisconfiguredError(f"{name}={value} is out of range: choose between {ends}.")
+        self.cost = Cost.of(alpha)
+        if not 0 <= beta <= 1:
+            raise MisconfiguredError(
+                f"beta={beta} is out of range: choose between 0 (units and layers alike) and 1 "
+                "(whole layers only)."
+            )
         index = structures.index
-        ones = torch.ones(index.total)
-        self.alpha, self.beta, self.index = alpha, beta, index
+        self.beta, self.index = beta, index
         self._macs = Polynomial(macs_of(structures), index)
         self._params = Polynomial(params_of(structures), index)
-        self.full_macs = float(self.macs(ones)) if full_macs is None else full_macs
-        self.full_params = float(self.params(ones)) if full_params is None else full_params
-        if alpha > 0 and not self.full_macs > 0:
-            raise MisconfiguredError(
-                f"the network has {self.full_macs:g} MACs, nothing to measure alpha={alpha} by: "
-                "use alpha=0 (parameters only), or a model with convolutions or linear layers."
-            )
-        if alpha < 1 and not self.full_params > 0:
-            raise MisconfiguredError(
-                f"the network has {self.full_params:g} trainable parameters, nothing to measure "
-                f"alpha={alpha} by: use alpha=1 (MACs only), or unfreeze the parameters."
-            )
-        weights = (
-            (self._macs, alpha / self.full_macs if alpha > 0 else 0.0),
-            (self._params, (1 - alpha) / self.full_params if alpha < 1 else 0.0),
+        table = self.cost.table
+        self._latency = Polynomial(latency_of(structures, table) if table else (), index)
+        ones = torch.ones(index.total)
+        self.full = full or Totals(
+            *(float(f(ones)) for f in (self.macs, self.params, self.latency))
         )
-        scaled = (
-            Monomial(m.coefficient * weight, m.groups, m.layers)
-            for polynomial, weight in weights
-            for m in polynomial.monomials
-        )
-        self.normalised = Polynomial(scaled, index)
+        self.normalised = Polynomial(self._shares(), index)
         self.charge = torch.ones(index.total, dtype=torch.float64)
         if index.layers:
             self.charge[: index.offsets[-1]] = 1 - beta
+
+    def _shares(self) -> Iterator[Monomial]:
+        """The monomials of C^."""
+        macs, params, latency = self.cost.shares
+        for polynomial, share, full, what, way_out in (
+            (
+                self._macs,
+                macs,
+                self.full.macs,
+                "MACs",
+                "use alpha=0 (parameters only), or a model with convolutions or linear layers",
+            ),
+            (
+                self._params,
+                params,
+                self.full.params,
+                "trainable parameters",
+                "use alpha=1 (MACs only), or unfreeze the parameters",
+            ),
+            (
+                self._latency,
+                latency,
+                self.full.latency,
+                "ms of latency",
+                "measure this network with `guyot profile`",
+            ),
+        ):
+            if share > 0 and not full > 0:
+                raise MisconfiguredError(
+                    f"the network has {full:g} {what}, nothing to measure a share of {share:g} by: "
+                    f"{way_out}."
+                )
+            weight = share / full if share > 0 else 0.0
+            for m in polynomial.monomials:
+                yield Monomial(m.coefficient * weight, m.groups, m.layers)
 
     def macs(self, theta: Tensor) -> Tensor:
         """E[MACs] of one sample, float64 scalar."""
@@ -309,6 +189,10 @@ class Complexity:
     def params(self, theta: Tensor) -> Tensor:
         """E[trainable parameters], float64 scalar."""
         return self._params.expected(theta)
+
+    def latency(self, theta: Tensor) -> Tensor:
+        """E[milliseconds] of one pass, float64 scalar; 0 where no table measures it."""
+        return self._latency.expected(theta)
 
     def expected(self, theta: Tensor) -> Tensor:
         """C^(theta), a share of the full network, float64 scalar."""

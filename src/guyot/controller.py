@@ -15,7 +15,7 @@ from torch import Tensor
 
 from guyot import dynamics
 from guyot.budget import Budget
-from guyot.complexity import Complexity
+from guyot.complexity import Complexity, Cost
 from guyot.dynamics import Phases, ZeroPatience
 from guyot.errors import MisconfiguredError
 from guyot.estimators import SideSums, estimator
@@ -108,7 +108,7 @@ class Dials:
     Attributes:
         nu: nats of training loss worth paying to remove all complexity; None with a target.
         target: share of the complexity to keep; None with `nu`.
-        alpha: 1: MACs ... 0: parameters.
+        alpha: 1: MACs ... 0: parameters; or a `Cost`, which may count latency.
         beta: 0: what each structure costs ... 1: whole layers only.
 
     Raises:
@@ -117,7 +117,7 @@ class Dials:
 
     nu: float | None
     target: float | None
-    alpha: float = 1.0
+    alpha: float | Cost = 1.0
     beta: float = 0.8
 
     def __post_init__(self) -> None:
@@ -150,13 +150,14 @@ class Controller:
     Attributes:
         structures: what is left.
         complexity: of what is left, as a share of the full network.
+        full: what the full network costs.
         theta: keep probabilities, float32, shape (gates,); what costs nothing starts at 1.
         alive: False for what was given up, bool, shape (gates,).
         generator: source of the sampled gates, in the same state on all ranks.
 
     Raises:
-        MisconfiguredError: alpha, beta, target or round_to out of range, or a target that the
-            coupled groups do not allow.
+        MisconfiguredError: alpha, beta, target or round_to out of range, a latency table of another
+            network, or a target that the coupled groups do not allow.
     """
 
     def __init__(
@@ -169,8 +170,10 @@ class Controller:
     ) -> None:
         total = structures.index.total
         self.structures, self.dials, self.phases, self.config = structures, dials, phases, config
+        if (table := Cost.of(dials.alpha).table) is not None:
+            table.check(structures)
         self.complexity = Complexity(structures, dials.alpha, dials.beta)
-        self.full_macs, self.full_params = self.complexity.full_macs, self.complexity.full_params
+        self.full = self.complexity.full
         self.quanta = quanta_of(structures, config.round_to)
         names = [group.name for group in structures.groups]
         self._quantum = dict(zip(names, self.quanta, strict=True))
@@ -359,9 +362,7 @@ class Controller:
         self._estimator.select(gates)
         self._zeros.select(gates)
         self.quanta = tuple(self._quantum[group.name] for group in structures.groups)
-        self.complexity = Complexity(
-            structures, self.dials.alpha, self.dials.beta, self.full_macs, self.full_params
-        )
+        self.complexity = Complexity(structures, self.dials.alpha, self.dials.beta, self.full)
         self.price()
 
     def state_dict(self) -> dict[str, Any]:

@@ -131,6 +131,7 @@ def measure_quantum(
     *,
     channels_last: bool = True,
     budget: float = 2.0,
+    batch: int | None = None,
 ) -> int:
     """The width multiple worth keeping to on a device; measured once per process, then cached.
 
@@ -145,6 +146,7 @@ def measure_quantum(
         dtype: in which its convolutions run: bfloat16 or float16 under autocast.
         channels_last: memory format of its activations.
         budget: seconds the measurement may take.
+        batch: of predictions, whose forward pass is then all that counts; None: of training.
 
     Raises:
         MisconfiguredError: not a floating-point dtype.
@@ -154,18 +156,26 @@ def measure_quantum(
     device = torch.device(device)
     if device.type != "cpu":
         return DEFAULT_QUANTUM
-    return _measured(dtype, channels_last, budget, torch.get_num_threads())
+    return _measured(dtype, channels_last, budget, torch.get_num_threads(), batch)
 
 
 @cache
-def _measured(dtype: torch.dtype, channels_last: bool, budget: float, threads: int) -> int:
-    return decide(timing_table(dtype, channels_last, budget, threads))
+def _measured(
+    dtype: torch.dtype, channels_last: bool, budget: float, threads: int, batch: int | None
+) -> int:
+    return decide(timing_table(dtype, channels_last, budget, threads, batch))
+
+
+def clock_of(threads: int) -> Clock:
+    """CPU time of this thread where it does all the work, else the time on the wall."""
+    exact = time.get_clock_info("thread_time").resolution <= 1e-6
+    return time.thread_time if threads == 1 and exact else time.perf_counter
 
 
 def timing_table(
-    dtype: torch.dtype, channels_last: bool, budget: float, threads: int
+    dtype: torch.dtype, channels_last: bool, budget: float, threads: int, batch: int | None = None
 ) -> list[dict[int, float]]:
-    """Seconds of one layer, forward and backward, by width; one mapping per repetition.
+    """Seconds of one layer by width; one mapping per repetition.
 
     A first repetition warms up. The batch is as large as the budget allows, since activations that
     fit a cache hide what a width costs. Odd repetitions run backwards, so that a drift of the
@@ -178,11 +188,14 @@ def timing_table(
         budget: seconds.
         threads: how many threads torch uses. With one, the thread's own CPU time is taken, which
             other programs on the same core do not change.
+        batch: forward only, of that many images; None: forward and backward.
     """
-    exact = time.get_clock_info("thread_time").resolution <= 1e-6
-    clock = time.thread_time if threads == 1 and exact else time.perf_counter
+    clock = clock_of(threads)
     end = time.perf_counter() + budget
-    steps = _affordable(dtype, channels_last, clock, end)
+    if batch is None:
+        steps = _affordable(dtype, channels_last, clock, end)
+    else:
+        steps = {width: _prediction(width, batch, dtype, channels_last) for width in WIDTHS}
     rounds: list[dict[int, float]] = []
     if _round(steps, WIDTHS, clock, end) is None:
         return rounds
@@ -244,5 +257,20 @@ def _layer(width: int, batch: int, dtype: torch.dtype, channels_last: bool) -> S
             out = F.conv2d(image, weight, padding=1)
             out = F.relu_(F.batch_norm(out, None, None, scale, shift, training=True))
             torch.autograd.grad(out, (image, weight, scale, shift), cotangent)
+
+    return step
+
+
+def _prediction(width: int, batch: int, dtype: torch.dtype, channels_last: bool) -> Step:
+    """Forward of the same layer in evaluation mode."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    image = torch.zeros(batch, width, PIXELS, PIXELS, dtype=dtype).contiguous(memory_format=layout)
+    weight = torch.zeros(width, width, 3, 3, dtype=dtype).contiguous(memory_format=layout)
+    ones = torch.ones(width)
+
+    def step() -> None:
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+            out = F.conv2d(image, weight, padding=1)
+            F.relu_(F.batch_norm(out, ones, ones, ones, ones))
 
     return step

@@ -42,12 +42,12 @@ class Readings:
     @property
     def full_macs(self) -> int:
         """MACs of one sample of the full network."""
-        return round(self._controller.full_macs)
+        return round(self._controller.full.macs)
 
     @property
     def full_params(self) -> int:
         """Parameters of the full network."""
-        return round(self._controller.full_params)
+        return round(self._controller.full.params)
 
     @property
     def macs(self) -> int:

@@ -25,7 +25,7 @@ from guyot.checks import (
     warn_missed,
     warn_skipped,
 )
-from guyot.controller import Controller, Dials, DiscoveryConfig
+from guyot.controller import Controller, Cost, Dials, DiscoveryConfig
 from guyot.dynamics import Phase, Phases
 from guyot.errors import GuyotError, GuyotWarning, SequenceError
 from guyot.estimators import SideSums
@@ -75,7 +75,7 @@ class Discovery(Readings):
         total_steps: optimiser steps of the whole run.
         nu: nats of training loss worth paying to remove 100 % of the complexity; 0: no gates.
         target: share of the complexity to keep, in (0, 1); finds `nu` by itself.
-        alpha: 1: complexity is MACs only ... 0: parameters only.
+        alpha: 1: complexity is MACs only ... 0: parameters only; or a `Cost`, also of latency.
         beta: 0: charge what each structure costs ... 1: charge whole layers only; without
             residual branches it has no effect.
         config: everything else.
@@ -102,7 +102,7 @@ class Discovery(Readings):
         total_steps: int,
         nu: float | None = None,
         target: float | None = None,
-        alpha: float = 1.0,
+        alpha: float | Cost = 1.0,
         beta: float = 0.8,
         config: DiscoveryConfig | None = None,
     ) -> None:

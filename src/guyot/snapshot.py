@@ -61,8 +61,8 @@ def identity(original: Structures, controller: Controller) -> dict[str, Any]:
         "config": dataclasses.asdict(controller.config),
         "groups": {group.name: group.size for group in original.groups},
         "layers": [layer.name for layer in original.layers],
-        "macs": round(controller.full_macs),
-        "params": round(controller.full_params),
+        "macs": round(controller.full.macs),
+        "params": round(controller.full.params),
     }
 
 

@@ -159,6 +159,26 @@ class Operation:
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """One operator that runs in a forward pass: what it computes and what it moves.
+
+    Attributes:
+        name: the module whose `forward` calls it, e.g. `"layer1.0.conv1"`.
+        macs: products of axes that add up to its MACs for one sample; empty where it has none.
+        activations: axes of every tensor it reads or writes that grows with the batch, without
+            the batch.
+        tensors: names of the parameters and buffers it reads.
+        layers: the layers it runs in.
+    """
+
+    name: str
+    macs: tuple[tuple[Axis, ...], ...]
+    activations: tuple[tuple[Axis, ...], ...]
+    tensors: tuple[str, ...]
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Attribute:
     """A module's static attribute that states the length of a dimension.
 
@@ -193,6 +213,7 @@ class Structures:
         attributes: static attributes of modules that must follow.
         frozen: what cannot go and why.
         input_shapes: shapes of the example inputs the MACs refer to (with the batch dimension).
+        kernels: every operator that runs, in order; what latency is made of.
     """
 
     groups: tuple[UnitGroup, ...]
@@ -202,6 +223,7 @@ class Structures:
     attributes: tuple[Attribute, ...] = ()
     frozen: tuple[Frozen, ...] = ()
     input_shapes: tuple[tuple[int, ...], ...] = ()
+    kernels: tuple[Kernel, ...] = ()
 
     @cached_property
     def index(self) -> GateIndex:

@@ -12,6 +12,7 @@ from torch import fx, nn
 from guyot.structure.attributes import attributes
 from guyot.structure.axes import Dim, find, leaves, resolve
 from guyot.structure.branches import Branch
+from guyot.structure.kernels import kernels_of
 from guyot.structure.rules import SPACE
 from guyot.structure.trace import Trace, shape_of
 from guyot.structure.walk import Walk
@@ -162,6 +163,7 @@ def infer(
         attributes=attributes(walk, model, axis),
         frozen=tuple(Frozen(name, reason) for name, reason in frozen.items()),
         input_shapes=_input_shapes(walk.trace),
+        kernels=kernels_of(walk, branches, axis),
     )
     shapes = {node.name: tuple(axis(d) for d in walk.dims[node]) for node in walk.shaped}
     return Inference(structures, shapes, _literals(walk, axis))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,7 @@ from guyot.types import (
     Concat,
     Fixed,
     KeepPlan,
+    Kernel,
     Layer,
     Product,
     Structures,
@@ -130,6 +131,11 @@ def shrink(structures: Structures, plan: KeepPlan) -> Shrunk:
             for op in structures.operations
             if not gone_layers.intersection(op.layers)
         ),
+        kernels=tuple(
+            _shrunk(kernel, axes, layers(kernel.layers))
+            for kernel in structures.kernels
+            if not gone_layers.intersection(kernel.layers)
+        ),
         attributes=tuple(
             Attribute(a.module, a.name, axes([a.axis])[0])
             for a in structures.attributes
@@ -137,6 +143,17 @@ def shrink(structures: Structures, plan: KeepPlan) -> Shrunk:
         ),
     )
     return Shrunk(smaller, torch.cat(gates))
+
+
+def _shrunk(
+    kernel: Kernel, axes: Callable[[Sequence[Axis]], tuple[Axis, ...]], layers: tuple[int, ...]
+) -> Kernel:
+    return replace(
+        kernel,
+        macs=tuple(axes(product) for product in kernel.macs),
+        activations=tuple(axes(shape) for shape in kernel.activations),
+        layers=layers,
+    )
 
 
 def above(name: str) -> list[str]:
