@@ -28,8 +28,9 @@ versions. `python benchmarks/coverage.py` examines the models that have no resul
 Each model is made with random weights and examined as it is, without annotation, in a process of
 its own, which may use {limits}. A model passes if
 
-- units are found, and as many residual branches as its architecture has, which
-  `tests/zoo.py` counts by classes of blocks,
+- something can go, and as many residual branches are found as its architecture has, which
+  `tests/zoo.py` counts by classes of blocks (a branch without convolution or linear layer, such as
+  the pooling of PoolFormer, saves no MACs and does not count),
 - its MACs are those of `torch.utils.flop_counter`, at full size and after a random third of every
   group's units and of the layers has gone,
 - the network without them gives the outputs of the network in which gates mask them, in float64,

@@ -33,6 +33,14 @@ def parallel(block: Any) -> int:
     return convolutions + flag("conv_scale")(block) + flag("identity")(block) - 1
 
 
+def matrices(*names: str) -> Callable[[nn.Module], int]:
+    """One branch for each of these parts that has a matrix or a convolution."""
+    return lambda block: sum(
+        any(isinstance(m, (nn.Conv2d, nn.Linear)) for m in getattr(block, name).modules())
+        for name in names
+    )
+
+
 BRANCHES: dict[str, Branches] = {
     "torchvision.models.convnext.CNBlock": 1,
     "torchvision.models.efficientnet.FusedMBConv": flag("use_res_connect"),
@@ -75,7 +83,7 @@ BRANCHES: dict[str, Branches] = {
     "timm.models.edgenext.ConvBlock": 1,
     "timm.models.edgenext.SplitTransposeBlock": 2,
     "timm.models.efficientformer.MetaBlock1d": 2,
-    "timm.models.efficientformer.MetaBlock2d": 2,
+    "timm.models.efficientformer.MetaBlock2d": matrices("token_mixer", "mlp"),
     "timm.models.efficientformer_v2.Downsample": flag("attn"),
     "timm.models.efficientformer_v2.EfficientFormerV2Block": (
         lambda block: 1 + flag("token_mixer")(block)
@@ -100,7 +108,7 @@ BRANCHES: dict[str, Branches] = {
     "timm.models.maxxvit.MbConvBlock": 1,
     "timm.models.maxxvit.PartitionAttentionCl": 2,
     "timm.models.maxxvit.TransformerBlock2d": 2,
-    "timm.models.metaformer.MetaFormerBlock": 2,
+    "timm.models.metaformer.MetaFormerBlock": matrices("token_mixer", "mlp"),
     "timm.models.mlp_mixer.MixerBlock": 2,
     "timm.models.mlp_mixer.ResBlock": 2,
     "timm.models.mlp_mixer.SpatialGatingBlock": 1,

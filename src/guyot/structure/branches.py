@@ -9,7 +9,6 @@ operands have weights, the branch is the one with more of them.
 
 from __future__ import annotations
 
-import operator
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,46 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from guyot.structure.rules.pointwise import overloads
 from guyot.structure.trace import Trace, call_of, module_of
-from guyot.structure.walk import origin
+from guyot.structure.writers import WEIGHTED, Writers
 from guyot.types import Layer
 
 aten = torch.ops.aten
 
 ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
-PRODUCTS = {aten.mul.Tensor, aten.mul_.Tensor}
-WEIGHTED: dict[object, tuple[int, ...]] = {
-    aten.conv1d.default: (1, 2),
-    aten.conv2d.default: (1, 2),
-    aten.conv3d.default: (1, 2),
-    aten.conv1d.padding: (1, 2),
-    aten.conv2d.padding: (1, 2),
-    aten.conv3d.padding: (1, 2),
-    aten.linear.default: (1, 2),
-    aten.addmm.default: (2, 0),
-    aten.mm.default: (1,),
-    aten.matmul.default: (1,),
-}
-"""Operators with multiply-accumulates; where they have their weight and bias."""
-AFFINE = WEIGHTED | {
-    aten.batch_norm.default: (1, 2),
-    aten.layer_norm.default: (2, 3),
-    aten.rms_norm.default: (2,),
-    aten.group_norm.default: (2, 3),
-}
-"""Operators that are 0 when their weight and bias are."""
-KEEPS_ZERO = frozenset(
-    overloads(
-        (
-            "dropout dropout_ feature_dropout relu relu_ relu6 gelu silu silu_ tanh tanh_ "
-            "hardswish hardswish_ leaky_relu leaky_relu_ elu elu_ contiguous clone alias to view "
-            "reshape reshape_as view_as _unsafe_view flatten unflatten permute transpose squeeze "
-            "unsqueeze roll pad constant_pad_nd slice index expand chunk split split_with_sizes "
-            "unbind"
-        ).split()
-    )
-) | {operator.getitem}
 RELU = {aten.relu.default, aten.relu_.default}
 
 
@@ -136,45 +102,6 @@ def _sides(node: fx.Node, fed: set[fx.Node]) -> Iterator[tuple[int, _Cone, fx.No
             )
 
 
-def _writers(node: fx.Node, nodes: frozenset[fx.Node], trace: Trace) -> tuple[str, ...] | None:
-    """Parameters of the last affine operator of a branch; None when there is none.
-
-    Where the branch ends in a sum both summands must be 0, where it ends in a product one factor.
-    """
-    while node in nodes:
-        places = AFFINE.get(node.target)
-        if places is not None:
-            return _parameters(node, places, trace)
-        if node.target in ADDITIONS or node.target in PRODUCTS:
-            found = [_term(arg, nodes, trace) for arg in node.args[:2]]
-            if node.target in PRODUCTS:
-                return next((names for names in found if names), None)
-            if None in found:
-                return None
-            return tuple(name for names in found if names for name in names)
-        if node.target not in KEEPS_ZERO:
-            return None
-        node = node.args[0]  # pyright: ignore[reportAssignmentType]
-    return None
-
-
-def _term(arg: object, nodes: frozenset[fx.Node], trace: Trace) -> tuple[str, ...] | None:
-    """Parameters that make one operand of a sum or product 0."""
-    if not isinstance(arg, fx.Node):
-        return None
-    name = trace.tensors.get(origin(arg).name)
-    return _writers(arg, nodes, trace) if name is None else (name,)
-
-
-def _parameters(node: fx.Node, places: tuple[int, ...], trace: Trace) -> tuple[str, ...] | None:
-    """The weight and, if there is one, the bias of an operator; None when one is computed."""
-    given = [node.args[place] for place in places if place < len(node.args)]
-    names = [trace.tensors.get(origin(a).name) for a in given if isinstance(a, fx.Node)]
-    if not names or given[0] is None or None in names:
-        return None
-    return tuple(name for name in names if name is not None)
-
-
 class _Uses:
     """Which operators use which tensor; names are those that a tensor has first."""
 
@@ -202,13 +129,18 @@ class _Uses:
         return (*own, *(name for module in whole for name in self.idle.get(module, ())))
 
 
-def find_branches(trace: Trace, canonical: dict[str, str]) -> tuple[list[Branch], dict[str, str]]:
+def find_branches(
+    trace: Trace, canonical: dict[str, str], trainable: set[str]
+) -> tuple[list[Branch], dict[str, str]]:
     """All removable residual branches, and for those that are not: name -> reason.
 
     Args:
         trace: the exported graph.
         canonical: qualified name -> the first name of the same tensor.
+        trainable: first names of the parameters; buffers have no gates.
     """
+    firsts = {key: canonical[name] for key, name in trace.tensors.items()}
+    parameters = {key: name for key, name in firsts.items() if name in trainable}
     fed = _fed(trace)
     uses = _Uses(trace, canonical)
     position: dict[str, int] = defaultdict(int)
@@ -229,14 +161,14 @@ def find_branches(trace: Trace, canonical: dict[str, str]) -> tuple[list[Branch]
             continue
         name = owner or "(root)"
         for operand, cone, shortcut in sides:
-            writers = _writers(node.args[operand], cone.nodes, trace)  # pyright: ignore[reportArgumentType]
+            writers = Writers(parameters, cone.nodes, fed).of(node.args[operand])
             if writers is None:
                 continue
             name = name if name not in taken else f"{name}:{place + 1}"
             taken.add(name)
             layer = Layer(
                 name=name,
-                writers=tuple(canonical[writer] for writer in writers),
+                writers=tuple(sorted(writers)),
                 owner=owner,
                 addition=place,
                 operand=operand,

@@ -69,7 +69,8 @@ def find_structures(
     ignored = Ignored(walk, model, ignore)
     names = name_groups(walk)
     tie_groups(names, tie)
-    branches, hopeless = find_branches(graph, walk.canonical)
+    trainable = {walk.canonical[name] for name, _ in model.named_parameters()}
+    branches, hopeless = find_branches(graph, walk.canonical, trainable)
     stays = frozen_by(freeze, names, [*(b.layer.name for b in branches), *hopeless])
     choices = _choices(model, graph, branches, ignored, stays, hopeless)
     if not layers:

@@ -16,8 +16,9 @@ import torch
 from torch import fx, nn
 
 from guyot.errors import UnsupportedError
-from guyot.structure.branches import KEEPS_ZERO, WEIGHTED, Branch
+from guyot.structure.branches import Branch
 from guyot.structure.trace import Call, Trace
+from guyot.structure.writers import KEEPS_ZERO, WEIGHTED
 from guyot.surgery import check_rewritable
 from guyot.types import StandIn
 

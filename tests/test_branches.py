@@ -1,0 +1,149 @@
+"""Where a residual branch ends, and which parameters make it exactly zero."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from examine import masked_against_sliced
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from guyot import find_structures
+from guyot.types import KeepPlan
+
+
+class LayerScale(nn.Module):
+    """gamma * branch, as in CaiT and ConvNeXt; `how` says in which order and layout."""
+
+    def __init__(self, width: int, how: str) -> None:
+        super().__init__()
+        shape = (width, 1, 1) if how == "spatial" else (width,)
+        self.gamma = nn.Parameter(torch.full(shape, 1e-6))
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "spatial":
+            return self.gamma * x
+        if self.how == "inplace":
+            return x.permute(0, 2, 3, 1).contiguous().mul_(self.gamma).permute(0, 3, 1, 2)
+        return x.mul(self.gamma.reshape(1, -1, 1, 1))
+
+
+class Excite(nn.Module):
+    """Squeeze and excitation."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(width, 2, 1), nn.Conv2d(2, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.up(self.down(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+
+
+class Standardised(nn.Conv2d):
+    """A convolution whose filters have mean 0 and variance 1, with a gain."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, 3, padding=1)
+        self.gain = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = functional.batch_norm(flat, None, None, weight=self.gain * 0.5, training=True)
+        return functional.conv2d(x, weight.reshape_as(self.weight), self.bias, padding=1)
+
+
+class Two(nn.Module):
+    """The sum, or the concatenation, of two convolutions."""
+
+    def __init__(self, width: int, joined: bool) -> None:
+        super().__init__()
+        half = width // 2 if joined else width
+        self.one, self.two = nn.Conv2d(width, half, 1), nn.Conv2d(width, width - half or half, 1)
+        self.joined = joined
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.one(x), self.two(x)
+        return torch.cat([one, two], 1) if self.joined else one - two
+
+
+ENDS = {
+    "linear": (lambda w: nn.Identity(), {"conv.bias", "conv.weight"}),
+    "norm": (nn.BatchNorm2d, {"end.bias", "end.weight"}),
+    "spatial": (lambda w: LayerScale(w, "spatial"), {"end.gamma"}),
+    "inplace": (lambda w: LayerScale(w, "inplace"), {"end.gamma"}),
+    "reshaped": (lambda w: LayerScale(w, "reshaped"), {"end.gamma"}),
+    "excite": (Excite, {"conv.bias", "conv.weight"}),
+    "standardised": (Standardised, {"end.bias", "end.gain"}),
+    "sum": (
+        lambda w: Two(w, joined=False),
+        {"end.one.bias", "end.one.weight", "end.two.bias", "end.two.weight"},
+    ),
+    "joined": (
+        lambda w: Two(w, joined=True),
+        {"end.one.bias", "end.one.weight", "end.two.bias", "end.two.weight"},
+    ),
+    "activation": (lambda w: nn.Sequential(nn.BatchNorm2d(w), nn.Hardswish()), None),
+}
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, end: nn.Module) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.end = end
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.end(self.conv(x))
+
+
+@pytest.mark.filterwarnings("ignore:units of 0 cannot be removed:guyot.GuyotWarning")
+@pytest.mark.parametrize("name", ENDS)
+@settings(max_examples=4)
+@given(width=st.integers(2, 7), pixels=st.integers(2, 5), seed=st.integers(0, 9))
+def test_ends_of_branches(name: str, width: int, pixels: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    make, writers = ENDS[name]
+    model = nn.Sequential(nn.Conv2d(3, width, 1), Block(width, make(width)), nn.Conv2d(width, 2, 1))
+    x = torch.randn(2, 3, pixels, pixels)
+    structures = find_structures(model, (x,))
+    (layer,) = structures.layers
+    if writers is not None:
+        assert {name.removeprefix("1.") for name in layer.writers} == writers
+    sliced = copy.deepcopy(model)
+    difference, _ = masked_against_sliced(sliced, structures, KeepPlan({}, frozenset([0])), (x,))
+    assert difference < 1e-12
+    assert isinstance(sliced[1], nn.Identity)
+    zeroed = copy.deepcopy(model)
+    with torch.no_grad():
+        for writer in layer.writers:
+            zeroed.get_parameter(writer).zero_()
+        stem = zeroed[0](x)
+        assert torch.equal(zeroed.eval()[1](stem), stem)
+
+
+class Ends(nn.Module):
+    """Blocks that end in what no parameter makes zero."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv, self.how = nn.Conv2d(4, 4, 3, padding=1), how
+        self.norm = nn.BatchNorm2d(4, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "sigmoid":
+            return x + self.conv(x).sigmoid()
+        return x + self.norm(self.conv(x))
+
+
+@pytest.mark.parametrize("how", ["sigmoid", "norm without weights"])
+def test_ends_that_are_never_zero(how: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Ends(how), nn.Conv2d(4, 2, 1))
+    structures = find_structures(model, (torch.randn(2, 3, 4, 4),))
+    assert not structures.layers
+    (frozen,) = (f for f in structures.frozen if f.name == "1")
+    assert frozen.reason == "its residual branch does not end in an affine operator"
