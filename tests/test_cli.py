@@ -29,10 +29,11 @@ from guyot.running import Progress, load_run
 
 QUICK = ["--epochs", "3", "--batch-size", "32", "--threads", "1", "--no-bf16"]
 OPTIONS = """
-    --alpha --batch-size --beta --bf16 --data --data-dir --decay --device --epochs --estimator
-    --freeze --help --ignore --image-size --json --label-smoothing --lr --model --no-bf16
-    --no-discovery --nu --out --quiet --round-to --seed --target --tensorboard --threads --tie
-    --validation --warmup-epochs --weight-decay -h -q
+    --alpha --batch-size --beta --bf16 --checkpoint-every --config --data --data-dir --decay
+    --deterministic --device --epochs --estimator --freeze --help --ignore --image-size --json
+    --keep --label-smoothing --lr --max-nan-steps --model --no-bf16 --no-deterministic
+    --no-discovery --nu --on-corrupt --out --quiet --resume --round-to --seed --target
+    --tensorboard --threads --tie --validation --warmup-epochs --weight-decay -h -q
 """.split()
 
 
@@ -242,6 +243,78 @@ def test_ctrl_c_ends_cleanly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert "interrupted during discovery" in result.output
     assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 1
     assert not load_run(tmp_path / "run").training
+
+
+def test_a_run_goes_on_and_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stopped and resumed, and once more from its configuration: the same weights."""
+    interrupt(monkeypatch, 1, "epoch_ended")
+    first, second = tmp_path / "first", tmp_path / "second"
+    stopped = run("train", *QUICK, "--out", first)
+    assert stopped.exit_code == 130
+    assert f"guyot train --resume {first} goes on" in stopped.output
+    result = run("train", "--resume", first)
+    assert result.exit_code == 0, result.output
+    assert "going on after step 40" in result.output
+    repeated = run("train", "--config", first / "config.json", "--out", second, "--quiet")
+    assert repeated.exit_code == 0, repeated.output
+    for name in ("model.safetensors", "structure.json", "config.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    again = run("train", "--resume", first)
+    assert again.exit_code == 2 and "is finished, there is nothing to go on" in again.stderr
+    for option in (["--epochs", "3"], ["--no-discovery"], ["--out", "x"]):
+        mixed = run("train", "--resume", first, *option)
+        assert mixed.exit_code == 2
+        assert re.search(rf"{option[0]}=.* has no effect with --resume=", mixed.stderr)
+
+
+def test_options_overrule_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[RunConfig] = []
+
+    def train(config: RunConfig, *_: object, **__: object) -> None:
+        seen.append(config)
+        raise MisconfiguredError("stop here")
+
+    monkeypatch.setattr(commands.train.running, "train", train)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(RunConfig.of("digits", target=0.3, epochs=7).to_dict()))
+    for option, expected in (
+        (["--nu", "0.2"], {"nu": 0.2, "target": None}),
+        (["--target", "0.4"], {"nu": None, "target": 0.4}),
+        (["--no-discovery"], {"discovery": False, "target": None}),
+        (["--seed", "3"], {"target": 0.3, "seed": 3}),
+    ):
+        assert run("train", "--config", file, *option).exit_code == 2
+        settings = seen[-1].to_dict()
+        assert settings["epochs"] == 7
+        assert {name: settings[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "config.json cannot be read: No such file"),
+        ("{", "config.json cannot be read: Expecting"),
+        ("[1]", "the configuration is a list: give settings by name"),
+        ('{"epoch": 3}', "unknown settings epoch; known are alpha"),
+        ('{"epochs": "3", "lr": null}', "--epochs='3': give a whole number; --lr=None: give a num"),
+        ('{"epochs": true}', "--epochs=True: give a whole number"),
+        ('{"epochs": 1e3}', "--epochs=1000.0: give a whole number"),
+        ('{"ignore": "conv1"}', "--ignore='conv1': give a list of patterns"),
+        ('{"data": "digits\\u0000"}', r"--data='digits.x00': leave out characters"),
+        ('{"model": "\\ud800"}', r"--model='.ud800': leave out characters"),
+        ('{"seed": 9999999999}', "--seed=9999999999: give a number below 2147483648"),
+        ('{"nu": 0.3, "target": 0.5}', "--nu=0.3 and --target=0.5: give one of them"),
+    ],
+)
+def test_bad_configurations_are_one_paragraph(tmp_path: Path, text: str | None, message: str):
+    file = tmp_path / "config.json"
+    if text is not None:
+        file.write_text(text)
+    result = run("train", "--config", file, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert re.search(message, result.stderr), result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_second_ctrl_c_aborts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -4,12 +4,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from guyot.data import Batches, Dataset, Split, load
 from guyot.data.arrays import statistics
 from guyot.data.batches import crop_and_flip, normalise
-from guyot.errors import MisconfiguredError
+from guyot.data.decoding import Decoded
+from guyot.errors import GuyotWarning, MisconfiguredError
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -37,6 +40,58 @@ def write_parquet(folder: Path, label: str = "label") -> None:
         cells = [{"bytes": png(value=i), "path": None} for i in range(count)]
         table = pa.table({"img": cells, label: list(range(count))})
         parquet.write_table(table, folder / f"{part}.parquet")
+
+
+def folder_of(root: Path, spoilt: dict[str, bytes]) -> Path:
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (root / part / name).mkdir(parents=True)
+            for number in range(4):
+                (root / part / name / f"{number}.png").write_bytes(png(8, number))
+    for name, content in spoilt.items():
+        (root / name).write_bytes(content)
+    return root
+
+
+def test_corrupt_images_stop_or_are_left_out(tmp_path: Path):
+    spoilt = {"train/a/1.png": b"no picture", "train/b/2.png": png()[:50], "test/a/0.png": b""}
+    root, cache = folder_of(tmp_path / "images", spoilt), tmp_path / "cache"
+    with pytest.raises(MisconfiguredError, match=r"a/1.png is not .*and 1 more.*on_corrupt=skip"):
+        load(f"imagefolder:{root}", cache_dir=cache)
+    for _ in range(2):  # decoded, then from the cache: told both times
+        with pytest.warns(GuyotWarning, match=r"images are left out") as said:
+            dataset = load(f"imagefolder:{root}", cache_dir=cache, skip_corrupt=True)
+        texts = [str(warning.message) for warning in said]
+        assert "2 of 8 images are left out" in texts[0] and "1 of 8" in texts[1]
+        assert all(any(name in text for text in texts) for name in spoilt)
+        assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+        assert len(dataset.test) == 7
+    with pytest.raises(MisconfiguredError, match=r"a/1.png is not a readable image"):
+        load(f"imagefolder:{root}", cache_dir=cache)
+
+
+def test_nothing_but_corrupt_images(tmp_path: Path):
+    spoilt = {f"train/{name}/{n}.png": b"" for name in "ab" for n in range(4)}
+    root = folder_of(tmp_path / "images", spoilt)
+    with pytest.raises(MisconfiguredError, match=r"0.png is not .*and 7 more.*none is left"):
+        load(f"imagefolder:{root}", cache_dir=tmp_path, skip_corrupt=True)
+
+
+def test_long_lists_of_corrupt_images_are_cut(tmp_path: Path):
+    spoilt = {f"train/{name}/{n}.png": b"" for name in "ab" for n in range(3)}
+    root = folder_of(tmp_path / "images", spoilt)
+    with pytest.warns(GuyotWarning, match=r"6 of 8 images are left out.*; and 1 more"):
+        load(f"imagefolder:{root}", cache_dir=tmp_path, skip_corrupt=True)
+
+
+@given(data=st.data())
+def test_any_damage_of_an_image_is_a_picture_or_corrupt(data: st.DataObject):
+    content = bytearray(png(8, 7))
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    decoded = Decoded(8)
+    decoded.add(lambda: bytes(content), "x.png", 0)
+    assert len(decoded.images) + len(decoded.corrupt) == 1
 
 
 def test_every_crop_is_a_window_of_the_padded_image_or_its_mirror():

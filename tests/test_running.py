@@ -23,7 +23,15 @@ from guyot.report import Outcome
 from guyot.running import Progress, RunFolder, Silent, load_run
 from guyot.training import evaluate
 
-FILES = ["config.json", "metrics.jsonl", "model.safetensors", "result.json", "structure.json"]
+FILES = [
+    "checkpoints",
+    "config.json",
+    "environment.json",
+    "metrics.jsonl",
+    "model.safetensors",
+    "result.json",
+    "structure.json",
+]
 
 
 class Recorder(Silent):
@@ -247,8 +255,11 @@ def test_folders_in_use_are_refused(tmp_path: Path):
         running.train(short(), tmp_path)
     with pytest.raises(MisconfiguredError, match=r"out=.*file' is a file"):
         running.train(short(), tmp_path / "file")
-    with pytest.raises(MisconfiguredError, match=r"out=.*cannot be made.*another folder"):
-        RunFolder(tmp_path / "file" / "below").begin(short())
+    with (
+        pytest.raises(MisconfiguredError, match=r"out=.*cannot be made.*another folder"),
+        RunFolder(tmp_path / "file" / "below").locked(),
+    ):
+        pass
 
 
 def folder_of_images(root: Path) -> Path:
@@ -305,6 +316,7 @@ def test_the_wishes_of_a_configuration_are_kept(tmp_path: Path):
         ignore=("stages.2",),
         tie=["stages.0.0.conv1,stages.0.1.conv1"],
         target=0.7,
+        beta=0.0,
         round_to=1,
     )
     outcome = running.train(config, tmp_path / "run")
@@ -338,7 +350,8 @@ def test_what_is_no_run_folder_is_told(tmp_path: Path):
 
 def test_numbers_that_json_lacks_become_null(tmp_path: Path):
     folder = RunFolder(tmp_path / "run")
-    folder.begin(short())
+    with folder.locked():
+        folder.begin(short(), {})
     folder.metric("epoch", {"loss": float("nan"), "nested": [{"x": float("inf")}, 1.5]})
     assert metrics(folder.path, "epoch") == [
         {"event": "epoch", "loss": None, "nested": [{"x": None}, 1.5]}

@@ -15,6 +15,9 @@ DATA = ("digits", "cifar10", "cifar100", "imagefolder:DIR")
 ESTIMATORS = ("two-sided", "straight-through", "taylor")
 WISHES = ("ignore", "freeze", "tie")
 DECAYS = ("cosine", "linear")
+ON_CORRUPT = ("stop", "skip")
+MAX_THREADS = 1024
+MAX_IMAGE_SIZE = 4096
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {"model": "digits", "epochs": 60, "batch_size": 64, "threads": 1},
@@ -58,6 +61,11 @@ class RunConfig:
         device: a torch device, or "auto": a GPU if there is one.
         threads: of the CPU; None: torch's own choice.
         bf16: autocast; None: where the hardware gains from it.
+        deterministic: let torch use deterministic algorithms only; on the CPU they are anyway.
+        on_corrupt: "stop" at an image that cannot be read, or "skip" it.
+        checkpoint_every: a number of steps ("500") or of minutes ("10m"); epochs are saved anyway.
+        keep: how many checkpoints stay; 0: none is written.
+        max_nan_steps: after so many steps in a row with a loss of NaN or inf the run stops.
 
     Raises:
         MisconfiguredError: lists everything that is wrong.
@@ -96,11 +104,23 @@ class RunConfig:
     device: str = "auto"
     threads: int | None = None
     bf16: bool | None = None
+    deterministic: bool = False
+    on_corrupt: str = "stop"
+    checkpoint_every: str = "10m"
+    keep: int = 2
+    max_nan_steps: int = 20
 
     def __post_init__(self) -> None:
-        for name in WISHES:  # JSON has lists
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        problems = [*_data_problems(self), *_recipe_problems(self), *_discovery_problems(self)]
+        problems = _type_problems(self)
+        if not problems:
+            for name in WISHES:  # JSON has lists
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+            problems = [
+                *_data_problems(self),
+                *_recipe_problems(self),
+                *_discovery_problems(self),
+                *_run_problems(self),
+            ]
         if problems:
             raise MisconfiguredError("; ".join(problems))
 
@@ -131,6 +151,11 @@ class RunConfig:
         Raises:
             MisconfiguredError: a name that is no setting of a run.
         """
+        if not isinstance(values, Mapping):
+            raise MisconfiguredError(
+                f"the configuration is a {type(values).__name__}: give settings by name, such as "
+                '{"data": "digits", "target": 0.5}'
+            )
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise MisconfiguredError(
@@ -138,6 +163,80 @@ class RunConfig:
                 f"known are {', '.join(sorted(known))}"
             )
         return cls(**values)
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "None": (type(None),),
+}
+_NAMES = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false"}
+
+
+def _type_problems(config: RunConfig) -> list[str]:
+    """Values of another kind than the field's, as they may come from a file."""
+    problems: list[str] = []
+    for field in dataclasses.fields(config):
+        value, names = getattr(config, field.name), str(field.type).split(" | ")
+        if field.name in WISHES:
+            if not isinstance(value, list | tuple) or not all(map(_is_text, value)):
+                problems.append(f"{field.name}={value!r}: give a list of patterns")
+            continue
+        kinds = tuple(kind for name in names for kind in _KINDS[name])
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            problems.append(f"{field.name}={value!r}: give {_NAMES[names[0]]}")
+        elif isinstance(value, str) and not _is_text(value):
+            problems.append(f"{field.name}={value!r}: leave out characters that cannot be printed")
+        elif isinstance(value, int) and abs(value) >= 2**31:
+            problems.append(f"{field.name}={value}: give a number below 2147483648")
+    return problems
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def interval_of(text: str) -> tuple[float, float]:
+    """Steps and seconds between two checkpoints; inf where it is not counted.
+
+    Raises:
+        ValueError: neither a number of steps nor of minutes.
+
+    Example:
+        >>> interval_of("500"), interval_of("2.5m")
+        ((500, inf), (inf, 150.0))
+    """
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?) ?m(?:in)?", text, re.ASCII):
+        steps, seconds = math.inf, 60 * float(match[1])
+    elif re.fullmatch(r"\d+", text, re.ASCII):
+        steps, seconds = int(text), math.inf
+    else:
+        raise ValueError(text)
+    if not min(steps, seconds) > 0:
+        raise ValueError(text)
+    return steps, seconds
+
+
+def _run_problems(config: RunConfig) -> list[str]:
+    problems: list[str] = []
+    try:
+        interval_of(config.checkpoint_every)
+    except ValueError:
+        problems.append(
+            f"checkpoint_every={config.checkpoint_every!r}: give steps, such as 500, or minutes, "
+            "such as 10m"
+        )
+    if config.keep < 0:
+        problems.append(f"keep={config.keep}: give how many checkpoints stay, 0 for none")
+    if config.max_nan_steps < 1:
+        problems.append(f"max_nan_steps={config.max_nan_steps}: give at least 1")
+    if config.on_corrupt not in ON_CORRUPT:
+        problems.append(f"on_corrupt={config.on_corrupt!r}: choose {' or '.join(ON_CORRUPT)}")
+    if config.threads is not None and config.threads > MAX_THREADS:
+        problems.append(f"threads={config.threads}: give at most {MAX_THREADS}")
+    return problems
 
 
 def _data_problems(config: RunConfig) -> list[str]:
@@ -155,8 +254,11 @@ def _data_problems(config: RunConfig) -> list[str]:
             f"validation={config.validation}: give the share of the training images to hold out, "
             "such as 0.1"
         )
-    if config.image_size < 1:
-        problems.append(f"image_size={config.image_size}: give a number of pixels, such as 32")
+    if not 1 <= config.image_size <= MAX_IMAGE_SIZE:
+        problems.append(
+            f"image_size={config.image_size}: give a number of pixels up to {MAX_IMAGE_SIZE}, such "
+            "as 32"
+        )
     return problems
 
 

@@ -82,6 +82,24 @@ def write_json(file: Path, value: Any) -> None:
         raise _unwritten(file, error) from error
 
 
+def replaced(file: Path, text: str) -> None:
+    """Write a text file; a reader finds the old text or the new one, even after a crash.
+
+    Raises:
+        StorageError: it cannot be written; the old one is still there.
+    """
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        _sync(scratch)
+        scratch.replace(file)
+        _sync(file.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise _unwritten(file, error) from error
+
+
 def read_json(file: Path) -> Any:
     """Read plain data.
 

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -102,6 +102,60 @@ class EpochResult:
     steps: int
 
 
+class Tally:
+    """Sums over the steps of an epoch, which may be continued in another process.
+
+    ``steps`` optimiser steps so far; ``state_dict()`` holds tensors and numbers.
+    """
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        self.steps = 0
+        self._loss = torch.zeros((), device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._count = 0
+        self._before = 0.0
+        self._started = time.perf_counter()
+
+    def add(self, loss: Tensor, correct: Tensor, count: int) -> None:
+        """One step: mean ``loss`` (nats, scalar) and ``correct`` predictions of ``count``."""
+        self._loss += loss * count
+        self._correct += correct
+        self._count += count
+        self.steps += 1
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock so far."""
+        return self._before + time.perf_counter() - self._started
+
+    @property
+    def result(self) -> EpochResult:
+        """What the steps gave."""
+        if not self.steps:
+            raise MisconfiguredError(
+                "the epoch had no batch: batch_size exceeds the training images"
+            )
+        loss, accuracy = float(self._loss) / self._count, int(self._correct) / self._count
+        return EpochResult(loss, accuracy, self.seconds, self.steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "loss": self._loss.clone(),
+            "correct": self._correct.clone(),
+            "count": self._count,
+            "steps": self.steps,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        self._loss.copy_(state["loss"])
+        self._correct.copy_(state["correct"])
+        self._count, self.steps = int(state["count"]), int(state["steps"])
+        self._before, self._started = float(state["seconds"]), time.perf_counter()
+
+
 def lr_factor(recipe: Recipe, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
     """Learning rate at a step as a fraction of the peak: linear warm-up, then decay to 0."""
     warmup = min(round(recipe.warmup_epochs * steps_per_epoch), total_steps - 1)
@@ -171,38 +225,29 @@ def train_epoch(
     recipe: Recipe,
     *,
     discovery: Stepper | None = None,
-    forward: Callable[[Tensor], Tensor] | None = None,
     on_step: Callable[[int, float], None] | None = None,
+    tally: Tally | None = None,
 ) -> EpochResult:
     """Train on every batch once.
 
-    ``forward`` replaces ``model`` in the forward pass only (a compiled version of it);
-    ``on_step(step, loss)`` is told about every step.
+    ``on_step(step, loss)`` is told about every step; ``tally`` holds the sums of the batches that
+    came before these, when an epoch is continued.
     """
     device = next(model.parameters()).device
     model.train()
-    started = time.perf_counter()
-    loss_sum = torch.zeros((), device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    count = steps = 0
+    tally = tally or Tally(device)
     for images, labels in batches:
         images, labels = images.to(device), labels.to(device)
-        loss, hits = train_step(forward or model, images, labels, recipe)
+        loss, hits = train_step(model, images, labels, recipe)
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
         if discovery is not None:
             discovery.step()
-        loss_sum += loss * len(labels)
-        correct += hits
-        count += len(labels)
-        steps += 1
+        tally.add(loss, hits, len(labels))
         if on_step is not None:
-            on_step(steps, float(loss))
-    if not steps:
-        raise MisconfiguredError("the epoch had no batch: batch_size exceeds the training images")
-    seconds = time.perf_counter() - started
-    return EpochResult(float(loss_sum) / count, int(correct) / count, seconds, steps)
+            on_step(tally.steps, float(loss))
+    return tally.result
 
 
 @dataclass(frozen=True)

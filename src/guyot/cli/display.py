@@ -74,6 +74,12 @@ class Display:
         )
         self.say(f"{_goal(config)}\n\n{_HEAD}")
 
+    def resumed(self, step: int) -> None:
+        """The bar jumps."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+        self.say(f"         going on after step {step}")
+
     def stepped(self, step: int, loss: float) -> None:
         """The bar moves."""
         if self._bar is not None:

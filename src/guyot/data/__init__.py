@@ -2,6 +2,6 @@
 
 from guyot.data.arrays import Dataset, Split
 from guyot.data.batches import Batches
-from guyot.data.sources import load
+from guyot.data.sources import cache_root, load
 
-__all__ = ["Batches", "Dataset", "Split", "load"]
+__all__ = ["Batches", "Dataset", "Split", "cache_root", "load"]

@@ -9,6 +9,16 @@ from guyot.data.arrays import Dataset, Split
 from guyot.errors import MisconfiguredError
 
 
+def draw(count: int, pad: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What is random in :func:`crop_and_flip` of ``count`` images.
+
+    Returns offsets of rows and columns, int64 ``(2, count, 1)`` from 0 to ``2 * pad``, and which
+    images are mirrored, bool ``(count, 1)``, with probability 1/2.
+    """
+    offsets = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator)
+    return offsets, torch.rand((count, 1), generator=generator) < 0.5
+
+
 def crop_and_flip(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
     """Random crop after zero padding, and random horizontal flip, as one gather.
 
@@ -18,8 +28,7 @@ def crop_and_flip(images: Tensor, pad: int, flip: bool, generator: torch.Generat
     """
     count, height, width, _ = images.shape
     padded = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
-    offsets = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator)
-    mirrored = torch.rand((count, 1), generator=generator) < 0.5
+    offsets, mirrored = draw(count, pad, generator)
     rows = offsets[0] + torch.arange(height)
     columns = torch.arange(width).expand(count, width)
     if flip:
@@ -43,9 +52,9 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> 
 class Batches:
     """Deterministic, resumable batches of one split.
 
-    ``epoch(e)`` depends on ``(seed, e)`` alone, so a run continues at any epoch with the batches
-    it would have had. In training (``augment=True``) the images are shuffled and augmented and an
-    incomplete last batch is dropped; otherwise they come in order and all of them.
+    ``epoch(e)`` depends on ``(seed, e)`` alone, so a run continues at any batch of any epoch with
+    the batches it would have had. In training (``augment=True``) the images are shuffled and
+    augmented and an incomplete last batch is dropped; otherwise they come in order and all of them.
     """
 
     def __init__(
@@ -72,13 +81,20 @@ class Batches:
         rounding = 0 if self.augment else self.batch_size - 1
         return (len(self.split) + rounding) // self.batch_size
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield ``(images (N, C, H, W) of dtype, labels (N,) int64)`` of epoch ``number``."""
+    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield ``(images (N, C, H, W) of dtype, labels (N,) int64)`` of epoch ``number``.
+
+        The first ``start`` batches are left out; the others are what they are with them.
+        """
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         total = len(self.split)
         order = torch.randperm(total, generator=generator) if self.augment else torch.arange(total)
         for step in range(len(self)):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            if step < start:
+                if self.augment:
+                    draw(len(index), self.pad, generator)
+                continue
             images = self.split.images[index]
             if self.augment:
                 images = crop_and_flip(images, self.pad, self.flip, generator)

@@ -5,9 +5,10 @@ sizes and times, so a second run starts at once.
 """
 
 import hashlib
-import io
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from guyot.data.arrays import Dataset, Split, statistics
+from guyot.data.decoding import Decoded, judge
 from guyot.errors import MisconfiguredError, UnsupportedError
 
 _HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
@@ -28,6 +30,7 @@ def load(
     *,
     cache_dir: str | Path | None = None,
     image_size: int = 32,
+    skip_corrupt: bool = False,
 ) -> Dataset:
     """Load a dataset by ``name``.
 
@@ -38,21 +41,25 @@ def load(
     * ``imagefolder:DIR``: ``DIR/train/CLASS/*`` and ``DIR/test/CLASS/*`` (or ``val``), resized and
       centre-cropped to ``image_size`` pixels.
 
-    ``cache_dir`` defaults to ``$XDG_CACHE_HOME/guyot`` (``~/.cache/guyot``).
+    ``cache_dir`` defaults to ``$XDG_CACHE_HOME/guyot`` (``~/.cache/guyot``). An image that cannot
+    be read is an error that names it; with ``skip_corrupt`` it is left out, and named by a warning.
     """
-    cache = _cache_root(cache_dir)
+    cache = cache_root(cache_dir)
     if name == "digits":
         return _digits()
     if name in _HUB:
-        return _cifar(name, None if data_dir is None else Path(data_dir), cache)
+        folder = None if data_dir is None else Path(data_dir)
+        return _cifar(name, folder, cache, skip_corrupt)
     if name.startswith("imagefolder:"):
-        return _image_folder(Path(name.removeprefix("imagefolder:")), image_size, cache)
+        root = Path(name.removeprefix("imagefolder:"))
+        return _image_folder(root, image_size, cache, skip_corrupt)
     raise MisconfiguredError(
         f"data={name!r} is unknown; choose digits, {', '.join(_HUB)} or imagefolder:DIR"
     )
 
 
-def _cache_root(cache_dir: str | Path | None) -> Path:
+def cache_root(cache_dir: str | Path | None = None) -> Path:
+    """The folder given, or ``$XDG_CACHE_HOME/guyot`` (``~/.cache/guyot``)."""
     if cache_dir is not None:
         return Path(cache_dir)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "guyot"
@@ -72,13 +79,13 @@ def _digits() -> Dataset:
     return Dataset("digits", train, test, classes, mean, std, flip=False, pad=1)
 
 
-def _cifar(name: str, data_dir: Path | None, cache: Path) -> Dataset:
+def _cifar(name: str, data_dir: Path | None, cache: Path, skip_corrupt: bool) -> Dataset:
     if data_dir is None:
         splits, names = _from_hub(name)
     else:
         train, test = _parquet_files(data_dir, "train"), _parquet_files(data_dir, "test")
         splits = [
-            _cached(cache, files, lambda f=files: _decode_parquet(name, f), name)
+            _cached(cache, files, lambda f=files: _decode_parquet(name, f), name, skip_corrupt)
             for files in (train, test)
         ]
         names = _class_names(name, train[0])
@@ -97,11 +104,10 @@ def _parquet_files(data_dir: Path, split: str) -> list[Path]:
     return files
 
 
-def _decode_parquet(name: str, files: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+def _decode_parquet(name: str, files: list[Path]) -> Decoded:
     import pyarrow.parquet as parquet
 
-    images: list[np.ndarray] = []
-    labels: list[int] = []
+    decoded = Decoded()
     for file in files:
         table = parquet.read_table(file)
         for column in ("img", _LABEL[name]):
@@ -110,15 +116,13 @@ def _decode_parquet(name: str, files: list[Path]) -> tuple[np.ndarray, np.ndarra
                     f"{file} has no column {column!r} (it has {', '.join(table.column_names)}); "
                     f"{name} is expected in the layout of {_HUB[name]}"
                 )
-        for row, cell in enumerate(table.column("img").to_pylist()):
-            images.append(_decode(cell["bytes"], f"{file}, row {row}"))
-        labels += table.column(_LABEL[name]).to_pylist()
-    return np.stack(images), np.asarray(labels, dtype=np.int64)
+        cells, labels = (table.column(c).to_pylist() for c in ("img", _LABEL[name]))
+        for row, (cell, label) in enumerate(zip(cells, labels, strict=True)):
+            decoded.add(lambda c=cell: c["bytes"], f"{file}, row {row}", label)
+    return decoded
 
 
 def _class_names(name: str, file: Path) -> tuple[str, ...]:
-    import json
-
     import pyarrow.parquet as parquet
 
     metadata = parquet.read_schema(file).metadata or {}
@@ -143,21 +147,7 @@ def _from_hub(name: str) -> tuple[list[Split], tuple[str, ...]]:
     return splits, tuple(hub["train"].features[_LABEL[name]].names)
 
 
-def _decode(data: bytes, where: str, size: int | None = None) -> np.ndarray:
-    from PIL import Image, ImageOps
-
-    try:
-        image = Image.open(io.BytesIO(data)).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MisconfiguredError(
-            f"{where} is not a readable image ({error}); remove or repair it"
-        ) from error
-    if size is not None:
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image)
-
-
-def _image_folder(root: Path, size: int, cache: Path) -> Dataset:
+def _image_folder(root: Path, size: int, cache: Path, skip_corrupt: bool) -> Dataset:
     train_dir = root / "train"
     test_dir = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
     if not train_dir.is_dir() or test_dir is None:
@@ -171,7 +161,8 @@ def _image_folder(root: Path, size: int, cache: Path) -> Dataset:
         files = _class_files(folder, classes)
         key = f"folder-{size}"
         paths = [path for path, _ in files]
-        splits.append(_cached(cache, paths, lambda f=files: _decode_folder(f, size), key))
+        decode = partial(_decode_folder, files, size)
+        splits.append(_cached(cache, paths, decode, key, skip_corrupt))
     mean, std = statistics(splits[0].images)
     pad = max(1, size // 8)
     return Dataset("imagefolder", splits[0], splits[1], classes, mean, std, flip=True, pad=pad)
@@ -197,25 +188,39 @@ def _class_files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int
     return files
 
 
-def _decode_folder(files: list[tuple[Path, int]], size: int) -> tuple[np.ndarray, np.ndarray]:
-    images = np.stack([_decode(path.read_bytes(), str(path), size) for path, _ in files])
-    return images, np.asarray([label for _, label in files], dtype=np.int64)
+def _decode_folder(files: list[tuple[Path, int]], size: int) -> Decoded:
+    decoded = Decoded(size)
+    for path, label in files:
+        decoded.add(path.read_bytes, str(path), label)
+    return decoded
 
 
-def _cached(cache: Path, files: Iterable[Path], decode: Any, key: str) -> Split:
+def _cached(
+    cache: Path, files: Iterable[Path], decode: Callable[[], Decoded], key: str, skip: bool
+) -> Split:
+    """Decode once; what could not be read is remembered, too, and told every time."""
     digest = hashlib.sha256(key.encode())
     for file in files:
         stat = file.stat()
         digest.update(f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode())
     stem = cache / f"{key}-{digest.hexdigest()[:16]}"
     image_file, label_file = stem.with_suffix(".images.npy"), stem.with_suffix(".labels.npy")
+    corrupt_file = stem.with_suffix(".corrupt.json")
     if not label_file.exists():
-        images, labels = decode()
-        if images.ndim != 4:
-            raise UnsupportedError(f"images of {key} differ in size: {images.shape}")
+        decoded = decode()
+        judge(decoded.corrupt, len(decoded.labels), skip)
+        if len({image.shape for image in decoded.images}) > 1:
+            shapes = sorted({image.shape[:2] for image in decoded.images})
+            raise UnsupportedError(f"images of {key} differ in size: {shapes[0]}, {shapes[1]}, ...")
+        images, labels = np.stack(decoded.images), np.asarray(decoded.labels, dtype=np.int64)
         cache.mkdir(parents=True, exist_ok=True)
+        if decoded.corrupt:
+            corrupt_file.write_text(json.dumps(decoded.corrupt), encoding="utf-8")
         for target, array in ((image_file, images), (label_file, labels)):
             scratch = target.with_suffix(f".{os.getpid()}.npy")
             np.save(scratch, array)
             scratch.replace(target)
+    else:
+        corrupt = json.loads(corrupt_file.read_text("utf-8")) if corrupt_file.exists() else []
+        judge(corrupt, len(np.load(label_file, mmap_mode="r")), skip)
     return Split(torch.from_numpy(np.load(image_file)), torch.from_numpy(np.load(label_file)))

@@ -2,7 +2,7 @@
 
 from guyot.running.deploy import Delivery, Evaluation, evaluate_run, export_run
 from guyot.running.folder import RunFolder, load_run
-from guyot.running.job import train
+from guyot.running.job import resume, train
 from guyot.running.watcher import Progress, Silent, Watcher
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "evaluate_run",
     "export_run",
     "load_run",
+    "resume",
     "train",
 ]

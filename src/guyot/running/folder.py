@@ -1,7 +1,9 @@
 """The run folder: what it holds, how it is written, and the network made from it again.
 
 config.json         the `RunConfig`, with device, threads and precision as they were
+environment.json    versions, hardware, command and state of the sources, for every start
 metrics.jsonl       what happened, a line each: `docs/runs.md` is the reference
+checkpoints/        the last checkpoints, see `guyot.checkpoint`
 model.safetensors   the state dict of the network that is left
 structure.json      the model's name and what it kept, for `guyot.load`
 result.json         figures before and after
@@ -9,63 +11,147 @@ result.json         figures before and after
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from guyot.config import RunConfig
-from guyot.errors import MisconfiguredError
+from guyot.errors import MisconfiguredError, StorageError
 from guyot.models import build
 from guyot.running.tensorboard import Board
-from guyot.saved import load, read, save
+from guyot.saved import STRUCTURE, WEIGHTS, load, read, save
+from guyot.storage import read_json, replaced
 from guyot.structure.inputs import Inputs
 from guyot.trees import finite, json_text
 
 
 class RunFolder:
-    """Writes a run folder; nothing is ever overwritten.
+    """Writes a run folder; of a finished run nothing is ever overwritten.
 
     Args:
-        path: does not exist or is empty.
+        path: does not exist or is empty; of a run that goes on, its folder.
         board: is told every line of `metrics.jsonl` too.
+        resumed: a run goes on here.
 
     Raises:
-        MisconfiguredError: it is neither.
+        MisconfiguredError: there is something else.
     """
 
-    def __init__(self, path: Path, board: Board | None = None) -> None:
+    def __init__(self, path: Path, board: Board | None = None, *, resumed: bool = False) -> None:
         self.path, self._board = path, board
-        if path.is_dir() and not any(path.iterdir()):
-            return
-        if path.exists():
+        self.lines = 0
+        if resumed:
+            self._check_unfinished()
+        elif (path / "config.json").is_file():
+            raise MisconfiguredError(
+                f"out={str(path)!r} holds a run: go on with it by guyot train --resume {path}, or "
+                "give a new folder"
+            )
+        elif path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise MisconfiguredError(
                 f"out={str(path)!r} {'is not empty' if path.is_dir() else 'is a file'}: give a "
                 "new folder, what is there is not overwritten"
             )
 
-    def begin(self, config: RunConfig) -> None:
-        """Make the folder with `config.json` and an empty `metrics.jsonl`.
+    def _check_unfinished(self) -> None:
+        if not (self.path / "config.json").is_file():
+            raise MisconfiguredError(
+                f"resume={str(self.path)!r} is no run folder, it has no config.json: give one that "
+                "guyot train wrote"
+            )
+        result = self.path / "result.json"
+        if result.exists() and read_json(result).get("status") == "finished":
+            raise MisconfiguredError(
+                f"resume={str(self.path)!r} is finished, there is nothing to go on with: its "
+                "network is in model.safetensors"
+            )
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go."""
+        return self.path / "checkpoints"
+
+    @contextlib.contextmanager
+    def locked(self) -> Generator[None]:
+        """Nobody else writes here meanwhile.
 
         Raises:
-            MisconfiguredError: it cannot be made.
+            MisconfiguredError: somebody does, or the folder cannot be made.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "metrics.jsonl").touch()
+            descriptor = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise MisconfiguredError(
                 f"out={str(self.path)!r} cannot be made ({error.strerror}): give another folder"
             ) from error
+        try:
+            if not _lock(descriptor):
+                raise MisconfiguredError(
+                    f"{self.path} is in use by another process: wait for its end, or stop it"
+                )
+            yield
+        finally:
+            os.close(descriptor)
+
+    def begin(self, config: RunConfig, environment: Mapping[str, Any]) -> None:
+        """Write `config.json`, `environment.json` and an empty `metrics.jsonl`.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
         self._write("config.json", config.to_dict())
+        self.go_on(0, environment)
+
+    def go_on(self, lines: int, environment: Mapping[str, Any]) -> None:
+        """Keep the lines that were written before a checkpoint, and note another start.
+
+        The network and the figures of where the run was stopped go: they will be written anew.
+
+        Raises:
+            StorageError: the files cannot be written.
+        """
+        file = self.path / "environment.json"
+        before = read_json(file)["starts"] if file.exists() else []
+        self._write(file.name, {"starts": [*before, environment]})
+        self._cut(lines)
+        for name in ("result.json", STRUCTURE, WEIGHTS):
+            (self.path / name).unlink(missing_ok=True)
+
+    def _cut(self, lines: int) -> None:
+        file = self.path / "metrics.jsonl"
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        kept = text.splitlines(keepends=True)[:lines]
+        if len(kept) < lines:
+            raise MisconfiguredError(
+                f"{file} has {len(kept)} lines and the checkpoint was written after {lines}: "
+                "restore the file, or start anew"
+            )
+        replaced(file, "".join(kept))
+        self.lines = lines
 
     def metric(self, event: str, values: Mapping[str, Any]) -> None:
-        """Append a line to `metrics.jsonl`; `docs/runs.md` says what it may hold."""
+        """Append a line to `metrics.jsonl`; `docs/runs.md` says what it may hold.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
         line = json.dumps(finite({"event": event, **values}), allow_nan=False)
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        file = self.path / "metrics.jsonl"
+        try:
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+        except OSError as error:
+            raise StorageError(
+                f"{file} cannot be written: {error.strerror}; make room, then go on with guyot "
+                f"train --resume {self.path}"
+            ) from error
+        self.lines += 1
         if self._board is not None:
             self._board.metric(event, values)
 
@@ -76,7 +162,11 @@ class RunFolder:
         save(self.path, model, example_inputs, structure)
 
     def result(self, values: Mapping[str, Any]) -> None:
-        """Write `result.json`."""
+        """Write `result.json`.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
         self._write("result.json", values)
 
     def close(self) -> None:
@@ -85,7 +175,20 @@ class RunFolder:
             self._board.close()
 
     def _write(self, name: str, values: Mapping[str, Any]) -> None:
-        (self.path / name).write_text(json_text(values), encoding="utf-8")
+        replaced(self.path / name, json_text(values))
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether this process holds a folder now; it does until its end, whatever that may be."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def load_run(folder: str | Path) -> nn.Module:

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import dataclasses
 import itertools
-import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,21 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guyot.checkpoint import Checkpointer
 from guyot.config import RunConfig
 from guyot.controller import DiscoveryConfig
 from guyot.data import Batches, Dataset
 from guyot.errors import MisconfiguredError
 from guyot.models import build, count_macs
 from guyot.report import Latency, Network, Outcome, measure, to_dict, widths
+from guyot.running.course import Course
 from guyot.running.folder import RunFolder
 from guyot.running.journal import Journal
+from guyot.running.machine import environment
 from guyot.running.setup import check_forward, load_data, resolve
 from guyot.running.tensorboard import Board
 from guyot.running.watcher import Progress, Silent, Watcher
 from guyot.session import Discovery
+from guyot.storage import read_json
 from guyot.training import (
     EpochResult,
     Recipe,
+    Tally,
     evaluate,
     make_optimizer,
     make_scheduler,
@@ -56,23 +60,73 @@ def train(
         watcher: told how it goes.
         stop: asked after every optimiser step; True ends training there. What is undecided then
             is not settled: the network keeps the sizes it has, weights are 0 where the most
-            probable network has none, and neither test accuracy nor latency is measured.
+            probable network has none, and neither test accuracy nor latency is measured. A
+            checkpoint from before that is left, so the run can go on.
         tensorboard: write an event file for TensorBoard, too, in the folder's `tensorboard`.
 
     Raises:
         GuyotError: what the user can put right.
     """
-    threads = torch.get_num_threads()
-    try:
+    with _settings_restored():
         board = Board(Path(out) / "tensorboard") if tensorboard else None
         folder = RunFolder(Path(out), board)
         config = resolve(config)
         job = _Job(config, load_data(config))
-        folder.begin(config)
-        with contextlib.closing(folder):
+        with folder.locked(), contextlib.closing(folder):
+            folder.begin(config, environment())
             return job.run(folder, watcher or Silent(), stop)
+
+
+def resume(
+    folder: str | Path,
+    watcher: Watcher | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Go on with a run from its latest checkpoint, or from its start if there is none yet.
+
+    On the same machine, with as many threads and the same versions, the end is that of the run that
+    was never stopped, bit for bit.
+
+    Args:
+        folder: of the run, or one of its checkpoints.
+        watcher: told how it goes.
+        stop: as for `train`.
+
+    Raises:
+        GuyotError: what the user can put right.
+    """
+    with _settings_restored():
+        path, checkpoint = _run_of(Path(folder))
+        board = Board(path / "tensorboard") if (path / "tensorboard").is_dir() else None
+        run = RunFolder(path, board, resumed=True)
+        with run.locked(), contextlib.closing(run):
+            config = RunConfig.from_dict(read_json(path / "config.json"))
+            if not config.keep:
+                raise MisconfiguredError(
+                    f"{path} was made with keep=0, so there are no checkpoints to go on from: "
+                    "start anew with its config.json"
+                )
+            config = resolve(config)
+            job = _Job(config, load_data(config))
+            return job.run(run, watcher or Silent(), stop, lambda it: it.resume(checkpoint))
+
+
+def _run_of(path: Path) -> tuple[Path, Path | None]:
+    """The run folder, and the checkpoint if one of them was given."""
+    if (path / "manifest.json").is_file() and path.parent.name == "checkpoints":
+        return path.parent.parent, path
+    return path, None
+
+
+@contextlib.contextmanager
+def _settings_restored() -> Generator[None]:
+    """torch's global settings are as before, whatever a run needs."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
 
 
 class _Job:
@@ -137,25 +191,44 @@ class _Job:
                 raise
             raise MisconfiguredError(f"{error} Here an epoch is {steps} steps.") from error
 
-    def run(self, folder: RunFolder, watcher: Watcher, stop: Callable[[], bool]) -> Outcome:
-        """All epochs, then the figures; or what there is when it is stopped."""
-        start = time.perf_counter()
-        size = self.before.macs, self.before.params
-        steps = len(self.batches)
+    def run(
+        self,
+        folder: RunFolder,
+        watcher: Watcher,
+        stop: Callable[[], bool],
+        begin: Callable[[Course], None] | None = None,
+    ) -> Outcome:
+        """All epochs, then the figures; or what there is when it is stopped.
+
+        Args:
+            folder: to write to.
+            watcher: told how it goes.
+            stop: whether to stop here.
+            begin: takes the course to a checkpoint; None: a new run.
+        """
+        size, steps = (self.before.macs, self.before.params), len(self.batches)
         journal = Journal(folder, watcher, self.discovery, self.config.epochs * steps, size)
+        course = self._course(folder, journal)
+        if begin is not None:
+            begin(course)
         watcher.started(self.config, steps, *size)
-        journal.began(steps)
-        epoch = 0
-        while epoch < self.config.epochs and not stop():
-            began = time.perf_counter()
-            result = self._epoch(epoch, journal, watcher, stop)
+        if course.step == 0:
+            journal.began(steps)
+        else:
+            watcher.resumed(course.step)
+        while course.epoch < self.config.epochs and not stop():
+            result = self._epoch(course, journal, watcher, stop)
             if result.steps < steps:
                 break
-            epoch += 1
-            journal.epoch(self._progress(epoch, result, self._validate(epoch), began))
-        interrupted = None if epoch == self.config.epochs else self._phase
-        accuracy = self._end(interrupted is not None, epoch)
-        journal.ended(epoch * steps)
+            number = course.epoch + 1
+            journal.epoch(self._progress(number, result, self._validate(number), course.tally))
+            course.next_epoch()
+        interrupted = None
+        if course.epoch < self.config.epochs:
+            course.save()
+            interrupted = self._phase
+        accuracy = self._end(interrupted is not None, course.epoch)
+        journal.ended(course.epoch * steps)
         structure = {
             "model": self.config.model,
             "classes": len(self.dataset.classes),
@@ -164,31 +237,42 @@ class _Job:
             **self._structure,
         }
         folder.network(self.model, (self.example,), structure)
-        outcome = self._outcome(interrupted, accuracy, epoch, time.perf_counter() - start)
+        outcome = self._outcome(interrupted, accuracy, course)
         if interrupted is None:
             watcher.measuring()
             outcome = self._measured(outcome, stop)
         folder.result(to_dict(outcome))
         return outcome
 
-    def _epoch(
-        self, epoch: int, journal: Journal, watcher: Watcher, stop: Callable[[], bool]
-    ) -> EpochResult:
-        done = epoch * len(self.batches)
+    def _course(self, folder: RunFolder, journal: Journal) -> Course:
+        checkpoints = Checkpointer(
+            folder.checkpoints,
+            self.model,
+            self.discovery,
+            keep=max(1, self.config.keep),
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+        )
+        return Course(self.config, self.batches, checkpoints, self.model, folder, journal)
 
+    def _epoch(
+        self, course: Course, journal: Journal, watcher: Watcher, stop: Callable[[], bool]
+    ) -> EpochResult:
         def stepped(step: int, loss: float) -> None:
-            journal.stepped(done + step, loss)
+            journal.stepped(course.step, loss)
             watcher.stepped(step, loss)
+            course.stepped(loss)
 
         journal.rest()
         return train_epoch(
             self.model,
-            _until(self.batches.epoch(epoch), stop),
+            _until(self.batches.epoch(course.epoch, start=course.tally.steps), stop),
             self.optimizer,
             self.scheduler,
             self.recipe,
             discovery=self.discovery,
             on_step=stepped,
+            tally=course.tally,
         )
 
     @property
@@ -219,7 +303,7 @@ class _Job:
         with self._evaluation(epoch):
             return evaluate(self.model, self.validation.epoch(0), bf16=self.recipe.bf16)
 
-    def _progress(self, epoch: int, result: EpochResult, accuracy: float, began: float) -> Progress:
+    def _progress(self, epoch: int, result: EpochResult, accuracy: float, tally: Tally) -> Progress:
         discovery = self.discovery
         return Progress(
             epoch=epoch,
@@ -233,7 +317,7 @@ class _Job:
             expected_complexity=1.0 if discovery is None else discovery.expected_complexity,
             phase=self._phase,
             lr=float(self.optimizer.param_groups[0]["lr"]),
-            seconds=time.perf_counter() - began,
+            seconds=tally.seconds,
         )
 
     def _end(self, interrupted: bool, epoch: int) -> float:
@@ -249,9 +333,7 @@ class _Job:
             self.model = self.discovery.finish()
         return evaluate(self.model, self.validation.epoch(0), bf16=self.recipe.bf16)
 
-    def _outcome(
-        self, interrupted: str | None, accuracy: float, epochs: int, seconds: float
-    ) -> Outcome:
+    def _outcome(self, interrupted: str | None, accuracy: float, course: Course) -> Outcome:
         found = () if self.discovery is None else self.discovery.original.layers
         kept = () if self.discovery is None else widths(self.discovery.original, self._structure)
         return Outcome(
@@ -264,8 +346,8 @@ class _Job:
             layers=tuple(layer.name for layer in found),
             removed_layers=tuple(self._structure["removed_layers"]),
             widths=kept,
-            epochs=epochs,
-            seconds=seconds,
+            epochs=course.epoch,
+            seconds=course.seconds,
             device=self.config.device,
             threads=self.config.threads or torch.get_num_threads(),
             interrupted=interrupted,

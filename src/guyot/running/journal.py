@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil, prod
 from typing import Any
 
@@ -117,6 +117,23 @@ class Journal:
         if self._gates is not None:
             self._gates.write(self._folder, step)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the next lines are made of: plain values for a checkpoint."""
+        gates = self._gates
+        return {
+            "losses": list(self._losses),
+            "times": list(self._times),
+            "told": self._told,
+            "gates": None if gates is None else gates.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the lines after those that were written when `state_dict` was called."""
+        self._losses, self._times = list(state["losses"]), list(state["times"])
+        self._told = int(state["told"])
+        if self._gates is not None:
+            self._gates.load_state_dict(state["gates"])
+
     def _figures(self, step: int) -> None:
         macs, params = self._full
         expected = 1.0
@@ -192,6 +209,12 @@ class _Gates:
         self.rows = [_spread(size, bound) for size in sizes]
         self._next = 0
         self._settled = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next": self._next, "settled": self._settled}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._next, self._settled = int(state["next"]), bool(state["settled"])
 
     def write(self, folder: RunFolder, step: int) -> None:
         """A line, if it is time for one: during discovery, and once when it has ended."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import random
 
 import numpy as np
@@ -14,14 +15,15 @@ from guyot.config import RunConfig
 from guyot.data import Dataset, load
 from guyot.errors import MisconfiguredError
 from guyot.quantum import measure_quantum
+from guyot.running.machine import remembered
 from guyot.training import prefers_bf16
 
 
 def resolve(config: RunConfig) -> RunConfig:
     """Settle device, threads, precision and rounding; sets the threads and every seed.
 
-    What widths are rounded to is measured if it is not given, for two seconds, and from then on
-    part of the configuration.
+    What widths are rounded to is measured if it is not given, for two seconds and once per machine,
+    and from then on part of the configuration.
 
     Raises:
         MisconfiguredError: the device cannot be used.
@@ -41,7 +43,11 @@ def resolve(config: RunConfig) -> RunConfig:
     bf16 = prefers_bf16(name) if config.bf16 is None else config.bf16
     round_to = config.round_to
     if round_to is None and config.discovery:
-        round_to = measure_quantum(name, torch.bfloat16 if bf16 else torch.float32)
+        dtype, threads = torch.bfloat16 if bf16 else torch.float32, torch.get_num_threads()
+        round_to = remembered(lambda: measure_quantum(name, dtype), name, dtype, threads)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     random.seed(config.seed)
     np.random.seed(config.seed)  # noqa: NPY002 - other libraries may draw from it
     torch.manual_seed(config.seed)
@@ -56,7 +62,12 @@ def load_data(config: RunConfig) -> Dataset:
         MisconfiguredError: no such data, or a package to read it is missing.
     """
     try:
-        dataset = load(config.data, config.data_dir, image_size=config.image_size)
+        dataset = load(
+            config.data,
+            config.data_dir,
+            image_size=config.image_size,
+            skip_corrupt=config.on_corrupt == "skip",
+        )
     except ImportError as error:
         raise MisconfiguredError(
             f"data={config.data!r} needs the package {error.name!r}, which is not installed: "

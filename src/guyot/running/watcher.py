@@ -48,6 +48,9 @@ class Watcher(Protocol):
     def started(self, config: RunConfig, steps: int, macs: int, params: int) -> None:
         """Training begins, `steps` per epoch, with a network of so many MACs and parameters."""
 
+    def resumed(self, step: int) -> None:
+        """The run goes on after so many optimiser steps of all."""
+
     def stepped(self, step: int, loss: float) -> None:
         """One more optimiser step; counted from 1 in every epoch."""
 
@@ -65,6 +68,9 @@ class Silent:
     """A `Watcher` that ignores everything."""
 
     def started(self, config: RunConfig, steps: int, macs: int, params: int) -> None:
+        """Ignored."""
+
+    def resumed(self, step: int) -> None:
         """Ignored."""
 
     def stepped(self, step: int, loss: float) -> None:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,11 +14,15 @@ from guyot import report, running
 from guyot.cli.app import INTERRUPTED, Json, Quiet, app, option, print_json
 from guyot.cli.display import Display
 from guyot.cli.interrupt import Interruption
-from guyot.config import DATA, DECAYS, ESTIMATORS, RunConfig
+from guyot.config import DATA, DECAYS, ESTIMATORS, ON_CORRUPT, RunConfig
+from guyot.errors import MisconfiguredError
+from guyot.report import Outcome
+from guyot.storage import read_json
 
 _WHAT, _HOW, _FIND, _RUN = "What to train", "Training", "Discovery", "The run"
+_SAVE = "Checkpoints"
 
-Data = Annotated[str, option(_WHAT, f"One of {', '.join(DATA)} ({RunConfig.data}).")]
+Data = Annotated[str | None, option(_WHAT, f"One of {', '.join(DATA)} ({RunConfig.data}).")]
 Model = Annotated[
     str | None,
     option(
@@ -83,6 +89,33 @@ Bf16 = Annotated[
     bool | None,
     option(_RUN, "Autocast to bfloat16 (where it is faster).", "--bf16/--no-bf16"),
 ]
+Deterministic = Annotated[
+    bool | None,
+    option(_RUN, "Bit-identical on a GPU, too; slower.", "--deterministic/--no-deterministic"),
+]
+OnCorrupt = Annotated[
+    str | None,
+    option(_WHAT, f"{' or '.join(ON_CORRUPT)}, at unreadable images ({RunConfig.on_corrupt})."),
+]
+MaxNanSteps = Annotated[
+    int | None,
+    option(_HOW, f"Stop after so many NaN losses in a row ({RunConfig.max_nan_steps})."),
+]
+CheckpointEvery = Annotated[
+    str | None,
+    option(
+        _SAVE,
+        f"Steps, or minutes as 10m; epochs are saved anyway ({RunConfig.checkpoint_every}).",
+    ),
+]
+Keep = Annotated[int | None, option(_SAVE, f"Checkpoints that stay; 0: none ({RunConfig.keep}).")]
+Resume = Annotated[
+    Path | None,
+    option(_SAVE, "Go on with the run in this folder, or from this checkpoint."),
+]
+Config = Annotated[
+    Path | None, option(_RUN, "Settings from this file, as FOLDER/config.json of a run.")
+]
 TensorBoard = Annotated[
     bool, option(_RUN, "Write an event file, too, in FOLDER/tensorboard.", "--tensorboard")
 ]
@@ -90,11 +123,13 @@ TensorBoard = Annotated[
 
 @app.command()
 def train(  # noqa: PLR0913 - one parameter per option
-    data: Data = RunConfig.data,
+    ctx: typer.Context,
+    data: Data = None,
     model: Model = None,
     data_dir: DataDir = None,
     image_size: ImageSize = None,
     validation: Validation = None,
+    on_corrupt: OnCorrupt = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     lr: Lr = None,
@@ -102,6 +137,7 @@ def train(  # noqa: PLR0913 - one parameter per option
     warmup_epochs: WarmupEpochs = None,
     decay: Decay = None,
     label_smoothing: LabelSmoothing = None,
+    max_nan_steps: MaxNanSteps = None,
     target: Target = None,
     nu: Nu = None,
     alpha: Alpha = None,
@@ -112,31 +148,67 @@ def train(  # noqa: PLR0913 - one parameter per option
     freeze: Freeze = None,
     tie: Tie = None,
     no_discovery: NoDiscovery = False,
+    config: Config = None,
     out: Out = None,
     seed: Seed = None,
     device: Device = None,
     threads: Threads = None,
     bf16: Bf16 = None,
+    deterministic: Deterministic = None,
+    resume: Resume = None,
+    checkpoint_every: CheckpointEvery = None,
+    keep: Keep = None,
     tensorboard: TensorBoard = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Train a network, let it find its structure, and write a run folder.
 
-    The folder holds the configuration, a line per epoch, the smaller network,
-    its structure, and the figures before and after. Ctrl-C ends the run
-    cleanly and keeps what there is. Defaults are in brackets.
+    The folder holds the configuration, a line per epoch, checkpoints, the
+    smaller network, its structure, and the figures before and after. Ctrl-C
+    ends the run cleanly and keeps what there is; --resume goes on with it, and
+    with a run that was killed. Defaults are in brackets.
 
     Try: guyot train --data digits
     """
     given = locals()
+    if resume is not None:
+        _check_alone(ctx)
+        _run(resume, partial(running.resume, resume), quiet, json)
+        return
     settings = [field.name for field in dataclasses.fields(RunConfig) if field.name in given]
-    choices = {name: given[name] for name in settings}
-    config = RunConfig.of(**choices, discovery=not no_discovery)
-    _train(config, out or _default_folder(config), quiet, json, tensorboard)
+    choices = {name: given[name] for name in settings if given[name] is not None}
+    wanted = _configured(config, choices, no_discovery)
+    folder = out or _default_folder(wanted)
+    start = partial(running.train, wanted, folder, tensorboard=tensorboard)
+    _run(folder, start, quiet, json)
 
 
-def _train(config: RunConfig, out: Path, quiet: bool, json: bool, tensorboard: bool) -> None:
+def _configured(file: Path | None, choices: dict[str, Any], no_discovery: bool) -> RunConfig:
+    """The settings of a file if there is one, overruled by the options."""
+    if no_discovery:
+        choices["discovery"] = False
+    if file is None:
+        return RunConfig.of(**{"data": RunConfig.data, **choices})
+    settings = RunConfig.from_dict(read_json(file)).to_dict()
+    if {"nu", "target"} & choices.keys() or no_discovery:
+        settings["nu"] = settings["target"] = None
+    return RunConfig.from_dict(settings | choices)
+
+
+def _check_alone(ctx: typer.Context) -> None:
+    """Refuse settings beside --resume: they are those of the run."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+    run = ctx.params["resume"]
+    if extra := sorted(set(given) - {"resume", "quiet", "json"}):
+        raise MisconfiguredError(
+            f"{extra[0]}={ctx.params[extra[0]]} has no effect with resume={run}, since a run goes "
+            f"on with its own settings: leave it out, or start anew with config={run}/config.json"
+        )
+
+
+def _run(folder: Path, start: Callable[..., Outcome], quiet: bool, json: bool) -> None:
     """Run, print the table, and leave with the right exit code."""
     console = Console(stderr=json)
 
@@ -145,17 +217,20 @@ def _train(config: RunConfig, out: Path, quiet: bool, json: bool, tensorboard: b
 
     stop = Interruption(asked)
     display = Display(console, lambda: setattr(stop, "armed", True), quiet=quiet)
+    more = f"guyot train --resume {folder} goes on"
     try:
         with stop, display:
-            outcome = running.train(config, out, display, stop, tensorboard=tensorboard)
+            outcome = start(watcher=display, stop=stop)
     except KeyboardInterrupt:
-        left = f"{out} is incomplete" if stop.armed else "nothing was written"
+        left = f"{folder} is incomplete; {more}" if stop.armed else "nothing was written"
         typer.echo(f"aborted: {left}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if json:
-        print_json({"folder": str(out), **report.to_dict(outcome)})
+        print_json({"folder": str(folder), **report.to_dict(outcome)})
     else:
-        typer.echo("\n".join(["", *report.lines(outcome), "", f"Everything is in {out}"]))
+        typer.echo("\n".join(["", *report.lines(outcome), "", f"Everything is in {folder}"]))
+        if outcome.interrupted is not None:
+            typer.echo(more)
     if outcome.interrupted is not None:
         raise typer.Exit(INTERRUPTED)
 

@@ -1,0 +1,97 @@
+"""A program that trains, or goes on with a run, and kills itself at a moment that is asked for.
+
+    python killed.py FOLDER MOMENT NUMBER
+
+SIGKILL comes before the NUMBERth event of a kind: `step` (in the middle of one: the gradients are
+there, the optimiser has not moved), `slice` (of a tensor, in the middle of a removal), `write` (a
+change of the disk by a checkpoint: a file, a sync, a rename), `validation` (statistics of a batch,
+or accuracy), `end` (a file of the finished run). `never` lets it end.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from guyot import calibration, report, running, storage
+from guyot.config import RunConfig
+from guyot.errors import GuyotWarning
+from guyot.models import resnet
+from guyot.running import RunFolder
+
+MOMENTS = ("step", "slice", "write", "validation", "end")
+
+
+def tiny(classes: int = 10) -> nn.Module:
+    return resnet(8, classes, widths=(6, 8, 10), in_channels=1)
+
+
+def config(**choices: Any) -> RunConfig:
+    settings: dict[str, Any] = {
+        "model": "killed:tiny",
+        "epochs": 4,
+        "batch_size": 32,
+        "threads": 1,
+        "bf16": False,
+        "round_to": 1,
+        "checkpoint_every": "9",
+        "deterministic": True,
+    }
+    if choices.get("discovery", True):
+        settings["target"] = 0.4
+    return RunConfig.of("digits", **(settings | choices))
+
+
+def dying(call: Callable[..., Any], left: list[int]) -> Callable[..., Any]:
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments, **options)
+
+    return wrapped
+
+
+def arm(moment: str, number: int) -> None:
+    left = [number]
+    surgery, job = (sys.modules[f"guyot.{name}"] for name in ("surgery.operate", "running.job"))
+    places: dict[str, list[tuple[Any, str]]] = {
+        "step": [(torch.optim.SGD, "step")],
+        "slice": [(surgery, "select"), (surgery, "replace_module")],
+        "write": [
+            (storage, "write_json"),
+            (storage, "save_file"),
+            (storage, "_sync"),
+            (os, "rename"),
+            (os, "rmdir"),
+        ],
+        "validation": [(job, "evaluate"), (calibration, "_call")],
+        "end": [(RunFolder, "network"), (RunFolder, "result")],
+        "never": [],
+    }
+    for owner, name in places[moment]:
+        setattr(owner, name, dying(getattr(owner, name), left))
+
+
+def main() -> None:
+    folder, moment, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    sys.modules["guyot.running.job"].measure = partial(report.measure, seconds=0.0)
+    warnings.simplefilter("ignore", GuyotWarning)
+    arm(moment, number)
+    if (folder / "config.json").exists():
+        running.resume(folder)
+    else:
+        running.train(config(), folder)
+
+
+if __name__ == "__main__":
+    main()
