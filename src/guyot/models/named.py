@@ -84,6 +84,19 @@ def natural_shape(name: str) -> ImageShape | None:
     return _ZOOS[source].shape(key)
 
 
+def natural_classes(name: str) -> int:
+    """How many classes a network was made for: 1000 in torchvision and timm, else 10.
+
+    Example:
+        >>> natural_classes("resnet20"), natural_classes("torchvision:resnet50")
+        (10, 1000)
+    """
+    source, _, key = name.partition(":")
+    if key and source not in _ZOOS:
+        return 10
+    return 10 if _find(name)[0] == "guyot" else 1000
+
+
 # -- where networks come from ------------------------------------------------------------------
 
 

@@ -40,8 +40,8 @@ def lines(outcome: Outcome) -> list[str]:
 def _figures(outcome: Outcome) -> Iterator[tuple[str, str, str, str]]:
     before, after = outcome.before, outcome.after
     yield "", "before", "after", "share"
-    yield "MACs of one image", *_pair(before.macs, after.macs, _count)
-    yield "parameters", *_pair(before.params, after.params, _count)
+    yield "MACs of one image", *_pair(before.macs, after.macs, count_text)
+    yield "parameters", *_pair(before.params, after.params, count_text)
     for batch in before.latency:
         was, now = before.latency[batch], after.latency[batch]
         share = f"{now.median / was.median:.2f}"
@@ -57,11 +57,11 @@ def _pair(before: int, after: int, text: Callable[[int], str]) -> tuple[str, str
     return text(before), text(after), f"{after / before:.2f}"
 
 
-def _count(number: int) -> str:
+def count_text(number: int) -> str:
     """Three significant digits.
 
     Example:
-        >>> [_count(n) for n in (512, 40_813_184, 1_730_714, 4_089_184_256)]
+        >>> [count_text(n) for n in (512, 40_813_184, 1_730_714, 4_089_184_256)]
         ['512', '40.8 M', '1.73 M', '4.09 G']
     """
     for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
