@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from guyot.structure.axes import Dim, factor, freeze, product, unify
+from guyot.structure.rules.pointwise import overloads
 from guyot.structure.rules.registry import SPACE, Dims, rule
 
 if TYPE_CHECKING:
@@ -16,36 +17,56 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 
 
-@rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
-@rule(aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding)
+@rule(*overloads("conv1d conv2d conv3d".split()))
 def convolution(walk: Walk, node: fx.Node) -> Dims:
-    """Weight (out, in / groups, *kernel): dimension 1 contracts the input's channels."""
+    """Weight (out, in / groups, *kernel): dimension 1 contracts the input's channels.
+
+    Groups of channels may go, and inside of the groups every group loses the same channels.
+    """
     x, weight = walk.operands(node, 0, 1)
+    outputs, inputs = weight[0], x[1]
     groups = int(walk.argument(node, 6, "groups", 1))
-    kernel = weight[2:]
-    outputs = weight[0]
-    inputs = x[1]
-    for dim in kernel:
-        freeze(dim, SPACE)
     if groups == 1:
         unify(weight[1], inputs)
-        fan_in: tuple[Dim, ...] = (weight[1],)
     else:
         group, inner = factor(inputs, groups)
-        out_group, out_inner = factor(outputs, groups)
-        unify(group, out_group)
+        unify(group, factor(outputs, groups)[0])
         unify(weight[1], inner)
-        for dim in (inner, out_inner):
-            freeze(dim, f"channels inside the {groups} groups of {walk.name(node)}")
         walk.attribute(node, 1, "groups", group)
         walk.literal(node, 6, group)
-        fan_in = (weight[1],)
-    walk.contract(node, 1, dim=1)
+    return _finish(walk, node, outputs, contracted=1)
+
+
+@rule(*overloads("conv_transpose1d conv_transpose2d conv_transpose3d".split()))
+def transposed_convolution(walk: Walk, node: fx.Node) -> Dims:
+    """Weight (in, out / groups, *kernel): dimension 0 contracts the input's channels."""
+    x, weight = walk.operands(node, 0, 1)
+    groups = int(walk.argument(node, 6, "groups", 1))
+    unify(weight[0], x[1])
+    outputs = weight[1]
+    if groups > 1:
+        group, _ = factor(x[1], groups)
+        outputs = product(group, weight[1])
+        walk.attribute(node, 1, "groups", group)
+        walk.literal(node, 6, group)
+    return _finish(walk, node, outputs, contracted=0)
+
+
+def _finish(walk: Walk, node: fx.Node, outputs: Dim, contracted: int) -> Dims:
+    """What all convolutions share: kernel, space, bias, attributes, multiply-accumulates."""
+    x, weight = walk.operands(node, 0, 1)
+    for dim in weight[2:]:
+        freeze(dim, SPACE)
+    for dim in x[2:]:
+        freeze(dim, f"the kernel of {walk.name(node)} moves along it")
+    walk.contract(node, 1, dim=contracted)
     if walk.has(node, 2, "bias"):
         (bias,) = walk.operands(node, 2)
         unify(bias[0], outputs)
-    walk.attribute(node, 1, "in_channels", inputs)
+    walk.attribute(node, 1, "in_channels", x[1])
     walk.attribute(node, 1, "out_channels", outputs)
     space = walk.fresh(node, start=2)
-    walk.count(node, outputs, product(*fan_in), *kernel, *walk.samples((x[0], *space)))
+    # Every position of the larger side meets each weight once: outputs, or transposed inputs.
+    positions = space if contracted == 1 else x[2:]
+    walk.count(node, *weight, *walk.samples((x[0], *positions)))
     return (x[0], outputs, *space)

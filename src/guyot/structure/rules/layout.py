@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from guyot.structure.axes import Dim, concat, freeze, product, split, unify
+from guyot.structure.axes import Dim, concat, factor, freeze, product, split, unify
 from guyot.structure.rules.pointwise import overloads
 from guyot.structure.rules.registry import SPACE, Dims, rule
 from guyot.structure.rules.shape import regroup
@@ -163,3 +163,48 @@ def glu(walk: Walk, node: fx.Node) -> Dims:
     first, second = split(x[place], [x[place].size // 2] * 2)
     unify(first, second)
     return (*x[:place], first, *x[place + 1 :])
+
+
+@rule(aten.pixel_shuffle.default)
+def pixel_shuffle(walk: Walk, node: fx.Node) -> Dims:
+    """(..., C r r, H, W) to (..., C, H r, W r): every channel takes r x r others along."""
+    (x,) = walk.operands(node, 0)
+    shape = shape_of(node)
+    assert shape is not None
+    channel, pixels = factor(x[-3], shape[-3])
+    for dim in (pixels, *x[-2:]):
+        freeze(dim, f"{walk.name(node)} lays it out as pixels")
+    return (*x[:-3], channel, *(walk.constant(size) for size in shape[-2:]))
+
+
+@rule(aten.pixel_unshuffle.default)
+def pixel_unshuffle(walk: Walk, node: fx.Node) -> Dims:
+    """(..., C, H r, W r) to (..., C r r, H, W): the inner factor numbers the pixel."""
+    (x,) = walk.operands(node, 0)
+    shape = shape_of(node)
+    assert shape is not None
+    for dim in x[-2:]:
+        freeze(dim, f"{walk.name(node)} lays it out as channels")
+    pixels = walk.constant(shape[-3] // x[-3].size)
+    return (*x[:-3], product(x[-3], pixels), *(walk.constant(size) for size in shape[-2:]))
+
+
+@rule(aten.im2col.default)
+def unfold(walk: Walk, node: fx.Node) -> Dims:
+    """(N, C, H, W) to (N, C k k, places): the inner factor numbers the place in the window."""
+    (x,) = walk.operands(node, 0)
+    shape = shape_of(node)
+    assert shape is not None
+    for dim in x[-2:]:
+        freeze(dim, f"{walk.name(node)} cuts windows out of it")
+    window = walk.constant(shape[-2] // x[-3].size)
+    return (*x[:-3], product(x[-3], window), walk.constant(shape[-1]))
+
+
+@rule(aten.channel_shuffle.default)
+def channel_shuffle(walk: Walk, node: fx.Node) -> Dims:
+    """Channels as groups x n become n x groups."""
+    (x,) = walk.operands(node, 0)
+    groups, rest = factor(x[1], int(walk.argument(node, 1, "groups", 1)))
+    freeze(groups, f"the groups that {walk.name(node)} shuffles are a number in forward")
+    return (x[0], product(rest, groups), *x[2:])

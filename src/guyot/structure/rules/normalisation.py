@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 
 
-@rule(aten.batch_norm.default)
+@rule(aten.batch_norm.default, aten.instance_norm.default)
 def batch_norm(walk: Walk, node: fx.Node) -> Dims:
-    """Weight, bias and running statistics have one entry per channel."""
+    """Weight, bias and statistics (of all samples or of each) have one entry per channel."""
     (x,) = walk.operands(node, 0)
     for position, name in enumerate(("weight", "bias", "running_mean", "running_var"), start=1):
         if walk.has(node, position, name):

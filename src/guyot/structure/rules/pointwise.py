@@ -25,7 +25,7 @@ UNARY = (
     "zeros_like ones_like full_like empty_like"
 ).split()
 MANY = (
-    "add add_ sub sub_ mul mul_ div div_ maximum minimum where pow addcmul lerp prelu _prelu_kernel"
+    "add add_ sub sub_ mul mul_ div div_ maximum minimum where pow addcmul lerp _prelu_kernel"
 ).split()
 
 
@@ -54,3 +54,13 @@ def broadcast(walk: Walk, node: fx.Node) -> Dims:
                     continue
                 unify(operand[-position], result[-position])
     return tuple(result)
+
+
+@rule(aten.prelu.default)
+def prelu(walk: Walk, node: fx.Node) -> Dims:
+    """The weight has one slope for all channels, or one for each."""
+    x, weight = walk.operands(node, 0, 1)
+    if weight[0].size > 1:
+        unify(weight[0], x[min(1, len(x) - 1)])
+        walk.attribute(node, 1, "num_parameters", weight[0])
+    return x

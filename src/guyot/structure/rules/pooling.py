@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,7 @@ from torch import fx
 from guyot.structure.axes import freeze
 from guyot.structure.rules.pointwise import overloads
 from guyot.structure.rules.registry import Dims, rule
+from guyot.structure.trace import shape_of
 
 if TYPE_CHECKING:
     from guyot.structure.walk import Walk
@@ -18,16 +20,36 @@ aten = torch.ops.aten
 
 POOLING = (
     "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
-    "adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest2d "
-    "upsample_bilinear2d"
+    "adaptive_avg_pool2d adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d "
+    "upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
+    "_upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d "
+    "upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
 ).split()
+WITH_INDICES = (
+    "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices "
+    "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"
+).split()
+
+
+def _pooled(walk: Walk, node: fx.Node, shape: Sequence[int]) -> Dims:
+    """All but the dims of space pass; those are new."""
+    (x,) = walk.operands(node, 0)
+    windowed = 1 if "1d" in str(node.target) else 3 if "3d" in str(node.target) else 2
+    for dim in x[-windowed:]:
+        freeze(dim, f"{walk.name(node)} pools or resamples it")
+    return (*x[:-windowed], *(walk.constant(size) for size in shape[-windowed:]))
 
 
 @rule(*overloads(POOLING))
 def pooling(walk: Walk, node: fx.Node) -> Dims:
     """Batch and channels pass; the dims of space are new."""
-    (x,) = walk.operands(node, 0)
-    return (x[0], x[1], *walk.fresh(node, start=2))
+    return _pooled(walk, node, shape_of(node) or ())
+
+
+@rule(*overloads(WITH_INDICES))
+def pooling_with_indices(walk: Walk, node: fx.Node) -> list[Dims]:
+    """As pooling, with the places of the largest entries as a second result."""
+    return [_pooled(walk, node, value.shape) for value in node.meta["val"]]
 
 
 @rule(

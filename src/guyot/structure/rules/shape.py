@@ -111,12 +111,18 @@ def cat(walk: Walk, node: fx.Node) -> Dims:
 
 @rule(*overloads(["chunk", "split", "split_with_sizes"]))
 def cut(walk: Walk, node: fx.Node) -> list[Dims]:
-    """The cut dim is the concatenation of the pieces."""
+    """The cut dim is the concatenation of the pieces; `chunk` keeps them equal."""
     (x,) = walk.operands(node, 0)
     axis = int(walk.argument(node, 2, "dim", 0)) % len(x)
     values = node.meta["val"]
     pieces = split(x[axis], [value.shape[axis] for value in values])
-    if str(node.target).startswith("aten.split"):
+    if node.target is aten.chunk.default:
+        for piece in pieces[1:]:
+            if piece.size == pieces[0].size:
+                unify(pieces[0], piece)
+            else:
+                freeze(x[axis], f"{walk.name(node)} cuts it into unequal chunks")
+    elif str(node.target).startswith("aten.split"):
         sizes = node.args[1]
         walk.literal(node, 1, pieces if isinstance(sizes, (list, tuple)) else pieces[0])
     return [(*x[:axis], piece, *x[axis + 1 :]) for piece in pieces]
