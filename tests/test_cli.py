@@ -126,6 +126,25 @@ def test_without_tensorboard_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
     )
 
 
+def test_report(tmp_path: Path):
+    assert run("train", *QUICK, "--no-discovery", "--out", tmp_path / "a").exit_code == 0
+    page = tmp_path / "page.html"
+    result = run("report", tmp_path / "a", "--output", page)
+    assert result.exit_code == 0 and re.search(r"page\.html: 1 run, \d+ kB", result.output)
+    assert page.read_text().startswith("<!doctype html>")
+    values = json.loads(run("report", tmp_path / "a", "--output", page, "--json").stdout)
+    assert values["output"] == str(page) and values["runs"][0]["status"] == "finished"
+    result = run("report", tmp_path / "a", "--output", page, "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+    for arguments, message in [
+        ((tmp_path,), r"error: run='.*' is not a folder that `guyot train` wrote"),
+        ((tmp_path / "a", "--output", tmp_path), r"error: --output='.*' cannot be written .*give"),
+    ]:
+        result = run("report", *arguments)
+        assert result.exit_code == 2 and re.match(message, result.stderr)
+        assert len(result.stderr.strip().splitlines()) == 1
+
+
 def test_json_is_all_there_is_on_stdout(tmp_path: Path):
     result = run("train", *QUICK, "--no-discovery", "--json", "--out", tmp_path / "run")
     assert result.exit_code == 0

@@ -33,7 +33,10 @@ class Program(TyperGroup):
                 return super().invoke(ctx)
         except GuyotError as error:
             command = self.commands.get(ctx.invoked_subcommand or "")
-            names = [p.name for p in command.params if p.name] if command else []
+            options = (
+                [p for p in command.params if p.param_type_name == "option"] if command else []
+            )
+            names = [option.name for option in options if option.name]
             typer.echo(f"error: {as_options(str(error), names)}", err=True)
             raise typer.Exit(MISUSED) from error
 

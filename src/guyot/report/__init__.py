@@ -1,13 +1,17 @@
-"""What a run tells: measured latency, what was found, and the table before => after."""
+"""What a run tells: measured latency, what was found, the table before => after, the page."""
 
 from guyot.report.describe import Width, widths
+from guyot.report.history import History, read_runs
 from guyot.report.inspection import GroupEntry, Inspection, LayerEntry, Price, inspection_of
 from guyot.report.latency import Latency, measure
 from guyot.report.outcome import Network, Outcome, to_dict
+from guyot.report.page.build import render
+from guyot.report.page.summary import summary
 from guyot.report.table import count_text, lines
 
 __all__ = [
     "GroupEntry",
+    "History",
     "Inspection",
     "Latency",
     "LayerEntry",
@@ -19,6 +23,9 @@ __all__ = [
     "inspection_of",
     "lines",
     "measure",
+    "read_runs",
+    "render",
+    "summary",
     "to_dict",
     "widths",
 ]

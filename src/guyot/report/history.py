@@ -1,0 +1,171 @@
+"""A run folder as it was written: settings, what happened, and what came out.
+
+It may belong to a run that is finished, was stopped, was killed, or is still going on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from guyot.errors import MisconfiguredError
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class History:
+    """What a run folder tells; the lines are those of `metrics.jsonl`, see `docs/runs.md`.
+
+    Attributes:
+        name: tells the run from the others it is shown with.
+        config: settings.
+        network: the full network.
+        lines: all lines in order.
+        result: the figures before and after; None while there are none.
+    """
+
+    name: str
+    config: Line
+    network: Line
+    lines: Sequence[Line]
+    result: Line | None
+
+    def of(self, event: str) -> list[Line]:
+        """The lines of an event."""
+        return [line for line in self.lines if line["event"] == event]
+
+    @cached_property
+    def removals(self) -> list[Line]:
+        """What went, in order."""
+        return self.of("removal")
+
+    @cached_property
+    def snapshots(self) -> list[Line]:
+        """Keep probabilities, benefits and prices over time; empty without discovery."""
+        return self.of("gates")
+
+    @property
+    def status(self) -> str:
+        """One of finished, interrupted, and unfinished: the run goes on or was killed."""
+        return "unfinished" if self.result is None else str(self.result["status"])
+
+    @property
+    def groups(self) -> Sequence[Line]:
+        """Unit groups of the full network; empty without discovery."""
+        return self.network.get("groups", ())
+
+    @property
+    def layers(self) -> Sequence[str]:
+        """Residual branches of the full network that could go."""
+        return self.network.get("layers", ())
+
+    @property
+    def removed_layers(self) -> list[str]:
+        """Those that went."""
+        return [name for removal in self.removals for name in removal["layers"]]
+
+    @property
+    def macs(self) -> int:
+        """MACs of one image that are left."""
+        return self._left("macs")
+
+    @property
+    def params(self) -> int:
+        """Parameters that are left."""
+        return self._left("params")
+
+    def _left(self, what: str) -> int:
+        if self.result is not None:
+            return self.result["after"][what]
+        return next((line[what] for line in reversed(self.lines) if what in line), 0)
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """In [0, 1]; None unless the run is finished."""
+        return None if self.result is None else self.result["after"]["test_accuracy"]
+
+    @property
+    def validation_accuracy(self) -> float | None:
+        """In [0, 1], of the last epoch or of the network that is left; None before an epoch."""
+        if self.result is not None:
+            return self.result["validation_accuracy"]
+        epochs = self.of("epoch")
+        return epochs[-1]["validation_accuracy"] if epochs else None
+
+    def width(self, group: Line) -> int:
+        """Units of a group that are left; 0 when it went with its layer."""
+        if not self.removals:
+            return group["size"]
+        return self.removals[-1]["widths"].get(group["name"], 0)
+
+    @cached_property
+    def gone(self) -> dict[str, dict[int, int]]:
+        """Group -> unit -> step at which it went."""
+        result: dict[str, dict[int, int]] = {group["name"]: {} for group in self.groups}
+        sizes = {group["name"]: group["size"] for group in self.groups}
+        for removal in self.removals:
+            for name, steps in result.items():
+                whole = range(sizes[name]) if name not in removal["widths"] else ()
+                for unit in (*removal["units"].get(name, ()), *whole):
+                    steps.setdefault(unit, removal["step"])
+        return result
+
+    @cached_property
+    def gone_layers(self) -> dict[str, int]:
+        """Layer -> step at which it went."""
+        return {name: removal["step"] for removal in self.removals for name in removal["layers"]}
+
+
+def read_runs(folders: Iterable[str | Path]) -> list[History]:
+    """Read run folders.
+
+    Raises:
+        MisconfiguredError: one is not a run folder, or is given twice; all problems at once.
+    """
+    paths = [Path(folder) for folder in folders]
+    names = _names(paths)
+    problems: list[str] = []
+    found: list[History] = []
+    for path, name in zip(paths, names, strict=True):
+        try:
+            found.append(_read(path, name))
+        except (OSError, ValueError) as error:
+            problems.append(f"run={str(path)!r} is not a folder that `guyot train` wrote ({error})")
+    if len({path.resolve() for path in paths}) < len(paths):
+        problems.append("a run is given twice: give every run once")
+    if problems:
+        raise MisconfiguredError("; ".join(problems))
+    return found
+
+
+def _read(folder: Path, name: str) -> History:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    *whole, rest = (folder / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
+    del rest  # a line that is being written, or was when the run was killed
+    lines = [json.loads(line) for line in whole]
+    network = next((line for line in lines if line["event"] == "network"), None)
+    if network is None:
+        raise ValueError("metrics.jsonl does not describe the network: train it anew")
+    path = folder / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return History(name, config, network, lines, result)
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart.
+
+    Example:
+        >>> _names([Path("a/run"), Path("b/run")])
+        ['a/run', 'b/run']
+    """
+    parts = [path.resolve().parts for path in paths]
+    for length in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return ["/".join(part[-1:]) for part in parts]

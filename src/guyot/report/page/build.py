@@ -1,0 +1,160 @@
+"""From run folders to one self-contained HTML page."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from guyot.errors import MisconfiguredError
+from guyot.report.history import History
+from guyot.report.page import heat
+from guyot.report.page.curves import Curves, curves, percent, readouts
+from guyot.report.page.drawing import Drawing, Row, draw
+from guyot.report.page.network import Block, blocks, over_time
+from guyot.report.page.planes import planes
+from guyot.report.page.style import Style, style
+from guyot.report.page.summary import EPOCH_COLUMNS, about, epochs, notes, sentence, table, tiles
+from guyot.report.page.summary import title as title_of
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page says about one run."""
+
+    name: str
+    style: Style
+    about: str
+    epochs: Sequence[Sequence[str]]
+    blocks: Sequence[Block]
+    drawing: Drawing
+    snapshots: int
+    heats: heat.Heats | None
+    rows: str
+
+
+def render(runs: Sequence[History]) -> str:
+    """The report of one or several runs.
+
+    Args:
+        runs: as `guyot.report.read_runs` gives them.
+
+    Returns:
+        HTML that needs no other file.
+
+    Raises:
+        MisconfiguredError: no run, or jinja2 or pillow is not installed.
+    """
+    if not runs:
+        raise MisconfiguredError("runs=[]: give at least one run folder")
+    try:
+        import jinja2
+
+        importlib.import_module("PIL")  # the maps need it
+    except ImportError as error:
+        raise MisconfiguredError(
+            f"a report needs the package {error.name!r}, which is not installed: "
+            "pip install 'guyot[report]'"
+        ) from error
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    styles = [style(number) for number in range(len(runs))]
+    sections = [_section(run, look) for run, look in zip(runs, styles, strict=True)]
+    panels = curves(runs, styles)
+    return environment.get_template("report.html.jinja").render(
+        version=importlib.metadata.version("guyot"),
+        title=title_of(runs),
+        about=about(runs),
+        sentence=sentence(runs[0]),
+        tiles=tiles(runs[0]),
+        table=table(runs),
+        notes=notes(runs),
+        runs=sections,
+        planes=planes(runs, styles),
+        curves=panels,
+        epoch_columns=EPOCH_COLUMNS,
+        css=_source("report.css"),
+        js=_source("report.js"),
+        data=_embedded(_data(runs, sections, panels)),
+    )
+
+
+def _section(run: History, look: Style) -> Section:
+    found = blocks(run)
+    maps = heat.heats(run)
+    part = any(len(group["rows"]) < group["size"] for group in run.groups)
+    return Section(
+        name=run.name,
+        style=look,
+        about=_outcome(run),
+        epochs=epochs(run),
+        blocks=found,
+        drawing=draw(found),
+        snapshots=len(run.snapshots),
+        heats=maps,
+        rows="Large groups are shown by evenly spread units." if part else "",
+    )
+
+
+def _outcome(run: History) -> str:
+    if not run.layers:
+        return ""
+    gone = len(run.removed_layers)
+    return f"{gone or 'None'} of {len(run.layers)} residual branches went."
+
+
+def _data(runs: Sequence[History], sections: Sequence[Section], panels: Curves) -> dict[str, Any]:
+    """What the script needs."""
+    return {
+        "curves": {
+            "left": panels.left,
+            "right": panels.right,
+            "last": panels.last,
+            "names": [run.name for run in runs],
+            "panels": readouts(runs),
+        },
+        "networks": [
+            over_time(run) | {"blocks": [_block(row) for row in section.drawing.rows]}
+            for run, section in zip(runs, sections, strict=True)
+        ],
+        "heat": {"plot": heat.WIDTH, "height": heat.HEIGHT, "settled": heat.SETTLED},
+        "heats": [
+            {
+                "steps": list(section.heats.steps) if section.heats else [],
+                "maps": [item.data for item in section.heats.maps] if section.heats else [],
+            }
+            for section in sections
+        ],
+    }
+
+
+def _block(row: Row) -> Mapping[str, Any]:
+    block = row.block
+    numbers = [box.group for box in block.boxes if box.group is not None]
+    share = percent(block.left / block.macs) if block.macs else "0"
+    return {
+        "name": block.name,
+        "layer": block.layer,
+        "groups": numbers,
+        "macs": f"{row.macs_text} ({share})",
+    }
+
+
+def _embedded(values: Mapping[str, Any]) -> str:
+    """JSON that may stand inside a script element."""
+    return json.dumps(values, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _source(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")

@@ -1,0 +1,279 @@
+"""Loss, accuracy, MACs, parameters and step time over epochs: panels above one another."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from guyot.report.history import History
+from guyot.report.page.scale import Point, Scale, around, log_ticks, path, steps, ticks
+from guyot.report.page.style import Style
+from guyot.report.table import count_text
+
+WIDTH, LEFT, RIGHT = 1120, 74, 16
+_PANEL, _GAP, _TOP, _BOTTOM = 118, 30, 40, 34
+_LOG_RANGE = 20
+_OUTLIER = 4
+_DOTS = 12
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Something that is measured over time.
+
+    Attributes:
+        key: in the page's data.
+        title: with its unit.
+        event: whose lines hold it.
+        value: of a line, given the run; None: not measured.
+        text: of a value, as a reader wants it.
+        stepped: it keeps its value until the next line.
+        zero: the axis begins at 0.
+        note: what a second, thin line shows.
+        other: value of the second line.
+    """
+
+    key: str
+    title: str
+    event: str
+    value: Callable[[History, Any], float | None]
+    text: Callable[[float], str]
+    stepped: bool = False
+    zero: bool = False
+    note: str = ""
+    other: Callable[[History, Any], float | None] | None = None
+
+
+def percent(value: float) -> str:
+    """A share.
+
+    Example:
+        >>> percent(0.5)
+        '50.0 %'
+    """
+    return f"{100 * value:.1f} %"
+
+
+QUANTITIES = (
+    Quantity("loss", "Training loss, nats", "steps", lambda _, x: x["loss"], "{:.3g}".format),
+    Quantity(
+        "accuracy",
+        "Validation accuracy",
+        "epoch",
+        lambda _, x: x["validation_accuracy"],
+        percent,
+        note="thin: on training batches",
+        other=lambda _, x: x["accuracy"],
+    ),
+    Quantity(
+        "macs",
+        "MACs, share of the full network",
+        "steps",
+        lambda run, x: x["macs"] / run.network["macs"],
+        percent,
+        stepped=True,
+        zero=True,
+        note="thin: complexity that the keep probabilities expect",
+        other=lambda _, x: x["expected_complexity"],
+    ),
+    Quantity(
+        "params",
+        "Parameters, share of the full network",
+        "steps",
+        lambda run, x: x["params"] / run.network["params"],
+        percent,
+        stepped=True,
+        zero=True,
+    ),
+    Quantity(
+        "time",
+        "Time of a training step, milliseconds",
+        "steps",
+        lambda _, x: None if x["seconds"] is None else 1000 * x["seconds"],
+        "{:.3g} ms".format,
+        zero=True,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A labelled place on an axis."""
+
+    place: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run in one panel: main and second line as SVG paths, and where its marker stands."""
+
+    style: Style
+    line: str
+    thin: str
+    dots: Sequence[Point]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One quantity over time.
+
+    Attributes:
+        quantity: which.
+        top: its upper edge.
+        height: of the plotting area.
+        ticks: of the vertical axis.
+        curves: of the runs.
+        clipped: says which values lie outside; empty when none do.
+    """
+
+    quantity: Quantity
+    top: float
+    height: float
+    ticks: Sequence[Tick]
+    curves: Sequence[Curve]
+    clipped: str
+
+
+@dataclass(frozen=True)
+class Curves:
+    """All panels, the axis of epochs, and the phases when all runs share them."""
+
+    width: float
+    height: float
+    left: float
+    right: float
+    last: float
+    panels: Sequence[Panel]
+    ticks: Sequence[Tick]
+    phases: Sequence[tuple[str, float, float]]
+
+
+def points(run: History, quantity: Quantity, *, second: bool = False) -> list[Point]:
+    """(epoch, value) of every line that has the value."""
+    value = quantity.other if second else quantity.value
+    if value is None:
+        return []
+    per_epoch = run.network["steps_per_epoch"]
+    found = [(line["step"] / per_epoch, value(run, line)) for line in run.of(quantity.event)]
+    return [(x, y) for x, y in found if y is not None]
+
+
+def phases(run: History) -> list[tuple[str, float, float]]:
+    """Name, first and last epoch of the phases."""
+    total, per_epoch = run.network["steps"], run.network["steps_per_epoch"]
+    if "discovery" not in run.network:
+        return []
+    start, stop = run.network["discovery"]
+    if run.snapshots and run.snapshots[-1]["step"] < stop and run.status == "finished":
+        stop = run.snapshots[-1]["step"]  # everything was decided earlier
+    bounds = [0, start, stop, total]
+    names = ("warm-up", "discovery", "fine-tuning")
+    return [
+        (name, bounds[i] / per_epoch, bounds[i + 1] / per_epoch) for i, name in enumerate(names)
+    ]
+
+
+def curves(runs: Sequence[History], styles: Sequence[Style]) -> Curves:
+    """Lay the panels out."""
+    last = max(run.network["steps"] / run.network["steps_per_epoch"] for run in runs)
+    across = Scale(0, last, LEFT, WIDTH - RIGHT)
+    panels: list[Panel] = []
+    top = _TOP
+    for quantity in QUANTITIES:
+        lines = [points(run, quantity) for run in runs]
+        if any(lines):
+            panels.append(_panel(quantity, runs, styles, across, float(top)))
+            top += _PANEL + _GAP
+    shared = {tuple(phases(run)) for run in runs if phases(run)}
+    bands = (
+        [(n, across(a), across(b)) for n, a, b in next(iter(shared))] if len(shared) == 1 else []
+    )
+    return Curves(
+        WIDTH,
+        top - _GAP + _BOTTOM,
+        LEFT,
+        WIDTH - RIGHT,
+        last,
+        panels,
+        [Tick(across(value), f"{value:g}") for value in ticks(0, last, 10)],
+        bands,
+    )
+
+
+def limits(quantity: Quantity, values: Sequence[float]) -> tuple[float, float, bool]:
+    """Range of the vertical axis, and whether it is logarithmic."""
+    low, high = min(values), max(values)
+    if quantity.key == "loss" and low > 0 and high > _LOG_RANGE * low:
+        return low / 1.15, high * 1.15, True
+    if quantity.zero:
+        usual = _OUTLIER * statistics.median(values)
+        return 0.0, 1.06 * min(high, max(usual, values[-1])), False
+    return *around(values, least=0.02), False
+
+
+def _panel(
+    quantity: Quantity,
+    runs: Sequence[History],
+    styles: Sequence[Style],
+    across: Scale,
+    top: float,
+) -> Panel:
+    main = [points(run, quantity) for run in runs]
+    thin = [points(run, quantity, second=True) for run in runs]
+    values = [y for line in (*main, *thin) for _, y in line]
+    low, high, log = limits(quantity, values)
+    up = Scale(low, high, top + _PANEL, top, log)
+    outside = sum(value > high for value in values)
+
+    def drawn(run: Style, line: Sequence[Point], other: Sequence[Point]) -> Curve:
+        placed = [(across(x), up(y)) for x, y in line]
+        second = [(across(x), up(y)) for x, y in other]
+        dots = placed if len(placed) <= _DOTS else placed[-1:]
+        return Curve(run, path(steps(placed) if quantity.stepped else placed), path(second), dots)
+
+    return Panel(
+        quantity,
+        top,
+        _PANEL,
+        [Tick(up(v), tick_text(quantity, v)) for v in (log_ticks if log else _four)(low, high)],
+        [drawn(*curve) for curve in zip(styles, main, thin, strict=True)],
+        f"{outside} above {quantity.text(high)} not shown" if outside else "",
+    )
+
+
+def _four(low: float, high: float) -> list[float]:
+    return ticks(low, high, 4)
+
+
+def tick_text(quantity: Quantity, value: float) -> str:
+    """A tick's label: shorter than the value itself."""
+    return f"{100 * value:g} %" if quantity.text is percent else f"{value:g}"
+
+
+def readouts(runs: Sequence[History]) -> list[dict[str, Any]]:
+    """For every panel what the cursor reads: per run epochs, values, and the values in words."""
+    result: list[dict[str, Any]] = []
+    for quantity in QUANTITIES:
+        found = [points(run, quantity) for run in runs]
+        if not any(found):
+            continue
+        result.append(
+            {
+                "title": quantity.title.partition(",")[0],
+                "x": [[round(x, 4) for x, _ in line] for line in found],
+                "text": [
+                    [_words(run, quantity, y) for _, y in line]
+                    for run, line in zip(runs, found, strict=True)
+                ],
+            }
+        )
+    return result
+
+
+def _words(run: History, quantity: Quantity, value: float) -> str:
+    if quantity.key in ("macs", "params"):
+        return f"{count_text(round(value * run.network[quantity.key]))} ({percent(value)})"
+    return quantity.text(value)

@@ -1,0 +1,124 @@
+"""Places of the network drawing: a row per block beside a trunk, bars for units and MACs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from guyot.report.page.network import Block, Box
+from guyot.report.table import count_text
+
+WIDTH = 1120
+_TRUNK, _NAME, _BOXES, _MACS = 16, 48, 290, 770
+_ROOM, _MACS_BAR, _NUMBERS = 460, 170, 92
+_ROW, _DENSE_ROW, _MANY, _HEAD, _APART = 26, 20, 36, 22, 7
+_LETTERS = 34
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A box with its places."""
+
+    group: int | None
+    before: int
+    x: float
+    full: float
+    filled: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A block with its places."""
+
+    block: Block
+    y: float
+    label: str
+    words: str
+    boxes: Sequence[Bar]
+    macs_full: float
+    macs_filled: float
+    macs_text: str
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """All rows, and what they share."""
+
+    height: float
+    row: int
+    bar: int
+    bar_y: float
+    rows: Sequence[Row]
+    width: int = WIDTH
+    trunk_x: int = _TRUNK
+    name_x: int = _NAME
+    boxes_x: int = _BOXES
+    macs_x: int = _MACS
+
+
+def draw(blocks: Sequence[Block]) -> Drawing:
+    """Lay the blocks out, from input to output."""
+    height = _DENSE_ROW if len(blocks) > _MANY else _ROW
+    most = max((block.macs for block in blocks), default=1) or 1
+    beside = max((len(block.boxes) for block in blocks), default=1)
+    rows: list[Row] = []
+    y = float(_HEAD)
+    for block in blocks:
+        y += _APART if block.apart else 0
+        rows.append(_row(block, y, most, beside))
+        y += height
+    bar = height - 12
+    return Drawing(y + 6, height, bar, (height - bar) / 2, rows)
+
+
+def _row(block: Block, y: float, most: int, beside: int) -> Row:
+    text = _change(count_text(block.macs), count_text(block.left) if block.left else "gone")
+    units = [f"{box.name} {_change(str(box.before), _left(box))}" for box in block.boxes]
+    return Row(
+        block,
+        y,
+        shorten(block.name, _LETTERS),
+        ", ".join([block.name, *(["gone"] if block.gone else []), *units, f"MACs {text}"]),
+        _bars(block.boxes, beside),
+        _MACS_BAR * block.macs / most,
+        _MACS_BAR * block.left / most,
+        text,
+    )
+
+
+def _bars(boxes: Sequence[Box], beside: int) -> list[Bar]:
+    room = _ROOM / max(1, beside)
+    full = max(12.0, room - _NUMBERS)
+    return [
+        Bar(
+            box.group,
+            box.before,
+            _BOXES + place * room,
+            full,
+            full * box.after / max(1, box.before),
+            _change(str(box.before), _left(box)),
+        )
+        for place, box in enumerate(boxes)
+    ]
+
+
+def _left(box: Box) -> str:
+    return str(box.after) if box.after else "gone"
+
+
+def _change(before: str, after: str) -> str:
+    return before if before == after else f"{before} → {after}"
+
+
+def shorten(name: str, letters: int) -> str:
+    """Cut the middle out of a long name.
+
+    Example:
+        >>> shorten("encoder.layers.11.mlp", 13)
+        'encode….11.mlp'
+    """
+    if len(name) <= letters:
+        return name
+    half = letters // 2
+    return f"{name[:half]}…{name[len(name) - half - 1 :]}"

@@ -1,0 +1,176 @@
+"""Accuracy against MACs and against parameters: where the runs ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from guyot.report.history import History
+from guyot.report.page.curves import Tick, percent
+from guyot.report.page.scale import Scale, around, path, steps, ticks
+from guyot.report.page.style import Style
+from guyot.report.table import count_text
+
+WIDTH, HEIGHT = 540, 330
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 18, 14, 46
+_LABEL = 13
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where a run ended."""
+
+    run: int
+    x: float
+    y: float
+    label_y: float
+    leftward: bool
+    name: str
+    style: Style
+    words: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Accuracy against a cost.
+
+    Attributes:
+        cost: "MACs of one image" or "parameters".
+        marks: of the runs that have an accuracy.
+        full: where the full networks are; empty when there are several.
+        front: SVG path of the best accuracy at most so much cost.
+    """
+
+    cost: str
+    accuracy: str
+    width: int
+    height: int
+    left: int
+    right: int
+    top: int
+    bottom: int
+    marks: Sequence[Mark]
+    across: Sequence[Tick]
+    up: Sequence[Tick]
+    full: Tick | None
+    front: str
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Cost and accuracy at which every run ended; runs without accuracy are left out."""
+
+    numbers: Sequence[int]
+    costs: Sequence[int]
+    accuracies: Sequence[float]
+    accuracy: str
+
+
+COSTS: tuple[tuple[str, str, Callable[[History], int]], ...] = (
+    ("macs", "MACs of one image", lambda run: run.macs),
+    ("params", "parameters", lambda run: run.params),
+)
+
+
+def ends(runs: Sequence[History], cost: Callable[[History], int]) -> Ends:
+    """Test accuracy where all runs have one, else validation accuracy."""
+    tested = all(run.test_accuracy is not None for run in runs)
+    accuracies = [run.test_accuracy if tested else run.validation_accuracy for run in runs]
+    known = [
+        (number, cost(run), accuracy)
+        for number, (run, accuracy) in enumerate(zip(runs, accuracies, strict=True))
+        if accuracy is not None
+    ]
+    return Ends(
+        [number for number, _, _ in known],
+        [cost for _, cost, _ in known],
+        [accuracy for _, _, accuracy in known],
+        "test accuracy" if tested else "validation accuracy",
+    )
+
+
+def front(costs: Sequence[float], accuracies: Sequence[float]) -> list[int]:
+    """Places that no other one beats in both, by rising cost.
+
+    Example:
+        >>> front([3, 1, 2, 4], [0.9, 0.7, 0.95, 0.95])
+        [1, 2]
+    """
+    best = float("-inf")
+    result: list[int] = []
+    for place in sorted(range(len(costs)), key=lambda i: (costs[i], -accuracies[i])):
+        if accuracies[place] > best:
+            best = accuracies[place]
+            result.append(place)
+    return result
+
+
+def planes(runs: Sequence[History], styles: Sequence[Style]) -> list[Plane]:
+    """Both planes; none unless two runs or more have an accuracy."""
+    found = [(key, title, ends(runs, cost)) for key, title, cost in COSTS]
+    return [
+        _plane(key, title, end, runs, styles) for key, title, end in found if len(end.costs) > 1
+    ]
+
+
+def _plane(
+    key: str, title: str, end: Ends, runs: Sequence[History], styles: Sequence[Style]
+) -> Plane:
+    full = {runs[number].network[key] for number in end.numbers}
+    across = Scale(0, 1.06 * max(*full, *end.costs), _LEFT, WIDTH - _RIGHT)
+    low, high = around(end.accuracies, margin=0.15, least=0.01)
+    up = Scale(low, min(high, 1.0), HEIGHT - _BOTTOM, _TOP)
+    best = [(across(end.costs[i]), up(end.accuracies[i])) for i in front(end.costs, end.accuracies)]
+    places = [(across(x), up(y)) for x, y in zip(end.costs, end.accuracies, strict=True)]
+    labels = spread([y for _, y in places], _LABEL, HEIGHT - _BOTTOM)
+    return Plane(
+        title,
+        end.accuracy,
+        WIDTH,
+        HEIGHT,
+        _LEFT,
+        WIDTH - _RIGHT,
+        _TOP,
+        HEIGHT - _BOTTOM,
+        [
+            Mark(
+                number,
+                x,
+                y,
+                label,
+                x > _LEFT + 0.6 * (WIDTH - _LEFT - _RIGHT),
+                runs[number].name,
+                styles[number],
+                [(end.accuracy, percent(accuracy)), (title, count_text(cost))],
+            )
+            for number, (x, y), label, accuracy, cost in zip(
+                end.numbers, places, labels, end.accuracies, end.costs, strict=True
+            )
+        ],
+        [
+            Tick(across(value), count_text(round(value)) if value else "0")
+            for value in ticks(0, across.high, 5)
+        ],
+        [Tick(up(value), f"{100 * value:g} %") for value in ticks(up.low, up.high, 5)],
+        Tick(across(min(full)), "full network") if len(full) == 1 else None,
+        path(steps(best)),
+    )
+
+
+def spread(places: Sequence[float], gap: float, bottom: float) -> list[float]:
+    """Move labels apart downwards until they are `gap` apart, then up above `bottom`.
+
+    Example:
+        >>> spread([10, 12, 50], gap=10, bottom=100)
+        [10, 20, 50]
+    """
+    order = sorted(range(len(places)), key=places.__getitem__)
+    result = list(places)
+    for before, after in pairwise(order):
+        result[after] = max(result[after], result[before] + gap)
+    limit = bottom
+    for place in reversed(order):
+        result[place] = min(result[place], limit)
+        limit = result[place] - gap
+    return result

@@ -1,0 +1,48 @@
+"""How runs are told apart, in colour and without: a hue, a dash pattern and a marker each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Okabe and Ito's palette, safe for colour-blind readers; without its yellow, too light for lines,
+# and with its black last, which is the colour of text.
+HUES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+DASHES = ("", "7 3", "2 2.5", "9 3 2 3", "14 4", "4 2 1 2 1 2", "1 3", "12 3 5 3")
+_MARKERS = {
+    "circle": "M-4.5 0A4.5 4.5 0 1 0 4.5 0A4.5 4.5 0 1 0 -4.5 0Z",
+    "square": "M-4 -4H4V4H-4Z",
+    "triangle": "M0 -5.2L5 3.8H-5Z",
+    "diamond": "M0 -5.8L5.8 0L0 5.8L-5.8 0Z",
+    "down": "M0 5.2L5 -3.8H-5Z",
+    "cross": "M-4.6 -2.2L-2.2 -4.6L0 -2.4L2.2 -4.6L4.6 -2.2L2.4 0L4.6 2.2L2.2 4.6L0 2.4L-2.2 4.6"
+    "L-4.6 2.2L-2.4 0Z",
+    "plus": "M-1.7 -5H1.7V-1.7H5V1.7H1.7V5H-1.7V1.7H-5V-1.7H-1.7Z",
+}
+MATPLOTLIB_MARKERS = ("o", "s", "^", "D", "v", "X", "P")
+
+
+@dataclass(frozen=True)
+class Style:
+    """Look of one run.
+
+    Attributes:
+        number: of the run, from 0.
+        hue: of its lines and markers.
+        dash: SVG's stroke-dasharray.
+        marker: SVG path around the origin.
+    """
+
+    number: int
+    hue: str
+    dash: str
+    marker: str
+
+
+def style(number: int) -> Style:
+    """The look of a run; hues and dashes have different periods, so that 56 differ."""
+    return Style(
+        number,
+        HUES[number % len(HUES)],
+        DASHES[number % len(DASHES)],
+        tuple(_MARKERS.values())[number % len(_MARKERS)],
+    )

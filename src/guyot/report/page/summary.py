@@ -1,0 +1,234 @@
+"""The runs in words and figures: title, sentence, tiles, table, notes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from guyot.report.history import History, Line
+from guyot.report.page.curves import percent
+from guyot.report.table import count_text
+
+EPOCH_COLUMNS = (
+    "epoch", "phase", "loss", "training accuracy", "validation accuracy", "MACs", "parameters",
+    "undecided", "learning rate", "seconds",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure before and after."""
+
+    title: str
+    before: str
+    after: str
+    share: float | None = None
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Runs side by side: a row each."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def goal(run: History) -> str:
+    """What the run was asked for.
+
+    The share of a complexity, a price of accuracy, or nothing but training.
+    """
+    config = run.config
+    if not config["discovery"]:
+        return "full network"
+    if config["target"] is None:
+        return f"nu {config['nu']:g}"
+    alpha = config["alpha"]
+    whole = {1.0: "MACs", 0.0: "parameters"}.get(alpha, f"complexity at alpha {alpha:g}")
+    return f"target {100 * config['target']:g} % of the {whole}"
+
+
+def title(runs: Sequence[History]) -> str:
+    """Model and data of all runs, or how many there are."""
+    subjects = list(dict.fromkeys(_subject(run) for run in runs))
+    if len(runs) == 1:
+        return f"{subjects[0]}, {goal(runs[0])}"
+    return f"{subjects[0] if len(subjects) == 1 else 'Different networks'}: {len(runs)} runs"
+
+
+def _subject(run: History) -> str:
+    return f"{run.config['model']} on {run.config['data']}"
+
+
+def about(runs: Sequence[History]) -> list[str]:
+    """Where, how long, from which seed; for one run."""
+    if len(runs) > 1:
+        return []
+    run = runs[0]
+    config = run.config
+    facts = [
+        f"{config['epochs']} epoch{'s' * (config['epochs'] != 1)}",
+        f"seed {config['seed']}",
+        f"beta {config['beta']:g}",
+        _place(config),
+    ]
+    if config["round_to"] is not None:
+        facts.insert(3, f"widths in multiples of {config['round_to']}")
+    if run.result is not None:
+        facts.append(_duration(run.result["seconds"]))
+    return [f"{run.name}: {', '.join(facts)}"]
+
+
+def _place(config: Line) -> str:
+    threads = config["threads"]
+    count_of = f", {threads} thread{'s' * (threads != 1)}" if threads else ""
+    return f"{config['device']}{count_of}, {'bf16' if config['bf16'] else 'float32'}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"
+
+
+def sentence(run: History) -> str:
+    """The outcome of a run in a sentence or two."""
+    macs, params = run.macs / run.network["macs"], run.params / run.network["params"]
+    state = {
+        "finished": "The network ended at",
+        "interrupted": "The run was stopped; the network had",
+        "unfinished": "The run is not finished; the network has",
+    }[run.status]
+    text = f"{state} {percent(macs)} of its MACs and {percent(params)} of its parameters."
+    if run.test_accuracy is not None:
+        return f"{text} Its test accuracy is {percent(run.test_accuracy)}."
+    if run.validation_accuracy is not None:
+        return f"{text} Its validation accuracy is {percent(run.validation_accuracy)}."
+    return text
+
+
+def tiles(run: History) -> list[Tile]:
+    """The figures of one run."""
+    found = [
+        _share("MACs of one image", run.network["macs"], run.macs),
+        _share("Parameters", run.network["params"], run.params),
+    ]
+    for batch, before, after in _latencies(run):
+        share = after["median"] / before["median"]
+        found.append(
+            Tile(
+                f"Latency, batch {batch}",
+                f"{before['median']:.3g} ms",
+                f"{after['median']:.3g} ms",
+                min(1.0, share),
+                f"{percent(share)} of the time",
+            )
+        )
+    tested, validated = run.test_accuracy, run.validation_accuracy
+    if tested is not None:
+        words = "" if validated is None else f"{percent(validated)} on held-out images"
+        found.append(Tile("Test accuracy", "", percent(tested), words=words))
+    elif validated is not None:
+        found.append(Tile("Validation accuracy", "", percent(validated)))
+    if run.layers:
+        before, gone = len(run.layers), len(run.removed_layers)
+        share = (before - gone) / before
+        text = f"{gone or 'none'} of them went"
+        found.append(Tile("Residual branches", str(before), str(before - gone), share, text))
+    return found
+
+
+def _share(name: str, before: int, after: int) -> Tile:
+    share = after / before
+    return Tile(name, count_text(before), count_text(after), share, f"{percent(share)} left")
+
+
+def _latencies(run: History) -> list[tuple[str, Line, Line]]:
+    if run.result is None:
+        return []
+    before, after = run.result["before"]["latency"], run.result["after"]["latency"]
+    return [(batch, before[batch], after[batch]) for batch in before if batch in after]
+
+
+def table(runs: Sequence[History]) -> Table:
+    """The figures of all runs."""
+    batches = list(dict.fromkeys(batch for run in runs for batch, _, _ in _latencies(run)))
+    columns = [
+        "goal", "MACs", "parameters",
+        *(f"latency, batch {batch}" for batch in batches),
+        "test accuracy", "validation", "branches", "epochs", "time",
+    ]  # fmt: skip
+    return Table(columns, [_row(run, batches) for run in runs])
+
+
+def _row(run: History, batches: Sequence[str]) -> list[str]:
+    times = {batch: (before, after) for batch, before, after in _latencies(run)}
+    layers, gone = len(run.layers), len(run.removed_layers)
+    done = len(run.of("epoch"))
+    return [
+        goal(run),
+        f"{count_text(run.macs)} ({percent(run.macs / run.network['macs'])})",
+        f"{count_text(run.params)} ({percent(run.params / run.network['params'])})",
+        *(f"{times[b][1]['median']:.3g} ms" if b in times else "–" for b in batches),
+        "–" if run.test_accuracy is None else percent(run.test_accuracy),
+        "–" if run.validation_accuracy is None else percent(run.validation_accuracy),
+        f"{layers - gone} of {layers}" if layers else "–",
+        f"{done}" if run.status == "finished" else f"{done}, {run.status}",
+        "–" if run.result is None else _duration(run.result["seconds"]),
+    ]
+
+
+def notes(runs: Sequence[History]) -> list[str]:
+    """What a reader must know to read the figures."""
+    found: list[str] = []
+    shapes = dict.fromkeys(
+        "×".join(str(n) for n in run.result["image_shape"]) for run in runs if run.result
+    )
+    if shapes:
+        found.append(f"MACs are those of one image of {' or '.join(shapes)}.")
+    timed = [run for run in runs if _latencies(run)]
+    if timed:
+        machines = dict.fromkeys(_place(run.config).rpartition(",")[0] for run in timed)
+        found.append(
+            f"Latency is the median of one forward pass in float32 on {'; '.join(machines)}, both "
+            "networks measured in turns."
+        )
+    if any(run.config["discovery"] and run.test_accuracy is not None for run in runs):
+        found.append("The networks before were not trained alone (--no-discovery does that).")
+    if len({_subject(run) for run in runs}) > 1:
+        found.append("These runs differ in model or data: compare their accuracies with care.")
+    return [" ".join(found)] if found else []
+
+
+def epochs(run: History) -> list[list[str]]:
+    """A row per epoch, columns as in `EPOCH_COLUMNS`."""
+    return [
+        [
+            str(line["epoch"]),
+            line["phase"],
+            "–" if line["loss"] is None else f"{line['loss']:.4f}",
+            percent(line["accuracy"]),
+            percent(line["validation_accuracy"]),
+            percent(line["macs"] / run.network["macs"]),
+            percent(line["params"] / run.network["params"]),
+            str(line["undecided"]),
+            f"{line['lr']:.2g}",
+            f"{line['seconds']:.1f}",
+        ]
+        for line in run.of("epoch")
+    ]
+
+
+def summary(run: History) -> dict[str, Any]:
+    """The figures of a run as plain data for JSON."""
+    return {
+        "name": run.name,
+        "status": run.status,
+        "goal": goal(run),
+        "macs": {"before": run.network["macs"], "after": run.macs},
+        "params": {"before": run.network["params"], "after": run.params},
+        "layers": {"before": len(run.layers), "after": len(run.layers) - len(run.removed_layers)},
+        "test_accuracy": run.test_accuracy,
+        "validation_accuracy": run.validation_accuracy,
+    }
