@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,27 +20,28 @@ from hypothesis import strategies as st
 from torch import nn
 from workers import SCENARIOS
 
-from guyot import Discovery, UnsupportedError
+from guyot import Discovery, MisconfiguredError, UnsupportedError
 from guyot.checks import check_optimizer
+from guyot.errors import ParallelError
 from guyot.estimators import SideSums, estimator
-from guyot.parallel import Ranks
+from guyot.parallel import Ranks, launched, local_device, processes
 
 WORKERS = Path(__file__).with_name("workers.py")
 
 
-def torchrun(*arguments: str, processes: int = 2, timeout: float = 240) -> str:
-    """Start processes on a free port, one thread each; what they printed."""
+def torchrun(*arguments: str, processes: int = 2, fails: bool = False) -> str:
+    """Start processes on a free port, one thread each; what they said."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
         [*command, f"--nproc-per-node={processes}", *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=240,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+    assert (done.returncode != 0) == fails, done.stderr[-4000:]
+    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,90 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str | N
 def test_two_processes(name: str, outcomes: list[dict[str, str | None]]) -> None:
     for rank, outcome in enumerate(outcomes):
         assert outcome[name] is None, f"rank {rank}: {outcome[name]}"
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("die", r"rank 0 of 2 ends: rank 1 does not live any more \(.*\); go on from the last ch"),
+        pytest.param(
+            "hang",
+            r"rank 0 of 2 ends: all processes live, but one did not answer \(Timed out waiting",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_rank_that_is_lost_ends_the_others(how: str, message: str) -> None:
+    said = torchrun(str(WORKERS.with_name("dying.py")), how, fails=True)
+    assert re.search(message, said), said
+
+
+def test_what_a_launcher_forgot(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with (
+        pytest.raises(
+            MisconfiguredError, match=r"WORLD_SIZE=3 .* but RANK is missing: .* torchrun"
+        ),
+        processes("cpu"),
+    ):
+        pass
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    with pytest.raises(MisconfiguredError, match="WORLD_SIZE='many' in the environment are no"):
+        launched()
+
+
+def test_others_that_never_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    places = {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    for name, value in places.items():
+        monkeypatch.setenv(name, str(value))
+    with (
+        pytest.raises(ParallelError, match=r"rank 1 of 2 found no others within 1 s: .* MASTER_"),
+        processes("cpu", timeout=1),
+    ):
+        pass
+
+
+def test_without_a_launcher_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with processes("cpu") as ranks:
+        assert (ranks.rank, ranks.size) == (0, 1)
+        assert not ranks.any(False)
+        assert ranks.any(True)
+    assert local_device("cpu") == "cpu"
+
+
+def test_devices_are_those_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "9"), ("WORLD_SIZE", "16"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert launched() == (9, 16)
+    assert local_device("cuda") == "cuda:1"
+    assert local_device("cuda:3") == "cuda:3"
+
+
+def test_the_volumes_in_the_documentation_were_counted() -> None:
+    """The page has the table of the recorded result, whose volumes real processes sent."""
+    root = WORKERS.parents[1]
+    path = root / "benchmarks" / "communication.py"
+    spec = importlib.util.spec_from_file_location("communication", path)
+    assert spec is not None and spec.loader is not None
+    communication = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(communication)
+    result = json.loads(communication.RESULT.read_text())
+    assert communication.table(result) in (root / "docs" / "parallel.md").read_text()
+    for counts in result["counted"]:
+        for name in ("gradients", "gate sums", "norms", "hash"):
+            assert counts[name]["counted"] == counts[name]["said"] > 0
+    for model in result["models"].values():
+        assert model["modelled"] == communication.modelled(model["size"])
+    link = {"alpha": 1e-6, "beta": 1e9}
+    assert communication.ring(8e6, 2, **link) == pytest.approx(2e-6 + 8e-3)
+    assert communication.all_reduce(8, 1024, link) == communication.tree(8, 1024, **link)
+    assert communication.all_reduce(8e9, 1024, link) == communication.ring(8e9, 1024, **link)
 
 
 def test_one_rank_says_nothing_to_itself() -> None:

@@ -5,7 +5,16 @@ sampled gates. What the ranks tell each other is the same on all of them afterwa
 the same: gradients of the parameters by `DistributedDataParallel`, those of the gates by `Ranks`.
 """
 
+from guyot.parallel.launch import TIMEOUT, launched, local_device, processes
 from guyot.parallel.ranks import Ranks
 from guyot.parallel.reducer import check_wrapper, resized
 
-__all__ = ["Ranks", "check_wrapper", "resized"]
+__all__ = [
+    "TIMEOUT",
+    "Ranks",
+    "check_wrapper",
+    "launched",
+    "local_device",
+    "processes",
+    "resized",
+]

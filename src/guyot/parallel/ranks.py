@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Generator
 
@@ -11,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from guyot.errors import ParallelError
+from guyot.errors import GuyotError, ParallelError
 
 _GOLDEN = 0x9E3779B97F4A7C15
 """2**64 divided by the golden ratio: multiples of it are spread evenly."""
@@ -53,6 +54,19 @@ class Ranks:
         with self._talking():
             dist.all_reduce(total, group=self._group)
         return total
+
+    def first(self, values: Tensor) -> Tensor:
+        """What the tensor is on rank 0."""
+        if self.size == 1:
+            return values
+        copy = values.contiguous().clone()
+        with self._talking():
+            dist.broadcast(copy, group=self._group, group_src=0)
+        return copy
+
+    def any(self, flag: bool) -> bool:
+        """Whether a flag is set on any rank."""
+        return bool(self.sum(torch.tensor([float(flag)], device=self._device)))
 
     def stream(self, generator: torch.Generator) -> torch.Generator:
         """This rank's own source of random numbers for one use.
@@ -98,7 +112,7 @@ class Ranks:
         others = [rank for rank, value in enumerate(hashes) if value != common]
         if others:
             raise ParallelError(
-                f"{_named(others)} of {self.size} {'differs' if len(others) == 1 else 'differ'} "
+                f"{named(others)} of {self.size} {'differs' if len(others) == 1 else 'differ'} "
                 f"from rank {hashes.index(common)} in {what}: all processes must run the same "
                 "program with the same settings and versions on devices of one kind, and make the "
                 "same calls; nothing was removed since they differ"
@@ -128,15 +142,22 @@ def lost(error: BaseException) -> bool:
     if isinstance(error, dist.DistError | TimeoutError | ConnectionError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(word in text for word in _LOST)
+    ours = isinstance(error, GuyotError) or not isinstance(error, RuntimeError)
+    return not ours and any(word in text for word in _LOST)
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error."""
-    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
+    """The first sentence of an error, without the place in the sources that gloo begins with.
+
+    Example:
+        >>> reason(RuntimeError("[/gloo/pair.cc:534] Connection closed by peer. This is typically"))
+        'Connection closed by peer'
+    """
+    line = re.sub(r"^\[[^\]]*\] *", "", str(error).strip()).partition("\n")[0]
+    return line.partition(". ")[0][:300] or type(error).__name__
 
 
-def _named(ranks: list[int]) -> str:
+def named(ranks: list[int]) -> str:
     """Rank numbers in words, shortened when there are many."""
     shown = ", ".join(str(rank) for rank in ranks[:8]) + (", ..." if len(ranks) > 8 else "")
     return f"rank {shown}" if len(ranks) == 1 else f"{len(ranks)} ranks ({shown})"

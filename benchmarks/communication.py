@@ -1,0 +1,267 @@
+"""What several processes tell each other per step: counted for real, then modelled for many.
+
+    python benchmarks/communication.py            count gates and bytes, model 8 ... 1024 ranks
+    python benchmarks/communication.py --table    write the tables of docs/parallel.md again
+
+Volumes are bytes that one rank hands to a collective. That they are what `guyot` really sends is
+counted in a run of two processes. Times are those of the alpha-beta model, not measured: a ring
+all-reduce of B bytes over n ranks takes 2 (n - 1) rounds of alpha + B / (n beta) each, a tree
+2 ceil(log2 n) rounds of alpha + B / beta; the faster of the two is taken, as NCCL does.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from guyot import Discovery, DiscoveryConfig, find_structures
+from guyot.models import build
+
+ROOT = Path(__file__).parent
+RESULT = ROOT / "results" / "communication" / "volumes.json"
+PAGE = ROOT.parent / "docs" / "parallel.md"
+RANKS = (8, 32, 128, 512, 1024)
+LINKS = {
+    "InfiniBand 200 Gb/s": {"alpha": 5e-6, "beta": 25e9},
+    "Ethernet 10 Gb/s": {"alpha": 50e-6, "beta": 1.25e9},
+}
+"""Assumed, not measured: seconds per message and bytes per second of one rank's link."""
+MODELS = {
+    "resnet20": (3, 32, 32),
+    "mobilenet_v3_large": (3, 64, 64),
+    "resnet50": (3, 64, 64),
+    "vit_b_16": (3, 224, 224),
+}
+"""Input shapes are small where they change neither parameters nor gates."""
+STEPS = 100_000
+"""Of the whole run, to which removals are related."""
+
+
+def sizes(name: str) -> dict[str, int]:
+    """Numbers of parameters, buffers and gates of a model."""
+    shape = MODELS[name]
+    model = build(name, 1000, shape) if name != "resnet20" else build(name, 10, shape)
+    structures = find_structures(model.eval(), (torch.zeros(2, *shape),), verify=False)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "buffers": sum(b.numel() * b.element_size() for b in model.buffers()),
+        "gates": structures.index.total,
+    }
+
+
+def volumes(size: dict[str, int], ranks: int = 2) -> dict[str, float]:
+    """Bytes that one rank hands to collectives, per step or per removal interval."""
+    gates = size["gates"]
+    return {
+        "gradients": 4 * size["parameters"],
+        "buffers": size["buffers"],
+        "gate sums": 3 * 4 * gates,
+        "norms": (3 + 2) * 4 * gates,
+        "hash": 8 * ranks,
+    }
+
+
+def ring(volume: float, ranks: int, alpha: float, beta: float) -> float:
+    """Seconds of a ring all-reduce."""
+    return 2 * (ranks - 1) * (alpha + volume / ranks / beta)
+
+
+def tree(volume: float, ranks: int, alpha: float, beta: float) -> float:
+    """Seconds of a reduction along a binary tree and a broadcast back."""
+    return 2 * math.ceil(math.log2(ranks)) * (alpha + volume / beta)
+
+
+def all_reduce(volume: float, ranks: int, link: dict[str, float]) -> float:
+    """Seconds of the faster algorithm."""
+    return min(ring(volume, ranks, **link), tree(volume, ranks, **link))
+
+
+def modelled(size: dict[str, int]) -> list[dict[str, Any]]:
+    """Times per step over numbers of ranks and links."""
+    config = DiscoveryConfig()
+    interval = round(STEPS * (config.discovery_end - config.warmup)) // config.removals
+    rows: list[dict[str, Any]] = []
+    for link, values in LINKS.items():
+        for ranks in RANKS:
+            bytes_ = volumes(size, ranks)
+            gradients = all_reduce(bytes_["gradients"], ranks, values)
+            sums = all_reduce(bytes_["gate sums"], ranks, values)
+            checks = all_reduce(bytes_["norms"], ranks, values)
+            checks += (ranks - 1) * (values["alpha"] + 8 / values["beta"])  # ring all-gather
+            # FSDP2: gather whole parameters, slice, scatter again; and the same for two moments
+            moved = 3 * (ranks - 1) / ranks * bytes_["gradients"] / values["beta"]
+            rows.append(
+                {
+                    "link": link,
+                    "ranks": ranks,
+                    "gradients_ms": 1e3 * gradients,
+                    "gate_sums_ms": 1e3 * sums,
+                    "checks_ms_per_step": 1e3 * checks / interval,
+                    "gates_share": (sums + checks / interval) / gradients,
+                    "fsdp_surgery_ms": 1e3 * (moved + 2 * (ranks - 1) * values["alpha"]),
+                }
+            )
+    return rows
+
+
+def count(folder: Path) -> None:
+    """In each of several processes: the bytes of every collective in some steps of discovery."""
+    import torch.distributed as dist
+    from torch.nn.parallel import DistributedDataParallel
+
+    from guyot.parallel import processes
+
+    sent: dict[str, list[int]] = {"all_reduce": [], "all_gather": [], "gradients": []}
+
+    def counting(state, bucket):  # DDP reads annotations, and takes no strings for types
+        state.append(bucket.buffer().nbytes)
+        work = real_reduce(bucket.buffer().div_(dist.get_world_size()), async_op=True)
+        return work.get_future().then(lambda future: future.value()[0])
+
+    with processes("cpu") as ranks:
+        torch.manual_seed(0)
+        shape = MODELS["resnet20"]
+        network = build("resnet20", 10, shape)
+        model = DistributedDataParallel(network)
+        real_reduce, real_gather = dist.all_reduce, dist.all_gather
+        model.register_comm_hook(sent["gradients"], counting)
+        optimizer = torch.optim.SGD(model.parameters(), 0.01)
+        example = (torch.zeros(2, *shape),)
+        discovery = Discovery(model, example, optimizer, total_steps=4000, target=0.5)
+
+        def reduce(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            sent["all_reduce"].append(tensor.nbytes)
+            return real_reduce(tensor, *args, **kwargs)
+
+        def gather(found: list[torch.Tensor], tensor: torch.Tensor, **kwargs: Any) -> Any:
+            sent["all_gather"].append(sum(t.nbytes for t in found))
+            return real_gather(found, tensor, **kwargs)
+
+        steps: list[dict[str, int]] = []
+        dist.all_reduce, dist.all_gather = reduce, gather
+        discovery._step = 399  # the last step of warm-up, in which nothing is sent but gradients
+        for _ in range(64):
+            for entries in sent.values():
+                entries.clear()
+            x = torch.randn(4, *shape)
+            nn.functional.cross_entropy(model(x), torch.zeros(4, dtype=torch.int64)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            discovery.step()
+            steps.append({name: sum(entries) for name, entries in sent.items()})
+        if ranks.rank == 0:
+            found = {
+                "ranks": ranks.size,
+                "gates": discovery.original.index.total,
+                "parameters": sum(p.numel() for p in network.parameters()),
+                "removals": len(discovery.removals),
+                "interval": discovery._controller.interval,
+                "steps": steps,
+            }
+            (folder / "counted.json").write_text(json.dumps(found))
+
+
+def counted(ranks: int) -> dict[str, Any]:
+    """Counts of a real run of some processes, and whether they are what the volumes say."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command += [f"--nproc-per-node={ranks}", __file__, "--count", folder]
+        subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        found = json.loads((Path(folder) / "counted.json").read_text())
+    said = volumes({**found, "buffers": 0}, ranks)
+    usual = found["steps"][1]  # with gates, no check
+    checks = [step for step in found["steps"] if step["all_gather"]]
+    return {
+        "ranks": ranks,
+        "steps": len(found["steps"]),
+        "gradients": {"counted": usual["gradients"], "said": said["gradients"]},
+        "gate sums": {"counted": usual["all_reduce"], "said": said["gate sums"]},
+        "norms": {
+            "counted": checks[0]["all_reduce"] - usual["all_reduce"],
+            "said": said["norms"],
+        },
+        "hash": {"counted": checks[0]["all_gather"], "said": said["hash"]},
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = [
+        "| model | parameters | gates | gradients | gate sums | norms and hashes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, model in result["models"].items():
+        size, said = model["size"], volumes(model["size"])
+        lines.append(
+            f"| {name} | {size['parameters'] / 1e6:.2f} M | {size['gates']:,} "
+            f"| {said['gradients'] / 1e6:.2f} MB | {said['gate sums'] / 1e3:.1f} kB "
+            f"| {said['norms'] / 1e3:.1f} kB |"
+        )
+    lines += [
+        "",
+        "Milliseconds per step by the model, gradients / sums over gates:",
+        "",
+        "| link | model | " + " | ".join(f"{ranks} ranks" for ranks in RANKS) + " |",
+        "|---|---|" + "---|" * len(RANKS),
+    ]
+    for link in LINKS:
+        for name, model in result["models"].items():
+            rows = [row for row in model["modelled"] if row["link"] == link]
+            cells = [f"{r['gradients_ms']:.2f} / {r['gate_sums_ms']:.2f}" for r in rows]
+            lines.append(f"| {link} | {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write(result: dict[str, Any]) -> None:
+    """Put the tables between their marks in the page."""
+    begin, end = "<!-- communication: begin -->", "<!-- communication: end -->"
+    text = PAGE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    PAGE.write_text(f"{before}{begin}\n\n{table(result)}\n\n{end}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--count", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--size", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.count:
+        count(arguments.count)
+    elif arguments.size:
+        print(json.dumps(sizes(arguments.size)))
+    elif arguments.table:
+        write(json.loads(RESULT.read_text()))
+    else:
+        models: dict[str, Any] = {}
+        for name in MODELS:  # one process each: the memory of big models goes with it
+            done = subprocess.run(
+                [sys.executable, __file__, "--size", name], check=True, capture_output=True
+            )
+            size = json.loads(done.stdout.splitlines()[-1])
+            models[name] = {"size": size, "modelled": modelled(size)}
+            print(name, size, flush=True)
+        result = {
+            "command": "python benchmarks/communication.py",
+            "torch": torch.__version__,
+            "links": LINKS,
+            "steps": STEPS,
+            "counted": [counted(2), counted(4)],
+            "models": models,
+        }
+        RESULT.parent.mkdir(parents=True, exist_ok=True)
+        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+        write(result)
+
+
+if __name__ == "__main__":
+    main()
