@@ -53,3 +53,11 @@ def test_timm_finetune() -> None:
     macs, params = shares(output)
     assert macs == pytest.approx(0.5, abs=0.03) and params < 0.8
     assert accuracy(output) > 90
+
+
+def test_transformer() -> None:
+    output = run("transformer.py", "--steps", "150")
+    macs, params = shares(output)
+    assert macs == pytest.approx(0.5, abs=0.05) and params < 0.8
+    (loss,) = re.findall(r"held out: ([\d.]+) nats", output)
+    assert float(loss) < 3.0  # 94 letters at random: 4.5
