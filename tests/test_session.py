@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -89,9 +90,37 @@ def assert_plain(model: nn.Module, classes: set[type]) -> None:
 
 @pytest.mark.parametrize("name", ["cifar", "tokens"])
 def test_nu_zero_is_plain_training(name: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert_identical(Run(name).train(), Run(name, nu=0.0).train())
+    plain = Run(name).train()
+    for nu, reason in ((0.0, "nu=0;"), (1e-300, "nu=1e-300, which is less than a float32 loss")):
+        with pytest.warns(GuyotWarning, match=f"nothing was removed, no gate .*: {reason}"):
+            assert_identical(plain, Run(name, nu=nu).train())
+
+
+@pytest.mark.parametrize("name", ["cifar", "mobile", "tokens", "flat_cnn"])
+@pytest.mark.parametrize("nu", [1e6, 1e300])
+def test_a_huge_nu_leaves_a_path(name: str, nu: float) -> None:
+    """Never an empty network: outputs still depend on inputs, and the run names the floor."""
+    run = Run(name, nu=nu)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = run.train()
+    said = [str(warning.message) for warning in caught]
+    assert any(re.search(r"everything that could go is gone: 0\.\d+ of the comp", s) for s in said)
+    assert not run.discovery.structures.layers
+    assert all(group.size >= 1 for group in run.discovery.structures.groups)
+    assert 0 < run.discovery.macs < 0.2 * run.discovery.full_macs
+    x = CASES[name].inputs().requires_grad_()
+    output = model.eval()(x)
+    assert output.isfinite().all() and output.shape[-1] == 3
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+    with torch.no_grad():  # small positive weights, which no ReLU cuts off, show the path
+        for parameter in model.parameters():
+            parameter.fill_(0.1)
+    x = 0.1 * x.detach().abs()
+    model(x.requires_grad_()).sum().backward()
+    assert x.grad is not None and x.grad.abs().sum() > 0
 
 
 def test_random_numbers_are_left_alone() -> None:
@@ -106,7 +135,7 @@ def test_random_numbers_are_left_alone() -> None:
 def test_without_a_plan_nothing_changes() -> None:
     """With prices far below every benefit gates are drawn, but nothing is ever removed."""
     config = DiscoveryConfig(theta0=1.0, epsilon=0.0, round_to=1, removals=1)
-    run = Run(nu=1e-30, config=config)
+    run = Run(nu=1e-6, config=config)
     discovery = run.discovery
     run.steps = discovery._phases.discovery_start + 3
     run.train()

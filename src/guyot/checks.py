@@ -199,3 +199,39 @@ def warn_missed(target: float | None, attained: float, quanta: Sequence[int]) ->
         GuyotWarning,
         stacklevel=4,
     )
+
+
+NO_PRICE = 1e-7
+"""Nats below which the price of a whole network is lost in a float32 loss: gates stay off."""
+
+
+def warn_extreme(
+    nu: float | None, steps: int, removed: bool, attained: float | None, least: float
+) -> None:
+    """Say that nothing was removed, or that all that could be was, and why.
+
+    Args:
+        nu: of the run; None with a target.
+        steps: optimiser steps so far.
+        removed: something was.
+        attained: share of the complexity that is left; None if discovery did not end.
+        least: the smallest share that can be.
+    """
+    if nu is not None and nu < NO_PRICE:
+        small = "" if nu == 0 else f", which is less than a float32 loss can show ({NO_PRICE:g})"
+        text = f"nothing was removed, no gate ever came on: nu={nu:g}{small}; raise nu"
+    elif not removed:
+        text = (
+            f"nothing was removed in {steps} steps: every structure earned its price, or "
+            "discovery never began; raise nu, give a target, or train for the total_steps that "
+            "were announced"
+        )
+    elif nu is not None and attained is not None and attained <= 1.05 * least:
+        text = (
+            f"everything that could go is gone: {attained:.4f} of the complexity is left and "
+            f"{least:.4f} is the floor that keeps a path from input to output (all layers gone, "
+            f"the least width in every group); nu={nu:g} asks for more: lower nu"
+        )
+    else:
+        return
+    warnings.warn(text, GuyotWarning, stacklevel=3)

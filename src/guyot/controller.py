@@ -177,6 +177,7 @@ class Controller:
         self.quanta = quanta_of(structures, config.round_to)
         names = [group.name for group in structures.groups]
         self._quantum = dict(zip(names, self.quanta, strict=True))
+        self.least = floor(structures, self.complexity, self.quanta)
         self.budget: Budget | None = None
         if dials.target is not None:
             self.budget = Budget(dials.target, phases, config.theta0, config.max_speed)
@@ -200,12 +201,11 @@ class Controller:
         self.generator = torch.Generator().manual_seed(config.seed)
 
     def _check_target(self, target: float) -> None:
-        least = floor(self.structures, self.complexity, self.quanta)
-        if target < least:
+        if target < self.least:
             raise MisconfiguredError(
-                f"target={target} is below {least:.3f}, the least that the coupled groups allow "
-                "(all layers gone, one quantum of every group): choose a larger target, a smaller "
-                "round_to, or freeze fewer groups"
+                f"target={target} is below {self.least:.3f}, the least that the coupled groups "
+                "allow (all layers gone, one quantum of every group): choose a larger target, a "
+                "smaller round_to, or freeze fewer groups"
             )
 
     @property

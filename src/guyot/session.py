@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import nn
 from guyot.calibration import calibrated, most_probable
 from guyot.checks import (
     NO_GRADIENT,
+    NO_PRICE,
     NOT_FINITE,
     check_copy,
     check_model,
@@ -22,12 +22,13 @@ from guyot.checks import (
     check_sliceable,
     inner_optimizer,
     sgd_weight_decay,
+    warn_extreme,
     warn_missed,
     warn_skipped,
 )
 from guyot.controller import Controller, Cost, Dials, DiscoveryConfig
 from guyot.dynamics import Phase, Phases
-from guyot.errors import GuyotError, GuyotWarning, SequenceError
+from guyot.errors import GuyotError, SequenceError
 from guyot.estimators import SideSums
 from guyot.gates import Gates, with_gradients
 from guyot.parallel import Ranks
@@ -114,7 +115,7 @@ class Discovery(Readings):
         self.model = unwrap(model)
         optimizer = inner_optimizer(optimizer)
         check_optimizer(self.model, optimizer)
-        if nu != 0:
+        if nu is None or nu >= NO_PRICE:
             check_sliceable(optimizer)
         self.original = find_structures(
             self.model,
@@ -141,7 +142,7 @@ class Discovery(Readings):
         self.skipped = 0
         self._step = 0
         self._pending = 0
-        self._settled = nu == 0
+        self._settled = nu is not None and nu < NO_PRICE
         self._finished = False
         self._hooks = [
             optimizer.register_step_pre_hook(self._before_optimizer),
@@ -324,7 +325,7 @@ class Discovery(Readings):
         """End the run; the model, a plain `nn.Module` that needs no guyot.
 
         Warns:
-            GuyotWarning: nothing was removed.
+            GuyotWarning: nothing was removed, or everything that could go.
 
         Raises:
             SequenceError: called twice.
@@ -332,14 +333,13 @@ class Discovery(Readings):
         if self._finished:
             raise SequenceError("finish() was called twice")
         self.settle()
-        if not self.removals and self._controller.dials.nu != 0:
-            warnings.warn(
-                f"nothing was removed in {self._step} steps: every structure earned its price, or "
-                "discovery never began; raise nu, give a target, or train for the total_steps "
-                "that were announced",
-                GuyotWarning,
-                stacklevel=2,
-            )
+        warn_extreme(
+            self._controller.dials.nu,
+            self._step,
+            bool(self.removals),
+            self.attained,
+            self._controller.least,
+        )
         return self._end()
 
     # -- checkpoints -------------------------------------------------------------------------
