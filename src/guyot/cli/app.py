@@ -18,11 +18,23 @@ MISUSED = 2
 INTERRUPTED = 130
 
 
+_UsageError: type[Exception] = typer.BadParameter.mro()[1]  # typer may bring its own click
+
+
 class Program(TyperGroup):
-    """Runs a command: a `GuyotError` becomes one paragraph, a `GuyotWarning` a note.
+    """Runs a command: what is wrong becomes one paragraph, a `GuyotWarning` a note.
 
     Both go to stderr, so that stdout holds nothing but the result.
     """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read what stands before the command."""
+        if not args:
+            return super().parse_args(ctx, args)  # no_args_is_help
+        try:
+            return super().parse_args(ctx, args)
+        except _UsageError as error:
+            raise _refusal(_usage(error), "guyot --help") from error
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
@@ -31,14 +43,27 @@ class Program(TyperGroup):
                 warnings.simplefilter("always", GuyotWarning)
                 warnings.showwarning = _note
                 return super().invoke(ctx)
+        except _UsageError as error:
+            name = ctx.invoked_subcommand
+            known = f"guyot {name} --help" if name in self.commands else "guyot --help"
+            raise _refusal(_usage(error), known) from error
         except GuyotError as error:
             command = self.commands.get(ctx.invoked_subcommand or "")
             options = (
                 [p for p in command.params if p.param_type_name == "option"] if command else []
             )
             names = [option.name for option in options if option.name]
-            typer.echo(f"error: {as_options(str(error), names)}", err=True)
-            raise typer.Exit(MISUSED) from error
+            raise _refusal(as_options(str(error), names)) from error
+
+
+def _usage(error: Any) -> str:
+    """What the parser of the command line complains about, in one line."""
+    return " ".join(error.format_message().split()).rstrip(".")
+
+
+def _refusal(reason: str, advice: str = "") -> typer.Exit:
+    typer.echo(f"error: {reason}{f'; see {advice}' if advice else ''}", err=True)
+    return typer.Exit(MISUSED)
 
 
 app = typer.Typer(

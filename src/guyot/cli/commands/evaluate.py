@@ -11,7 +11,9 @@ from guyot.cli.app import Json, app, option, print_json
 
 _WHAT = "What to evaluate"
 
-Run = Annotated[Path, typer.Argument(help="Folder that guyot train wrote.", show_default=False)]
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder guyot train wrote.", show_default=False)
+]
 DataDir = Annotated[
     str | None, option(_WHAT, "Folder with the data, if it is no longer where the run had it.")
 ]

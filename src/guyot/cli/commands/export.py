@@ -9,7 +9,9 @@ import typer
 from guyot import running
 from guyot.cli.app import OUTPUT, Json, app, option, print_json
 
-Run = Annotated[Path, typer.Argument(help="Folder that guyot train wrote.", show_default=False)]
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder guyot train wrote.", show_default=False)
+]
 Format = Annotated[str, option(OUTPUT, "onnx, pt2 (torch.export) or state-dict.", "--format")]
 Output = Annotated[
     Path | None, option(OUTPUT, "New file or folder (RUN/model.onnx, model.pt2, state-dict).")

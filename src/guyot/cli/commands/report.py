@@ -10,7 +10,8 @@ from guyot.cli.app import OUTPUT, Json, Quiet, app, option, print_json
 from guyot.errors import MisconfiguredError
 
 Runs = Annotated[
-    list[Path], typer.Argument(help="Folders that guyot train wrote.", show_default=False)
+    list[Path],
+    typer.Argument(metavar="RUN", help="Folders guyot train wrote.", show_default=False),
 ]
 Output = Annotated[Path, option(OUTPUT, "The page (report.html); replaced if it exists.")]
 
