@@ -18,6 +18,7 @@ DECAYS = ("cosine", "linear")
 ON_CORRUPT = ("stop", "skip")
 MAX_THREADS = 1024
 MAX_IMAGE_SIZE = 4096
+COSTS = ("macs", "params", "latency")
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {"model": "digits", "epochs": 60, "batch_size": 64, "threads": 1},
@@ -49,7 +50,11 @@ class RunConfig:
         discovery: False trains the full network.
         nu: nats of training loss worth paying to remove all of the complexity.
         target: share of the complexity to keep; exactly one of `nu` and `target` is given.
+        target_ms: the same in milliseconds of one forward pass, where `cost` is latency alone.
         alpha: 1 counts MACs only ... 0 parameters only.
+        cost: what complexity means instead of `alpha`: "latency", or weights such as
+            "macs=1,latency=3" of macs, params and latency.
+        latency_table: file of `guyot profile`; given if and only if `cost` counts latency.
         beta: 0 charges what each structure costs ... 1 whole layers only.
         estimator: "two-sided", "straight-through" or "taylor".
         round_to: widths that are not full are multiples of this; None: what suits the device,
@@ -93,7 +98,10 @@ class RunConfig:
     discovery: bool = True
     nu: float | None = None
     target: float | None = None
+    target_ms: float | None = None
     alpha: float = 1.0
+    cost: str | None = None
+    latency_table: str | None = None
     beta: float = 0.8
     estimator: str = "two-sided"
     round_to: int | None = None
@@ -129,7 +137,7 @@ class RunConfig:
         """The defaults of a data set, overruled by the choices that are not None."""
         given = {name: value for name, value in choices.items() if value is not None}
         defaults = _DEFAULTS.get(data.partition(":")[0], {})
-        if given.get("discovery", True) and not {"nu", "target"} & given.keys():
+        if given.get("discovery", True) and not {"nu", "target", "target_ms"} & given.keys():
             given["target"] = 0.5
         return cls(data=data, **(defaults | given))
 
@@ -287,14 +295,15 @@ def _discovery_problems(config: RunConfig) -> list[str]:
     if not config.discovery:
         return [
             f"{name}={value} has no effect without discovery: leave it out"
-            for name in ("nu", "target", *WISHES)
+            for name in ("nu", "target", "target_ms", "cost", "latency_table", *WISHES)
             if (value := getattr(config, name)) not in (None, ())
         ]
-    problems: list[str] = []
-    if (config.nu is None) == (config.target is None):
+    problems = _cost_problems(config)
+    if sum(goal is not None for goal in (config.nu, config.target, config.target_ms)) != 1:
+        also = "" if config.target_ms is None else f" and target_ms={config.target_ms}"
         problems.append(
-            f"nu={config.nu} and target={config.target}: give one of them, target for a known "
-            "size or nu for a known price of accuracy"
+            f"nu={config.nu} and target={config.target}{also}: give one of them, target for a "
+            "known size or nu for a known price of accuracy"
         )
     if config.nu is not None and not (math.isfinite(config.nu) and config.nu >= 0):
         problems.append(
@@ -315,5 +324,57 @@ def _discovery_problems(config: RunConfig) -> list[str]:
     if config.round_to is not None and config.round_to < 1:
         problems.append(
             f"round_to={config.round_to}: widths are multiples of it, give at least 1 (any width)"
+        )
+    return problems
+
+
+def weights_of(cost: str) -> dict[str, float]:
+    """The weights of a `Cost` as they are written on a command line.
+
+    Raises:
+        MisconfiguredError: another word than macs, params and latency, or no number.
+
+    Example:
+        >>> weights_of("latency"), weights_of("macs=1,latency=3")
+        ({'latency': 1.0}, {'macs': 1.0, 'latency': 3.0})
+    """
+    weights: dict[str, float] = {}
+    for part in cost.split(","):
+        name, _, weight = part.strip().partition("=")
+        try:
+            weights[name] = float(weight or 1)
+        except ValueError:
+            weights[name] = math.nan
+        if name not in COSTS or not 0 <= weights[name] < math.inf:
+            raise MisconfiguredError(
+                f"cost={cost!r}: give weights of {', '.join(COSTS)}, 0 or more, such as latency "
+                "or macs=1,latency=3"
+            )
+    if not any(weights.values()):
+        raise MisconfiguredError(f"cost={cost!r} weighs nothing: give a weight above 0")
+    return weights
+
+
+def _cost_problems(config: RunConfig) -> list[str]:
+    weights: dict[str, float] = {}
+    problems: list[str] = []
+    try:
+        weights = weights_of(config.cost) if config.cost is not None else {}
+    except MisconfiguredError as error:
+        return [str(error)]
+    if weights and config.alpha != 1.0:
+        problems.append(
+            f"alpha={config.alpha} and cost={config.cost!r} both say what complexity means: give "
+            "one of them"
+        )
+    if (weights.get("latency", 0) > 0) != (config.latency_table is not None):
+        problems.append(
+            f"cost={config.cost!r} and latency_table={config.latency_table!r}: give both, "
+            "cost=latency and a file of `guyot profile`, or neither"
+        )
+    if config.target_ms is not None and {n for n, w in weights.items() if w} != {"latency"}:
+        problems.append(
+            f"target_ms={config.target_ms} is for cost=latency alone and cost is {config.cost!r}: "
+            "give target, the share of the complexity to keep"
         )
     return problems

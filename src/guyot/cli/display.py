@@ -112,7 +112,7 @@ def _goal(config: RunConfig) -> str:
     if not config.discovery:
         return f"full network, no discovery; {config.epochs} epochs on {place}"
     goal = f"nu {config.nu}" if config.target is None else f"target {config.target:.0%}"
-    counted = {1.0: "MACs", 0.0: "parameters"}.get(
+    counted = config.cost or {1.0: "MACs", 0.0: "parameters"}.get(
         config.alpha, f"{config.alpha:g} MACs + {1 - config.alpha:g} parameters"
     )
     if config.target is not None:

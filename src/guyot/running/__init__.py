@@ -1,8 +1,9 @@
-"""One training run: a `RunConfig` in, a run folder out."""
+"""The jobs of the command line: a `RunConfig` in, a run folder out; a model in, a table out."""
 
 from guyot.running.deploy import Delivery, Evaluation, evaluate_run, export_run
 from guyot.running.folder import RunFolder, load_run
 from guyot.running.job import resume, train
+from guyot.running.profiled import profile_lines, profile_model, profile_summary
 from guyot.running.watcher import Progress, Silent, Watcher
 
 __all__ = [
@@ -15,6 +16,9 @@ __all__ = [
     "evaluate_run",
     "export_run",
     "load_run",
+    "profile_lines",
+    "profile_model",
+    "profile_summary",
     "resume",
     "train",
 ]

@@ -12,6 +12,7 @@ result.json         figures before and after
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 from collections.abc import Generator, Mapping
@@ -22,6 +23,7 @@ from torch import nn
 
 from guyot.config import RunConfig
 from guyot.errors import MisconfiguredError, StorageError
+from guyot.latency import LatencyTable
 from guyot.models import build
 from guyot.running.tensorboard import Board
 from guyot.saved import STRUCTURE, WEIGHTS, load, read, save
@@ -102,9 +104,15 @@ class RunFolder:
     def begin(self, config: RunConfig, environment: Mapping[str, Any]) -> None:
         """Write `config.json`, `environment.json` and an empty `metrics.jsonl`.
 
+        A latency table is copied to `latency.json`, and the configuration names the copy.
+
         Raises:
             StorageError: they cannot be written.
         """
+        if config.latency_table is not None:
+            table = self.path / "latency.json"
+            self._write(table.name, LatencyTable.load(config.latency_table).to_dict())
+            config = dataclasses.replace(config, latency_table=str(table.resolve()))
         self._write("config.json", config.to_dict())
         self.go_on(0, environment)
 

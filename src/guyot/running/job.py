@@ -24,7 +24,7 @@ from guyot.running.course import Course
 from guyot.running.folder import RunFolder
 from guyot.running.journal import Journal
 from guyot.running.machine import environment
-from guyot.running.setup import check_forward, load_data, resolve
+from guyot.running.setup import check_forward, cost_of, load_data, resolve
 from guyot.running.tensorboard import Board
 from guyot.running.watcher import Progress, Silent, Watcher
 from guyot.session import Discovery
@@ -182,7 +182,7 @@ class _Job:
                 total_steps=config.epochs * steps,
                 nu=config.nu,
                 target=config.target,
-                alpha=config.alpha,
+                alpha=cost_of(config),
                 beta=config.beta,
                 config=settings,
             )

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from guyot.config import RunConfig
+from guyot.complexity import Cost
+from guyot.config import RunConfig, weights_of
 from guyot.data import Dataset, load
 from guyot.errors import MisconfiguredError
+from guyot.latency import LatencyTable
 from guyot.quantum import measure_quantum
 from guyot.running.machine import remembered
 from guyot.training import prefers_bf16
@@ -25,26 +27,28 @@ def resolve(config: RunConfig) -> RunConfig:
     What widths are rounded to is measured if it is not given, for two seconds and once per machine,
     and from then on part of the configuration.
 
+    Widths that suit training and, with a latency table, prediction are multiples of what either
+    asks for: both are powers of 2. A target in milliseconds becomes a share.
+
     Raises:
-        MisconfiguredError: the device cannot be used.
+        MisconfiguredError: the device cannot be used, or the latency table cannot be read.
     """
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise MisconfiguredError(
-            f"device={name!r} cannot be used ({reason}): leave it out, or give cpu or cuda"
-        ) from error
+    usable(name)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     bf16 = prefers_bf16(name) if config.bf16 is None else config.bf16
+    table = table_of(config)
     round_to = config.round_to
     if round_to is None and config.discovery:
         dtype, threads = torch.bfloat16 if bf16 else torch.float32, torch.get_num_threads()
         round_to = remembered(lambda: measure_quantum(name, dtype), name, dtype, threads)
+        round_to = max(round_to, table.quantum if table is not None else 1)
+    if config.target_ms is not None and table is not None:
+        share = table.share(config.target_ms)
+        config = dataclasses.replace(config, target=share, target_ms=None)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -53,6 +57,37 @@ def resolve(config: RunConfig) -> RunConfig:
     torch.manual_seed(config.seed)
     threads = torch.get_num_threads()
     return dataclasses.replace(config, device=name, threads=threads, bf16=bf16, round_to=round_to)
+
+
+def usable(device: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises:
+        MisconfiguredError: it cannot be used.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise MisconfiguredError(
+            f"device={device!r} cannot be used ({reason}): leave it out, or give cpu or cuda"
+        ) from error
+
+
+def table_of(config: RunConfig) -> LatencyTable | None:
+    """The latency table that the configuration names.
+
+    Raises:
+        MisconfiguredError: it cannot be read.
+    """
+    return None if config.latency_table is None else LatencyTable.load(config.latency_table)
+
+
+def cost_of(config: RunConfig) -> float | Cost:
+    """What the configuration means by complexity: its `alpha`, or a `Cost`."""
+    if config.cost is None:
+        return config.alpha
+    return Cost(**weights_of(config.cost), table=table_of(config))
 
 
 def load_data(config: RunConfig) -> Dataset:

@@ -58,10 +58,19 @@ LabelSmoothing = Annotated[
     float | None, option(_HOW, f"From 0 to below 1 ({RunConfig.label_smoothing}).")
 ]
 Target = Annotated[float | None, option(_FIND, "Share of the complexity to keep (0.5); or:")]
+TargetMs = Annotated[
+    float | None, option(_FIND, "The same in milliseconds, with --cost latency; or:")
+]
 Nu = Annotated[float | None, option(_FIND, "Nats of loss worth paying to remove it all.")]
 Alpha = Annotated[
     float | None,
     option(_FIND, f"1: complexity is MACs ... 0: parameters ({RunConfig.alpha})."),
+]
+Cost = Annotated[
+    str | None, option(_FIND, "Instead of alpha: latency, or macs=1,latency=3 and so on.")
+]
+LatencyTable = Annotated[
+    str | None, option(_FIND, "File of guyot profile, for a cost with latency.")
 ]
 Beta = Annotated[
     float | None,
@@ -139,8 +148,11 @@ def train(  # noqa: PLR0913 - one parameter per option
     label_smoothing: LabelSmoothing = None,
     max_nan_steps: MaxNanSteps = None,
     target: Target = None,
+    target_ms: TargetMs = None,
     nu: Nu = None,
     alpha: Alpha = None,
+    cost: Cost = None,
+    latency_table: LatencyTable = None,
     beta: Beta = None,
     estimator: Estimator = None,
     round_to: RoundTo = None,
@@ -191,8 +203,8 @@ def _configured(file: Path | None, choices: dict[str, Any], no_discovery: bool) 
     if file is None:
         return RunConfig.of(**{"data": RunConfig.data, **choices})
     settings = RunConfig.from_dict(read_json(file)).to_dict()
-    if {"nu", "target"} & choices.keys() or no_discovery:
-        settings["nu"] = settings["target"] = None
+    if {"nu", "target", "target_ms"} & choices.keys() or no_discovery:
+        settings["nu"] = settings["target"] = settings["target_ms"] = None
     return RunConfig.from_dict(settings | choices)
 
 
