@@ -25,8 +25,9 @@ HOUSE = (
     {"snapshot"},
     {"session"},
     {"checkpoint", "config"},
-    {"export", "report", "training", "sweep", "integrations"},
+    {"export", "report", "training", "integrations"},
     {"running"},
+    {"sweep"},
     {"cli", "__init__"},
 )
 FLOORS = {name: floor for floor, rooms in enumerate(HOUSE) for name in rooms}
