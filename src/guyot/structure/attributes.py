@@ -23,7 +23,9 @@ from guyot.types import Attribute, Axis, Fixed, Units
 COUNTS = re.compile(r"(^|_)n?(heads?|groups?)$")
 """Names of numbers of heads or groups."""
 
-LENGTHS = re.compile(r"(^|_)(\w*dims?|d|dh|nf|nx|\w*size|width|channels|features|planes)(_\w+)?$")
+LENGTHS = re.compile(
+    r"(^|_)(\w*dims?|d|dh|nf|nx|\w*size|width|channels|chs|features|planes)(_\w+)?$"
+)
 """Names of widths."""
 
 OTHERS = re.compile(
@@ -48,6 +50,11 @@ def attributes(walk: Walk, model: nn.Module, axis: Callable[[Dim], Axis]) -> tup
     in_forward: dict[str, dict[Axis, int]] = defaultdict(dict)
     for node, number, dim in stated(walk):
         in_forward[module_of(node)][axis(dim)] = number
+    for node in walk.outputs:  # a forward that cuts a tensor into pieces knows its length
+        place = walk.named(node, "dim", None)
+        if isinstance(place, int) and node.args[0] in walk.dims:
+            whole = walk.dims[node.args[0]][place]
+            in_forward[module_of(node)][axis(whole)] = whole.size
     of_tensors: dict[str, dict[Axis, int]] = defaultdict(dict)
     for name, dims in walk.tensors.items():
         owner = name.rpartition(".")[0]

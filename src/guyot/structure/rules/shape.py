@@ -111,18 +111,19 @@ def cat(walk: Walk, node: fx.Node) -> Dims:
 
 @rule(*overloads(["chunk", "split", "split_with_sizes"]))
 def cut(walk: Walk, node: fx.Node) -> list[Dims]:
-    """The cut dim is the concatenation of the pieces; `chunk` keeps them equal."""
+    """The cut dim is the concatenation of the pieces; those cut by one number stay equal."""
     (x,) = walk.operands(node, 0)
     axis = int(walk.argument(node, 2, "dim", 0)) % len(x)
     values = node.meta["val"]
     pieces = split(x[axis], [value.shape[axis] for value in values])
-    if node.target is aten.chunk.default:
+    stated = node.args[1]
+    if isinstance(stated, (list, tuple)):
+        walk.literal(node, 1, pieces)
+    elif len({piece.size for piece in pieces}) > 1:
+        freeze(x[axis], f"{walk.name(node)} cuts it into unequal pieces")
+    else:
         for piece in pieces[1:]:
-            if piece.size == pieces[0].size:
-                unify(pieces[0], piece)
-            else:
-                freeze(x[axis], f"{walk.name(node)} cuts it into unequal chunks")
-    elif str(node.target).startswith("aten.split"):
-        sizes = node.args[1]
-        walk.literal(node, 1, pieces if isinstance(sizes, (list, tuple)) else pieces[0])
+            unify(pieces[0], piece)
+        if str(node.target).startswith("aten.split"):
+            walk.literal(node, 1, pieces[0])
     return [(*x[:axis], piece, *x[axis + 1 :]) for piece in pieces]
