@@ -194,6 +194,25 @@ class Attribute:
 
 
 @dataclass(frozen=True)
+class Restated:
+    """A module whose `forward` states lengths that no attribute holds: it is written anew.
+
+    Attributes:
+        module: qualified name.
+        constants: arguments that it is called with and that are no tensors.
+        sizes: for every call in its `forward` that shapes a tensor, in order, the operator's name
+            and the lengths it is to state: a number, the attribute that holds it, or None for what
+            the `forward` says itself.
+        groups: it is due when one of these loses units.
+    """
+
+    module: str
+    constants: tuple[tuple[str, object], ...]
+    sizes: tuple[tuple[str, tuple[int | str | None, ...]], ...]
+    groups: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Frozen:
     """Why some tensor dimensions cannot shrink."""
 
@@ -211,6 +230,7 @@ class Structures:
         tensors: every parameter and buffer.
         operations: every operator with MACs.
         attributes: static attributes of modules that must follow.
+        restated: modules that are written anew when certain groups shrink.
         frozen: what cannot go and why.
         input_shapes: shapes of the example inputs the MACs refer to (with the batch dimension).
         kernels: every operator that runs, in order; what latency is made of.
@@ -224,6 +244,7 @@ class Structures:
     frozen: tuple[Frozen, ...] = ()
     input_shapes: tuple[tuple[int, ...], ...] = ()
     kernels: tuple[Kernel, ...] = ()
+    restated: tuple[Restated, ...] = ()
 
     @cached_property
     def index(self) -> GateIndex:

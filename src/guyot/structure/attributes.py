@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from guyot.structure.axes import Dim, find
+from guyot.structure.axes import Dim, find, leaves
 from guyot.structure.trace import module_of
 from guyot.structure.walk import Walk
 from guyot.types import Attribute, Axis, Fixed, Units
@@ -47,9 +47,11 @@ def attributes(walk: Walk, model: nn.Module, axis: Callable[[Dim], Axis]) -> tup
         resolved = axis(dim)
         if not isinstance(resolved, Fixed):
             seen[module, name] = Attribute(module, name, resolved)
+    own = learned(walk)
     in_forward: dict[str, dict[Axis, int]] = defaultdict(dict)
     for node, number, dim in stated(walk):
-        in_forward[module_of(node)][axis(dim)] = number
+        if own.issuperset(leaves(dim)):  # not a number of tokens or samples
+            in_forward[module_of(node)][axis(dim)] = number
     for node in walk.outputs:  # a forward that cuts a tensor into pieces knows its length
         place = walk.named(node, "dim", None)
         if isinstance(place, int) and node.args[0] in walk.dims:
@@ -101,10 +103,20 @@ def stated(walk: Walk) -> Iterator[tuple[fx.Node, int, Dim]]:
 
 
 def _each(node: fx.Node, given: Any, dims: Sequence[Dim]) -> Iterator[tuple[fx.Node, int, Dim]]:
-    numbers: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]  # pyright: ignore[reportUnknownArgumentType]
-    if len(numbers) != len(dims):  # unflatten states some dims in the middle
-        start = int(node.args[1]) % len(dims) if len(node.args) > 2 else 0  # pyright: ignore[reportArgumentType]
-        dims = dims[start : start + len(numbers)]
-    for number, dim in zip(numbers, dims, strict=False):
+    for number, dim in zip(*numbers_of(node, given, dims), strict=True):
         if type(number) is int and number == dim.size and number > 1:
             yield node, number, dim
+
+
+def numbers_of(node: fx.Node, given: Any, dims: Sequence[Dim]) -> tuple[list[Any], Sequence[Dim]]:
+    """The numbers that an argument states and the dims that they are about."""
+    numbers: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]  # pyright: ignore[reportUnknownArgumentType]
+    if len(numbers) != len(dims):  # unflatten states some dims in the middle
+        start = int(node.args[1]) % (len(dims) - len(numbers) + 1)  # pyright: ignore[reportArgumentType]
+        dims = dims[start : start + len(numbers)]
+    return numbers, dims
+
+
+def learned(walk: Walk) -> set[Dim]:
+    """All leaves of the dims of parameters and buffers."""
+    return {leaf for dims in walk.tensors.values() for dim in dims for leaf in leaves(dim)}

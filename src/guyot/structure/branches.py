@@ -73,7 +73,7 @@ def _cone(operand: fx.Node, addition: fx.Node, fed: set[fx.Node]) -> _Cone:
         if serves and node not in others and node.op != "placeholder":
             nodes.add(node)
             waiting.update(node.all_input_nodes)
-        elif node in fed:
+        elif node in fed or node in others:
             reads.add(node)
     return _Cone(frozenset(nodes), frozenset(reads))
 

@@ -77,9 +77,10 @@ def find_structures(
         choices, hopeless = [], {}
     excluded = stays if units else dict.fromkeys(names.of.values(), f"left alone {BY_USER}")
     refused: dict[str, str] = {}
+    anew: set[str] = set()
 
     def build() -> Inference:
-        return infer(walk, names, [ways[0] for ways in choices], model, excluded)
+        return infer(walk, names, [ways[0] for ways in choices], model, excluded, anew)
 
     inference = build()
     verifier = Verifier(model, example_inputs, graph) if verify else None
@@ -87,8 +88,16 @@ def find_structures(
         bad_groups, bad_layers = verifier.failures(inference, [ways[0] for ways in choices])
         if not bad_groups and not bad_layers:
             break
+        before = set(anew)
         for number, reason in bad_groups.items():
-            excluded[inference.structures.groups[number].name] = reason
+            stating = {
+                m
+                for m in inference.stating.get(number, ())
+                if m and len(graph.calls.get(m, ())) == 1
+            }
+            if stating <= before:
+                excluded[inference.structures.groups[number].name] = reason
+            anew |= stating
         for number, reason in bad_layers.items():
             refused[choices[number].pop(0).layer.name] = reason
         choices = [ways for ways in choices if ways]

@@ -13,6 +13,7 @@ from guyot.structure.attributes import attributes
 from guyot.structure.axes import Dim, find, leaves, resolve
 from guyot.structure.branches import Branch
 from guyot.structure.kernels import kernels_of
+from guyot.structure.restated import modules_stating, restated
 from guyot.structure.rules import SPACE
 from guyot.structure.trace import Trace, shape_of
 from guyot.structure.walk import Walk
@@ -35,11 +36,13 @@ class Inference:
         structures: what can go and what everything costs.
         shapes: name of a node whose arguments state a shape -> axes of its result.
         literals: name of a node -> position of an integer argument -> the axis it states.
+        stating: group -> the modules whose `forward` states a length with it.
     """
 
     structures: Structures
     shapes: dict[str, tuple[Axis, ...]]
     literals: dict[str, dict[int, Axis | tuple[Axis, ...]]]
+    stating: dict[int, set[str]]
 
 
 @dataclass
@@ -109,6 +112,7 @@ def infer(
     branches: Sequence[Branch],
     model: nn.Module,
     excluded: dict[str, str],
+    anew: set[str],
 ) -> Inference:
     """Read groups, tensors, operations and layers off a finished walk.
 
@@ -118,6 +122,7 @@ def infer(
         branches: the removable residual branches.
         model: the network that was traced.
         excluded: name of a group -> reason why it must not shrink.
+        anew: names of modules that are written anew when what they state changes.
     """
     members = _members(walk)
     trainable = {walk.canonical[name] for name, _ in model.named_parameters()}
@@ -155,18 +160,20 @@ def infer(
         )
         for name, dims in walk.tensors.items()
     )
+    specs, lengths = restated(walk, axis, anew)
     structures = Structures(
         groups=tuple(groups),
         layers=tuple(branch.layer for branch in branches),
         tensors=tensors,
         operations=_operations(walk, axis, holders),
-        attributes=attributes(walk, model, axis),
+        attributes=attributes(walk, model, axis) + lengths,
+        restated=specs,
         frozen=tuple(Frozen(name, reason) for name, reason in frozen.items()),
         input_shapes=_input_shapes(walk.trace),
         kernels=kernels_of(walk, branches, axis),
     )
     shapes = {node.name: tuple(axis(d) for d in walk.dims[node]) for node in walk.shaped}
-    return Inference(structures, shapes, _literals(walk, axis))
+    return Inference(structures, shapes, _literals(walk, axis), modules_stating(walk, axis))
 
 
 def _operations(

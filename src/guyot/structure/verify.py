@@ -9,11 +9,13 @@ found.
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from guyot.axis import groups_in
 from guyot.structure.branches import Branch
 from guyot.structure.double import DoublePrecision
 from guyot.structure.inference import Inference
@@ -22,7 +24,7 @@ from guyot.structure.replay import Replay, as_double
 from guyot.structure.trace import Trace
 from guyot.surgery import named_tensors, operate
 from guyot.surgery.plan import removed_tensors
-from guyot.types import KeepPlan
+from guyot.types import KeepPlan, Structures
 
 TOLERANCE = 1e-8
 
@@ -45,15 +47,18 @@ class Verifier:
     ) -> tuple[dict[int, str], dict[int, str]]:
         """Groups and layers that must not be touched: number -> reason.
 
-        Groups are tried with all layers in place, since a branch that is gone computes nothing;
-        then layers, all at once and every other one, with the groups that passed cut as well.
+        Groups are tried with all layers in place, since a branch that is gone computes nothing:
+        all at once, and so that any two which meet in a tensor are cut one without the other
+        (`C // num_heads` is right again when both lose a third). Then layers, all at once and every
+        other one, with the groups that passed cut as well.
         """
         self.structures = inference.structures
         self.replay = Replay(self.model, self.inputs, self.trace, inference, branches)
         groups = [("group", n) for n in range(len(self.structures.groups))]
         layers = [("layer", n) for n in range(len(self.structures.layers))]
         found: dict[Suspect, str] = {}
-        self._search(groups, [], found)
+        for some in (groups, *([groups[n] for n in part] for part in apart(self.structures))):
+            self._search([group for group in some if group not in found], [], found)
         sound = [group for group in groups if group not in found]
         for some in (layers, layers[::2], layers[1::2]):
             self._search([layer for layer in some if layer not in found], sound, found)
@@ -139,6 +144,28 @@ class Verifier:
                 for buffer, saved in buffers:
                     buffer.copy_(saved)
         return True
+
+
+def apart(structures: Structures) -> list[list[int]]:
+    """Sets of groups such that of two that meet in a tensor one is in some set without the other.
+
+    Groups get colours, different ones where they meet; every digit of the binary colour gives two
+    sets, for n colours 2 log2(n).
+    """
+    meeting: dict[int, set[int]] = defaultdict(set)
+    for tensor in structures.tensors:
+        together = {group for axis in tensor.axes for group in groups_in(axis)}
+        for group in together:
+            meeting[group] |= together - {group}
+    colour: dict[int, int] = {}
+    for group in range(len(structures.groups)):
+        used = {colour[other] for other in meeting[group] if other in colour}
+        colour[group] = next(n for n in range(len(used) + 1) if n not in used)
+    digits = max(colour.values(), default=0).bit_length()
+    parts = [
+        [g for g in colour if (colour[g] >> d) & 1 == b] for d in range(digits) for b in (0, 1)
+    ]
+    return [part for part in parts if part]
 
 
 def _uneven(size: int, generator: torch.Generator) -> Tensor:

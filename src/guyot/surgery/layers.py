@@ -17,10 +17,13 @@ _ADD_METHODS = {"add", "add_"}
 _RELU_FUNCTIONS = {torch.relu, torch.relu_, nn.functional.relu, nn.functional.relu_}
 
 
-class _Shallow(fx.Tracer):
-    """Trace one module's own `forward`; every child is a leaf."""
+class Shallow(fx.Tracer):
+    """Trace one module's own `forward`; every child is a leaf and buffers stay buffers."""
+
+    proxy_buffer_attributes = True
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Every child is one."""
         return True
 
 
@@ -35,7 +38,7 @@ def _own_graph(owner: nn.Module, name: str) -> fx.Graph:
     try:
         for mode in (True, False):
             owner.training = mode
-            graphs.append(_Shallow().trace(owner))
+            graphs.append(Shallow().trace(owner))
     except Exception as error:
         raise UnsupportedError(
             f"the forward of {name} ({type(owner).__name__}) cannot be rebuilt without its "

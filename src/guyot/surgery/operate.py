@@ -18,11 +18,14 @@ from guyot.surgery.layers import replace_module, without_branches
 from guyot.surgery.locate import owner_of, tensor_at
 from guyot.surgery.plan import (
     Shrunk,
+    above,
     all_removed_layers,
+    due,
     masks_of,
     removed_tensors,
     shrink,
 )
+from guyot.surgery.restate import restate
 from guyot.surgery.stand_ins import stand_in
 from guyot.types import KeepPlan, Layer, StandIn, Structures
 
@@ -69,6 +72,10 @@ def operate(
             parameter = tensor_at(model, tensor.name)
             _check_state(optimizer, tensor.name, parameter, tensor.name in sliced)
     rebuilt = _rebuilt(model, structures, all_removed_layers(structures, plan))
+    without = {module for name in gone_names for module in above(name)}
+    for spec in due(structures, plan):
+        if spec.module not in without:
+            rebuilt[spec.module] = restate(model.get_submodule(spec.module), spec)
 
     gone = {id(tensor_at(model, name)) for name in gone_names}
     for name, indices in sliced.items():
@@ -111,7 +118,9 @@ def _rebuilt(
         owner: without_branches(model.get_submodule(owner), owner, layers)
         for owner, layers in by_owner.items()
     }
-    return rewritten | {module: stand_in(spec) for module, spec in stand_ins.items()}
+    return rewritten | {
+        name: stand_in(spec, model.get_submodule(name)) for name, spec in stand_ins.items()
+    }
 
 
 def select(tensor: Tensor, indices: Indices) -> Tensor:

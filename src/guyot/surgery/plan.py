@@ -18,6 +18,7 @@ from guyot.types import (
     Kernel,
     Layer,
     Product,
+    Restated,
     Structures,
     UnitGroup,
     Units,
@@ -136,6 +137,7 @@ def shrink(structures: Structures, plan: KeepPlan) -> Shrunk:
             for kernel in structures.kernels
             if not gone_layers.intersection(kernel.layers)
         ),
+        restated=_pending(structures, plan, without, meaning),
         attributes=tuple(
             Attribute(a.module, a.name, axes([a.axis])[0])
             for a in structures.attributes
@@ -154,6 +156,25 @@ def _shrunk(
         activations=tuple(axes(shape) for shape in kernel.activations),
         layers=layers,
     )
+
+
+def _pending(
+    structures: Structures, plan: KeepPlan, without: set[str], meaning: dict[int, Axis]
+) -> tuple[Restated, ...]:
+    """The modules that are still to be written anew when a group of theirs shrinks."""
+    done = {spec.module for spec in due(structures, plan)} | without
+    left = {number: axis.group for number, axis in meaning.items() if isinstance(axis, Units)}
+    return tuple(
+        replace(spec, groups=tuple(left[group] for group in spec.groups if group in left))
+        for spec in structures.restated
+        if spec.module not in done
+    )
+
+
+def due(structures: Structures, plan: KeepPlan) -> tuple[Restated, ...]:
+    """The modules that a plan calls to be written anew."""
+    cut = {number for number, mask in enumerate(masks_of(structures, plan)) if not bool(mask.all())}
+    return tuple(r for r in structures.restated if cut.intersection(r.groups))
 
 
 def above(name: str) -> list[str]:

@@ -10,13 +10,17 @@ from torch import fx, nn
 from guyot.types import StandIn
 
 
-def stand_in(spec: StandIn) -> nn.Module:
+def stand_in(spec: StandIn, module: nn.Module) -> nn.Module:
     """A module without parameters that takes any arguments and returns zeros or some of them.
 
+    It has the plain attributes of the module whose place it takes, for callers that ask for them.
+
     Example:
-        >>> nothing = stand_in(StandIn("block.attn", "x", rest=(0, None), zero=True))
+        >>> nothing = stand_in(StandIn("attn", "x", (0, None), zero=True), nn.Linear(3, 2))
         >>> nothing("bias", mask=None, x=torch.ones(1, 2))
         (tensor([[0., 0.]]), 'bias', None)
+        >>> nothing.in_features, nothing.weight
+        (3, None)
     """
     graph = fx.Graph()
     args, kwargs = graph.placeholder("*args"), graph.placeholder("**kwargs")
@@ -31,4 +35,15 @@ def stand_in(spec: StandIn) -> nn.Module:
     if spec.zero:
         result = graph.call_function(torch.zeros_like, (result,))
     graph.output(result if spec.rest is None else (result, *map(given, spec.rest)))
-    return fx.GraphModule(nn.Module(), graph, class_name="Zeros" if spec.zero else "Passing")
+    result = fx.GraphModule(nn.Module(), graph, class_name="Zeros" if spec.zero else "Passing")
+    copy_plain(module, result)
+    for name in module._parameters:  # pyright: ignore[reportPrivateUsage]
+        result.register_parameter(name, None)
+    return result
+
+
+def copy_plain(source: nn.Module, target: nn.Module) -> None:
+    """Give a module the numbers, flags, strings and tuples that another has as attributes."""
+    for name, value in vars(source).items():
+        if not hasattr(target, name) and isinstance(value, (int, float, str, tuple, type(None))):
+            setattr(target, name, value)
