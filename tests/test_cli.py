@@ -316,6 +316,7 @@ def test_options_overrule_a_configuration(tmp_path: Path, monkeypatch: pytest.Mo
         ("{", "config.json cannot be read: Expecting"),
         ("[1]", "the configuration is a list: give settings by name"),
         ('{"epoch": 3}', "unknown settings epoch; known are alpha"),
+        ('{"a\\u000ab": 3}', r"unknown settings a\\nb; known are alpha"),
         ('{"epochs": "3", "lr": null}', "--epochs='3': give a whole number; --lr=None: give a num"),
         ('{"epochs": true}', "--epochs=True: give a whole number"),
         ('{"epochs": 1e3}', "--epochs=1000.0: give a whole number"),

@@ -62,7 +62,8 @@ def _usage(error: Any) -> str:
 
 
 def _refusal(reason: str, advice: str = "") -> typer.Exit:
-    typer.echo(f"error: {reason}{f'; see {advice}' if advice else ''}", err=True)
+    text = f"{reason}{f'; see {advice}' if advice else ''}"
+    typer.echo(f"error: {printable(text)}", err=True)
     return typer.Exit(MISUSED)
 
 
@@ -109,7 +110,17 @@ def print_json(values: Mapping[str, Any]) -> None:
 
 
 def _note(message: object, *_: object, **__: object) -> None:
-    typer.echo(f"note: {message}", err=True)
+    typer.echo(f"note: {printable(str(message))}", err=True)
+
+
+def printable(text: str) -> str:
+    r"""One paragraph, whatever names of files and settings hold.
+
+    Example:
+        >>> printable("no such file: a" + chr(10) + "b")
+        'no such file: a\\\\nb'
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def as_options(message: str, names: Iterable[str]) -> str:

@@ -67,7 +67,8 @@ class RunFolder:
                 "guyot train wrote"
             )
         result = self.path / "result.json"
-        if result.exists() and read_json(result).get("status") == "finished":
+        ended: Any = read_json(result) if result.exists() else None
+        if isinstance(ended, Mapping) and ended.get("status") == "finished":
             raise MisconfiguredError(
                 f"resume={str(self.path)!r} is finished, there is nothing to go on with: its "
                 "network is in model.safetensors"
@@ -125,8 +126,10 @@ class RunFolder:
             StorageError: the files cannot be written.
         """
         file = self.path / "environment.json"
-        before = read_json(file)["starts"] if file.exists() else []
-        self._write(file.name, {"starts": [*before, environment]})
+        before: Any = read_json(file) if file.exists() else None
+        starts = before.get("starts") if isinstance(before, Mapping) else None
+        known = starts if isinstance(starts, list) else []
+        self._write(file.name, {"starts": [*known, environment]})
         self._cut(lines)
         for name in ("result.json", STRUCTURE, WEIGHTS):
             (self.path / name).unlink(missing_ok=True)
