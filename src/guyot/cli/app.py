@@ -114,11 +114,11 @@ def _note(message: object, *_: object, **__: object) -> None:
 
 
 def printable(text: str) -> str:
-    r"""One paragraph, whatever names of files and settings hold.
+    """One paragraph, whatever names of files and settings hold.
 
     Example:
-        >>> printable("no such file: a" + chr(10) + "b")
-        'no such file: a\\\\nb'
+        >>> printable("no such file: a" + chr(7) + "b") == "no such file: a" + chr(92) + "x07b"
+        True
     """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
