@@ -1,0 +1,264 @@
+"""A budget of milliseconds against a budget of MACs: accuracy and measured latency.
+
+    python benchmarks/latency.py --data-dir DIR [RUN ...]
+    python benchmarks/latency.py --compare
+    python benchmarks/latency.py --list
+
+Each named run trains one network on CIFAR-10 within a budget and writes
+``benchmarks/results/latency/<model>-<cost><target>-s<seed>.json``; runs that are there are skipped.
+The latency table of a model is measured once, before its first run, and stored beside them. Images
+are 16x16 pixels for resnet56 (averages of 2x2), 32x32 for mobilenet_v2: a pair of runs takes
+some twenty minutes on one core. ``--compare`` builds the networks of all stored runs anew and times
+them in one process, in turns: what is compared was measured together.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from cifar import VALIDATION, machine
+from torch import Tensor, nn
+
+from guyot import Cost, Discovery, DiscoveryConfig, rebuild
+from guyot.data import Batches, Dataset, load
+from guyot.latency import LatencyTable
+from guyot.models import build, count_macs
+from guyot.profiling import profile
+from guyot.report import measure
+from guyot.training import (
+    Recipe,
+    evaluate,
+    make_optimizer,
+    make_scheduler,
+    restart_with_fast_allocator,
+    train_epoch,
+)
+
+RESULTS = Path(__file__).parent / "results" / "latency"
+PIXELS = {"resnet56": 16, "mobilenet_v2": 32}
+BATCHES = (1, 64)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network. ``target`` is the share of the full network's MACs or latency to keep."""
+
+    model: str
+    cost: str
+    target: float
+    seed: int = 0
+    epochs: int = 10
+    batch_size: int = 128
+
+    @property
+    def name(self) -> str:
+        """Unique, and the stem of the result file."""
+        return f"{self.model}-{self.cost}{self.target:g}-s{self.seed}"
+
+
+def all_runs() -> list[Run]:
+    """Pairs first: the budgets whose accuracies are expected to be nearest to each other."""
+    pairs = [(0.5, 0.6), (0.3, 0.45)]
+    return [
+        Run(model, cost, target)
+        for macs, latency in pairs
+        for model in PIXELS
+        for cost, target in (("latency", latency), ("macs", macs))
+    ]
+
+
+def smaller(dataset: Dataset, pixels: int) -> Dataset:
+    """The images averaged down to so many pixels."""
+
+    def shrunk(images: Tensor) -> Tensor:
+        factor = images.shape[1] // pixels
+        count, _, _, channels = images.shape
+        blocks = images.reshape(count, pixels, factor, pixels, factor, channels)
+        means = [chunk.float().mean((2, 4)).round().byte() for chunk in blocks.split(4096)]
+        return torch.cat(means)
+
+    if dataset.train.images.shape[1] == pixels:
+        return dataset
+    splits = {
+        name: replace(split, images=shrunk(split.images))
+        for name in ("train", "test", "validation")
+        if (split := getattr(dataset, name)) is not None
+    }
+    return replace(dataset, **splits, pad=max(1, dataset.pad * pixels // 32))
+
+
+def network(model: str, seed: int = 0) -> nn.Module:
+    """The full network."""
+    torch.manual_seed(seed)
+    return build(model, 10).to(memory_format=torch.channels_last)
+
+
+def image(model: str, batch: int = 1) -> Tensor:
+    """Inputs of the right size."""
+    pixels = PIXELS[model]
+    drawn = torch.randn(batch, 3, pixels, pixels)
+    return drawn.contiguous(memory_format=torch.channels_last)
+
+
+def table_of(model: str, folder: Path, seconds: float) -> LatencyTable:
+    """The latency table of a model, measured once."""
+    path = folder / f"table-{model}.json"
+    if not path.exists():
+        found = profile(network(model), (image(model),), seconds=seconds)
+        found.table.save(path)
+        assert found.agreement is not None
+        agreement = asdict(found.agreement) | {
+            "median_error": found.agreement.median_error,
+            "correlation": found.agreement.correlation,
+            "full_measured": found.measurements[0].milliseconds,
+            "full_predicted": found.table.full,
+            "machine": machine(),
+        }
+        (folder / f"agreement-{model}.json").write_text(json.dumps(agreement, indent=1) + "\n")
+    return LatencyTable.load(path)
+
+
+def train(run: Run, dataset: Dataset, table: LatencyTable) -> dict[str, Any]:
+    """Train ``run`` to its end."""
+    assert dataset.validation is not None
+    recipe = Recipe(epochs=run.epochs, batch_size=run.batch_size)
+    model = network(run.model, run.seed)
+    batches = Batches(dataset, dataset.train, recipe.batch_size, augment=True, seed=run.seed)
+    held_out = Batches(dataset, dataset.validation, 500, augment=False)
+    test = Batches(dataset, dataset.test, 500, augment=False)
+    optimizer = make_optimizer(model, recipe)
+    scheduler = make_scheduler(optimizer, recipe, len(batches))
+    discovery = Discovery(
+        model,
+        (image(run.model, 2),),
+        optimizer,
+        total_steps=recipe.epochs * len(batches),
+        target=run.target,
+        alpha=Cost(latency=1, table=table) if run.cost == "latency" else 1.0,
+        config=DiscoveryConfig(seed=run.seed),
+    )
+    losses: list[float] = []
+    for epoch in range(recipe.epochs):
+        result = train_epoch(
+            model, batches.epoch(epoch), optimizer, scheduler, recipe, discovery=discovery
+        )
+        losses.append(result.loss)
+        print(f"{run.name} epoch {epoch + 1}/{recipe.epochs} loss {result.loss:.4f}", flush=True)
+    discovery.finish()
+    return {
+        "run": asdict(run),
+        "recipe": asdict(recipe),
+        "losses": losses,
+        "validation_accuracy": evaluate(model, held_out.epoch(0)),
+        "test_accuracy": evaluate(model, test.epoch(0)),
+        "attained": discovery.attained,
+        "macs_share": discovery.macs / discovery.full_macs,
+        "predicted_ms": table.milliseconds(discovery.structures),
+        "predicted_share": table.milliseconds(discovery.structures) / table.full,
+        "removed_layers": len(discovery.structure["removed_layers"]),
+        "structure": discovery.structure,
+    }
+
+
+def compare(folder: Path, seconds: float) -> None:
+    """Time the networks of all stored runs of a model together; print and store."""
+    for model in PIXELS:
+        stored = [json.loads(p.read_text()) for p in sorted(folder.glob(f"{model}-*-s*.json"))]
+        if not stored:
+            continue
+        models = {"full": network(model)}
+        for entry in stored:
+            cut = rebuild(network(model), (image(model),), entry["structure"])
+            models[Run(**entry["run"]).name] = cut.to(memory_format=torch.channels_last)
+        shape = image(model).shape[1:]
+        times = {b: measure(models, shape, b, seconds=seconds) for b in BATCHES}
+        rows = {
+            Run(**entry["run"]).name: {
+                "test_accuracy": entry["test_accuracy"],
+                "macs": count_macs(models[Run(**entry["run"]).name], image(model)),
+                "predicted_ms": entry["predicted_ms"],
+            }
+            for entry in stored
+        }
+        result = {
+            "machine": machine(),
+            "input_shape": list(shape),
+            "runs": rows,
+            "latency": {b: {n: asdict(t) for n, t in found.items()} for b, found in times.items()},
+        }
+        (folder / f"compare-{model}.json").write_text(json.dumps(result, indent=1) + "\n")
+        full = times[1]["full"].median
+        print(f"\n{model}: full network {full:.2f} ms at batch 1")
+        print(f"{'run':<34}{'accuracy':>9}{'MACs':>7}{'ms':>8}{'of full':>9}{'predicted':>11}")
+        for name, row in rows.items():
+            time_taken = times[1][name].median
+            print(
+                f"{name:<34}{row['test_accuracy']:>9.2%}"
+                f"{row['macs'] / count_macs(models['full'], image(model)):>7.2f}"
+                f"{time_taken:>8.2f}{time_taken / full:>9.2f}{row['predicted_ms']:>11.2f}"
+            )
+
+
+def synthetic() -> Dataset:
+    """A little noise in the shape of CIFAR-10, for --dry-run."""
+    small = load("digits")
+    images = small.train.images.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    images = images.expand(-1, -1, -1, 3)[:192].contiguous()
+    train = replace(small.train, images=images, labels=small.train.labels[:192])
+    return replace(small, train=train, test=train, mean=(0.5,) * 3, std=(0.25,) * 3, pad=4)
+
+
+def main() -> None:
+    """Train the runs named on the command line (default: all) that have no result yet."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("runs", nargs="*", help="names; default: every run, in order")
+    parser.add_argument("--data-dir", help="folder with CIFAR-10's parquet files")
+    parser.add_argument("--cache-dir", help="where decoded images are kept")
+    parser.add_argument("--list", action="store_true", help="name the runs and end")
+    parser.add_argument("--compare", action="store_true", help="time the networks of stored runs")
+    parser.add_argument("--seconds", type=float, default=20.0, help="per measurement")
+    parser.add_argument("--dry-run", type=Path, metavar="FOLDER", help="tiny runs on digits, there")
+    options = parser.parse_args()
+    known = {run.name: run for run in all_runs()}
+    folder = options.dry_run or RESULTS
+    if options.list:
+        for name in known:
+            print(name, "done" if (folder / f"{name}.json").exists() else "open")
+        return
+    if unknown := sorted(set(options.runs) - set(known)):
+        parser.error(f"unknown runs {', '.join(unknown)}; --list names them")
+    torch.set_num_threads(1 if options.dry_run else len(os.sched_getaffinity(0)))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not options.compare:
+        if options.dry_run:
+            full = synthetic().hold_out(64)
+        else:
+            full = load("cifar10", options.data_dir, cache_dir=options.cache_dir)
+            full = full.hold_out(VALIDATION)
+        for name in options.runs or known:
+            target = folder / f"{name}.json"
+            if target.exists():
+                continue
+            run = known[name]
+            started = time.time()
+            dataset = smaller(full, PIXELS[run.model])
+            if options.dry_run:
+                run = replace(run, epochs=15, batch_size=16)
+            result = train(run, dataset, table_of(run.model, folder, options.seconds))
+            result["seconds"] = time.time() - started
+            result["machine"] = machine()
+            result["command"] = shlex.join(["python", "benchmarks/latency.py", name])
+            target.write_text(json.dumps(result, indent=1) + "\n")
+            print(f"{name}: test accuracy {result['test_accuracy']:.4f}", flush=True)
+    compare(folder, options.seconds)
+
+
+if __name__ == "__main__":
+    restart_with_fast_allocator()
+    main()
