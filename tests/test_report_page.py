@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from guyot import report, running
 from guyot.config import RunConfig
 from guyot.errors import MisconfiguredError
-from guyot.report import History, read_runs, render
+from guyot.report import History, read_runs, render, write_plots
 from guyot.report.page.network import blocks
 from guyot.report.page.planes import front, spread
 from guyot.report.page.scale import Scale, log_ticks, ticks
@@ -170,6 +171,38 @@ def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]]):
 def test_labels_do_not_overlap(places: list[float]):
     found = sorted(spread(places, 13, 300))
     assert all(b - a > 12.999 for a, b in pairwise(found)) and found[-1] <= 300
+
+
+def test_every_plot_is_written_for_papers(runs: list[History], tmp_path: Path):
+    from PIL import Image
+
+    files = write_plots(runs, tmp_path / "plots")
+    names = {"curves", "accuracy-macs", "accuracy-params"}
+    names |= {
+        f"{run}-{plot}" for run in ("half", "shallow") for plot in ("network", "keep-probabilities")
+    }
+    assert {file.stem for file in files} == names and len(files) == 2 * len(names)
+    for file in files:
+        if file.suffix == ".png":
+            image = Image.open(file)
+            ink = np.asarray(image.convert("L")) < 250
+            assert image.width > 1500 and ink.mean() > 0.01
+        else:
+            assert file.read_text().rstrip().endswith("</svg>")
+    first = {file: file.read_bytes() for file in files if file.suffix == ".svg"}
+    write_plots(runs, tmp_path / "plots")
+    assert all(file.read_bytes() == text for file, text in first.items())
+
+
+def test_plots_that_cannot_be_written(
+    runs: list[History], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").touch()
+    with pytest.raises(MisconfiguredError, match=r"plots='.*file' cannot be made .*another folder"):
+        write_plots(runs, tmp_path / "file")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MisconfiguredError, match=r"plots=.* needs .*pip install 'guyot\[report\]'"):
+        write_plots(runs, tmp_path / "plots")
 
 
 # -- in a browser ----------------------------------------------------------------------------
@@ -426,6 +459,10 @@ def test_on_paper(page: Any, page_file: Path):
     pdf = page.pdf(format="A4")
     assert pdf.startswith(b"%PDF") and 2 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 12
     page.emulate_media(media="print")
+    page.set_viewport_size({"width": 695, "height": 1000})  # A4 without its margins
+    assert page.evaluate("document.documentElement.scrollWidth") <= 695
+    table = page.locator("#summary table").bounding_box()
+    assert table["x"] + table["width"] <= 695
     assert sum(color(page, "--paper")) == 765
     for hidden in (".bar", ".slider", ".legend button", "#tip", "details"):
         assert not any(element.is_visible() for element in page.locator(hidden).all())

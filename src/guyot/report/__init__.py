@@ -7,6 +7,7 @@ from guyot.report.latency import Latency, measure
 from guyot.report.outcome import Network, Outcome, to_dict
 from guyot.report.page.build import render
 from guyot.report.page.summary import summary
+from guyot.report.plots import write_plots
 from guyot.report.table import count_text, lines
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "summary",
     "to_dict",
     "widths",
+    "write_plots",
 ]

@@ -14,11 +14,16 @@ Runs = Annotated[
     typer.Argument(metavar="RUN", help="Folders guyot train wrote.", show_default=False),
 ]
 Output = Annotated[Path, option(OUTPUT, "The page (report.html); replaced if it exists.")]
+Plots = Annotated[Path | None, option(OUTPUT, "Folder for every plot as SVG and PNG, for papers.")]
 
 
 @app.command()
 def report(
-    run: Runs, output: Output = Path("report.html"), quiet: Quiet = False, json: Json = False
+    run: Runs,
+    output: Output = Path("report.html"),
+    plots: Plots = None,
+    quiet: Quiet = False,
+    json: Json = False,
 ) -> None:
     """Show one run, or several side by side, as an HTML page.
 
@@ -35,7 +40,17 @@ def report(
         raise MisconfiguredError(
             f"output={str(output)!r} cannot be written ({error.strerror}): give another file"
         ) from error
+    files = [] if plots is None else reports.write_plots(runs, plots)
     if json:
-        print_json({"output": str(output), "runs": [reports.summary(run) for run in runs]})
+        figures = [str(file) for file in files]
+        print_json(
+            {
+                "output": str(output),
+                "plots": figures,
+                "runs": [reports.summary(run) for run in runs],
+            }
+        )
     elif not quiet:
         typer.echo(f"{output}: {len(runs)} run{'s' * (len(runs) != 1)}, {len(text) / 1e3:.0f} kB")
+        if plots is not None:
+            typer.echo(f"{plots}: {len(files)} plots")

@@ -1,0 +1,215 @@
+"""The plots of the report as SVG and PNG for papers, drawn with matplotlib."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from guyot.errors import MisconfiguredError
+from guyot.report.history import History
+from guyot.report.page.curves import QUANTITIES, Quantity, limits, percent, phases, points
+from guyot.report.page.heat import rows_of
+from guyot.report.page.network import blocks
+from guyot.report.page.planes import COSTS, ends, front
+from guyot.report.page.style import DASHES, HUES, MATPLOTLIB_MARKERS
+
+_WIDTH = 6.9
+"""Inches: the text width of a page with one column."""
+_STYLE: Any = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": False,
+    "lines.linewidth": 1.2,
+    "legend.frameon": False,
+    "savefig.dpi": 300,
+    "savefig.bbox": "tight",
+    "svg.hashsalt": "guyot",
+}
+_INK, _SOFT, _ACCENT, _GONE = "#1c1e21", "#8a8f95", "#1d6b48", "#a8572b"
+
+
+def write_plots(runs: Sequence[History], folder: str | Path) -> list[Path]:
+    """Write every plot of a report as SVG and as PNG with 300 dots per inch.
+
+    Curves of all runs; with two runs or more both planes; for every run with discovery the network
+    and its keep probabilities. What is there under the same name is replaced.
+
+    Args:
+        runs: as `guyot.report.read_runs` gives them.
+        folder: made if it does not exist.
+
+    Returns:
+        The files.
+
+    Raises:
+        MisconfiguredError: matplotlib is not installed, or the folder cannot be made.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MisconfiguredError(
+            f"plots={str(folder)!r} needs the package {error.name!r}, which is not installed: "
+            "pip install 'guyot[report]'"
+        ) from error
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MisconfiguredError(
+            f"plots={str(folder)!r} cannot be made ({error.strerror}): give another folder"
+        ) from error
+    files: list[Path] = []
+    with matplotlib.rc_context(_STYLE):
+        for name, height, draw in _plots(runs):
+            figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+            draw(figure)
+            for ending in ("svg", "png"):
+                file = folder / f"{name}.{ending}"
+                figure.savefig(file, metadata={"Date": None} if ending == "svg" else None)
+                files.append(file)
+    return files
+
+
+def _plots(runs: Sequence[History]) -> Iterator[tuple[str, float, Callable[[Any], None]]]:
+    """Name, height in inches, and what draws it."""
+    shown = [q for q in QUANTITIES if any(points(run, q) for run in runs)]
+    if shown:
+        yield "curves", 1.25 * len(shown) + 0.3, lambda figure: _curves(figure, runs, shown)
+    for key, title, cost in COSTS:
+        if len(ends(runs, cost).costs) > 1:
+            yield f"accuracy-{key}", 3.2, lambda f, t=title, c=cost: _plane(f, runs, t, c)
+    for run in runs:
+        name = re.sub(r"[^\w.-]+", "-", run.name)
+        if found := blocks(run):
+            yield f"{name}-network", 0.16 * len(found) + 0.6, lambda f, b=found: _network(f, b)
+        if maps := rows_of(run):
+            height = 0.85 * -(-len(maps) // 4) + 0.2
+            yield f"{name}-keep-probabilities", height, lambda f, r=run, m=maps: _maps(f, r, m)
+
+
+def _dash(number: int) -> Any:
+    numbers = [float(text) / 2 for text in DASHES[number % len(DASHES)].split()]
+    return (0, numbers) if numbers else "-"
+
+
+def _curves(figure: Any, runs: Sequence[History], shown: Sequence[Quantity]) -> None:
+    axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, quantity in zip(axes, shown, strict=True):
+        values: list[float] = []
+        for number, run in enumerate(runs):
+            look = {"color": HUES[number % len(HUES)], "linestyle": _dash(number)}
+            found = points(run, quantity)
+            style = "steps-post" if quantity.stepped else "default"
+            marker = MATPLOTLIB_MARKERS[number % len(MATPLOTLIB_MARKERS)]
+            axis.plot(
+                *zip(*found, strict=True) if found else ([], []),
+                drawstyle=style,
+                label=run.name,
+                marker=marker,
+                markevery=max(1, len(found) // 6),
+                markersize=3,
+                **look,
+            )
+            values += [value for _, value in found]
+        low, high, log = limits(quantity, values)
+        axis.set(ylim=(low, high), yscale="log" if log else "linear", title=quantity.title)
+        if quantity.text is percent:
+            axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    if len(runs) == 1:
+        for _, start, stop in phases(runs[0])[1:2]:
+            for axis in axes:
+                axis.axvspan(start, stop, color="#f0eee8", zorder=0)
+    else:
+        axes[0].legend(ncols=min(4, len(runs)), loc="upper right")
+    axes[-1].set_xlabel("epoch")
+
+
+def _plane(
+    figure: Any, runs: Sequence[History], title: str, cost: Callable[[History], int]
+) -> None:
+    axis, end = figure.subplots(), ends(runs, cost)
+    best = front(end.costs, end.accuracies)
+    axis.step(
+        [end.costs[i] for i in best],
+        [100 * end.accuracies[i] for i in best],
+        where="post",
+        color=_SOFT,
+        linestyle=":",
+        linewidth=0.8,
+    )
+    for number, x, y in zip(end.numbers, end.costs, end.accuracies, strict=True):
+        marker = MATPLOTLIB_MARKERS[number % len(MATPLOTLIB_MARKERS)]
+        axis.plot(
+            x,
+            100 * y,
+            marker,
+            color=HUES[number % len(HUES)],
+            label=runs[number].name,
+            markersize=6,
+        )
+    axis.set(xlim=(0, None), xlabel=title, ylabel=f"{end.accuracy}, %")
+    axis.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useMathText=True)
+    axis.legend(loc="best")
+
+
+def _network(figure: Any, found: Sequence[Any]) -> None:
+    left, right = figure.subplots(1, 2, sharey=True)
+    for place, block in enumerate(found):
+        beside = max(1, len(block.boxes))
+        for number, box in enumerate(block.boxes):
+            edge = _GONE if block.gone else _SOFT
+            height = 0.7 / beside
+            y = place - 0.35 + height * (number + 0.5)
+            share = box.after / max(1, box.before)
+            _bar(left, y, height, (1.0, share), edge)
+            left.text(1.03, y, f"{box.before} → {box.after or 'gone'}", va="center", fontsize=6)
+        _bar(right, place, 0.7, (block.macs, block.left), _GONE if block.gone else _SOFT)
+    left.set(title="units before (outline) and after", xlim=(0, 1.35), xticks=[])
+    left.set_yticks(range(len(found)), [block.name for block in found], fontsize=6)
+    left.invert_yaxis()
+    right.set(title="MACs before (outline) and after", xlim=(0, None))
+    right.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useMathText=True)
+
+
+def _bar(axis: Any, y: float, height: float, lengths: tuple[float, float], edge: str) -> None:
+    axis.barh(y, lengths[0], height, facecolor="none", edgecolor=edge, linewidth=0.6)
+    axis.barh(y, lengths[1], height, color=_ACCENT)
+
+
+def _maps(figure: Any, run: History, maps: Sequence[Any]) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    paint = LinearSegmentedColormap.from_list("keep", ["#ffffff", _ACCENT])
+    steps = [line["step"] for line in run.snapshots]
+    extent = (steps[0], max(steps[-1], steps[0] + 1))
+    axes = list(figure.subplots(-(-len(maps) // 4), 4, squeeze=False, sharex=True).flat)
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, rows in zip(axes, maps, strict=False):
+        axis.set_axis_on()
+        count = len(rows.names)
+        axis.imshow(
+            rows.theta.clip(0, 100),
+            cmap=paint,
+            vmin=0,
+            vmax=100,
+            aspect="auto",
+            interpolation="nearest",
+            extent=(*extent, count, 0),
+        )
+        for row, step in enumerate(rows.went):
+            if step is not None:
+                axis.plot([step, step], [row, row + 1], color=_GONE, linewidth=1)
+                axis.fill_between([step, extent[1]], row, row + 1, color="#e4e1d9", linewidth=0)
+        left = rows.after or "gone"
+        change = f"{rows.before}" if left == rows.before else f"{rows.before} → {left}"
+        axis.set_title(f"{rows.title}  {change}", fontsize=6)
+        axis.set(yticks=[], xlim=extent, ylim=(count, 0))
+        axis.tick_params(labelsize=6)
