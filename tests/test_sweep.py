@@ -84,6 +84,7 @@ def test_a_grid_runs_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_sweep_goes_on(tmp_path: Path, how: signal.Signals) -> None:
     arguments = ["--target", "0.4,0.6,0.8"]
@@ -97,7 +98,7 @@ def test_a_killed_sweep_goes_on(tmp_path: Path, how: signal.Signals) -> None:
         process.kill()
     assert process.returncode == (-signal.SIGKILL if how is signal.SIGKILL else 130)
     process = started(tmp_path, *arguments, "--json", "--quiet")
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     found = json.loads(output[output.index("{") :])
     assert sorted(trial["dials"]["target"] for trial in found["trials"]) == [0.4, 0.6, 0.8]
