@@ -59,8 +59,9 @@ def find_structures(
     Example:
         >>> import torch
         >>> mlp = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
-        >>> [(group.name, group.size) for group in find_structures(mlp, (torch.ones(2, 8),)).groups]
-        [('0', 16)]
+        >>> found = find_structures(mlp, (torch.ones(2, 8),))
+        >>> {group.name: group.size for group in found.groups}
+        {'0': 16}
     """
     model = unwrap(model)
     graph = trace(model, example_inputs)
