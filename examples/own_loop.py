@@ -6,12 +6,10 @@ Needs guyot with the extra `data` (for scikit-learn's digits).
 """
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
@@ -108,13 +106,8 @@ def main() -> None:
     print(f"{discovery.full_params:,} => {discovery.params:,} parameters")
     print(model)
     if options.folder:
-        options.folder.mkdir(parents=True, exist_ok=True)
-        save_file(model.state_dict(), options.folder / "model.safetensors")
-        (options.folder / "structure.json").write_text(json.dumps(discovery.structure))
-        again = guyot.rebuild(
-            Net(), (images[:2],), json.loads((options.folder / "structure.json").read_text())
-        )
-        again.load_state_dict(load_file(options.folder / "model.safetensors"))
+        guyot.save(options.folder, model, (images[:2],), discovery.structure)
+        again = guyot.load(options.folder, Net)
         assert accuracy(again, *test) == accuracy(model, *test)
         print(f"saved to {options.folder}")
 

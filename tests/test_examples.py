@@ -61,3 +61,21 @@ def test_transformer() -> None:
     assert macs == pytest.approx(0.5, abs=0.05) and params < 0.8
     (loss,) = re.findall(r"held out: ([\d.]+) nats", output)
     assert float(loss) < 3.0  # 94 letters at random: 4.5
+
+
+def test_accelerate_loop_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    quick = ("--epochs", "6")
+    output = run("accelerate_loop.py", *quick)
+    macs, params = shares(output)
+    assert macs == pytest.approx(0.4, abs=0.03) and params < 0.7
+    assert accuracy(output) > 90
+    folder = ("--folder", str(tmp_path))
+    run("accelerate_loop.py", *quick, *folder, "--stop-after", "2")
+    names = {path.name for path in (tmp_path / "epoch-2").iterdir()}
+    assert {"guyot.json", "guyot.safetensors", "model.safetensors", "done"} <= names
+    resumed = run("accelerate_loop.py", *quick, *folder)
+    assert resumed.startswith("goes on after epoch 2\n")
+    assert resumed.splitlines()[-4:] == output.splitlines()[-4:]
+    third = run("accelerate_loop.py", *quick, *folder)  # goes on from a network that is small
+    assert third.startswith("goes on after epoch 6\n")
+    assert third.splitlines()[-4:] == output.splitlines()[-4:]

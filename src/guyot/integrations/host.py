@@ -1,0 +1,107 @@
+"""What callbacks of different programs share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from guyot.errors import MisconfiguredError, UnsupportedError
+from guyot.structure.inputs import Inputs, changed
+
+DIALS = ("nu", "target", "alpha", "beta", "config")
+
+
+def missing(package: str, error: ImportError) -> MisconfiguredError:
+    """The error for a package of an extra that is not installed."""
+    return MisconfiguredError(
+        f"guyot.integrations.{package} needs the package {error.name!r}, which is not installed: "
+        f"pip install 'guyot[{package}]'"
+    )
+
+
+def check_dials(dials: Mapping[str, Any]) -> None:
+    """Refuse what `Discovery` does not take.
+
+    Raises:
+        MisconfiguredError: names it.
+    """
+    if unknown := sorted(set(dials) - set(DIALS)):
+        raise MisconfiguredError(
+            f"{unknown[0]}={dials[unknown[0]]!r} is no dial of a discovery: give {', '.join(DIALS)}"
+        )
+
+
+def check_one_process(count: int, program: str) -> None:
+    """Refuse several processes, in which the callback would see only its own.
+
+    Raises:
+        UnsupportedError: there are several.
+    """
+    if count > 1:
+        raise UnsupportedError(
+            f"{program} trains on {count} devices, and this callback does not know its wrapper of "
+            "the model: train on one device, or write the loop with Accelerate or torchrun"
+        )
+
+
+def on_device(inputs: Inputs, model: nn.Module) -> Inputs:
+    """Example inputs where the model is."""
+    device = next(model.parameters()).device
+    return changed(inputs, lambda tensor: tensor.to(device))
+
+
+def scale_of(scaler: Any) -> float | None:
+    """The factor of a `GradScaler`, None without one."""
+    return None if scaler is None else float(scaler.get_scale())
+
+
+class Withheld:
+    """Keeps weights of another size from a model until it has been cut to that size.
+
+    A program that goes on from a checkpoint reads the weights of the smaller network first and
+    makes the optimiser afterwards, of the full one; only then it can be cut. Weights that fit are
+    loaded as ever.
+
+    Args:
+        model: the full model, whose `load_state_dict` is watched.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._weights: dict[str, Tensor] | None = None
+        self._hook = model.register_load_state_dict_pre_hook(self._take)
+
+    def _take(self, model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        own = model.state_dict()
+        if _shapes(own) != _shapes(state):
+            self._weights = dict(state)
+            state.clear()
+            state.update(own)
+
+    def release(self) -> None:
+        """The model has its size now: load what was kept, and watch no longer."""
+        self.stop()
+        if self._weights is not None:
+            self._model.load_state_dict(self._weights, strict=False)
+            self._weights = None
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._hook.remove()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether weights of another size came."""
+        return self._weights is not None
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: getattr(value, "shape", None) for name, value in state.items()}
+
+
+def finished(state: Mapping[str, Any]) -> bool:
+    """Whether the state of a discovery is that of one that has ended."""
+    counters = state.get("counters")
+    return isinstance(counters, Mapping) and bool(counters.get("finished"))
