@@ -29,6 +29,7 @@ HOUSE = (
     {"running"},
     {"sweep"},
     {"cli", "__init__"},
+    {"__main__"},
 )
 FLOORS = {name: floor for floor, rooms in enumerate(HOUSE) for name in rooms}
 MAX_FILE_LINES = 400

@@ -10,7 +10,7 @@ from PIL import Image
 
 from guyot.data import Batches, Dataset, Split, load
 from guyot.data.arrays import statistics
-from guyot.data.batches import crop_and_flip, normalise
+from guyot.data.batches import crop_and_flip, draw, normalise
 from guyot.data.decoding import Decoded
 from guyot.errors import GuyotWarning, MisconfiguredError
 
@@ -96,7 +96,7 @@ def test_any_damage_of_an_image_is_a_picture_or_corrupt(data: st.DataObject):
 
 def test_every_crop_is_a_window_of_the_padded_image_or_its_mirror():
     images = toy(20).train.images
-    out = crop_and_flip(images, 2, True, generator(1))
+    out = crop_and_flip(images, 2, True, *draw(len(images), 2, generator(1)))
     padded = torch.nn.functional.pad(images, (0, 0, 2, 2, 2, 2))
     mirrors = 0
     for image, source in zip(out, padded, strict=True):
@@ -110,14 +110,14 @@ def test_every_crop_is_a_window_of_the_padded_image_or_its_mirror():
 
 def test_without_padding_or_flip_nothing_changes():
     images = toy().train.images
-    assert torch.equal(crop_and_flip(images, 0, False, generator()), images)
+    assert torch.equal(crop_and_flip(images, 0, False, *draw(len(images), 0, generator())), images)
 
 
 def test_offsets_and_mirrors_are_uniform():
     # One bright pixel in the centre: its position tells offset and mirror. 5x5 offsets, N = 20,000.
     images = torch.zeros(20_000, 5, 5, 1, dtype=torch.uint8)
     images[:, 2, 2] = 255
-    where = crop_and_flip(images, 2, True, generator()).flatten(1).argmax(1)
+    where = crop_and_flip(images, 2, True, *draw(len(images), 2, generator())).flatten(1).argmax(1)
     counts = where.bincount(minlength=25).double()
     expected = 20_000 / 25
     assert ((counts - expected).abs() < 5 * expected**0.5).all()

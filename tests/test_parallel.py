@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -20,11 +22,14 @@ from hypothesis import strategies as st
 from torch import nn
 from workers import SCENARIOS
 
-from guyot import Discovery, MisconfiguredError, UnsupportedError
+from guyot import Discovery, MisconfiguredError, UnsupportedError, running
 from guyot.checks import check_optimizer
+from guyot.config import RunConfig
+from guyot.data import Batches, load
 from guyot.errors import ParallelError
 from guyot.estimators import SideSums, estimator
 from guyot.parallel import Ranks, launched, local_device, processes
+from guyot.running.together import resolve_together
 
 WORKERS = Path(__file__).with_name("workers.py")
 
@@ -72,6 +77,50 @@ def test_two_processes(name: str, outcomes: list[dict[str, str | None]]) -> None
 def test_a_rank_that_is_lost_ends_the_others(how: str, message: str) -> None:
     said = torchrun(str(WORKERS.with_name("dying.py")), how, fails=True)
     assert re.search(message, said), said
+
+
+def test_a_run_goes_on_with_other_numbers_of_processes(tmp_path: Path) -> None:
+    """2 processes, one of which is killed; then 1, stopped; then 2 again, to the end."""
+    run = tmp_path / "run"
+    script = str(WORKERS.with_name("training.py"))
+    said = torchrun(script, "train", str(run), "25", fails=True)
+    assert re.search(r"rank 0 of 2 ends: rank 1 does not live .* train --resume \S+ goes on", said)
+    there = [path.name for path in (run / "checkpoints").iterdir()]
+    assert "step-000000020" in there
+
+    steps = itertools.count()
+    outcome = running.resume(run, stop=lambda: next(steps) > 12)
+    assert outcome.interrupted == "discovery"
+
+    torchrun(script, "resume", str(run))
+    result = json.loads((run / "result.json").read_text())
+    assert result["status"] == "finished"
+    assert 0.45 < result["after"]["macs"] / result["before"]["macs"] < 0.52
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["event"] == "epoch"] == list(range(1, 7))
+    assert running.load_run(run)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_shares_of_a_batch_are_the_batch(ranks: int) -> None:
+    data = load("digits")
+    split = dataclasses.replace(data.train)
+    for augment in (True, False):
+        whole = Batches(data, split, 50, augment=augment, seed=3)
+        parts = [
+            Batches(data, split, 50, augment=augment, seed=3, share=(rank, ranks))
+            for rank in range(ranks)
+        ]
+        for batch, *shares in zip(
+            whole.epoch(2, start=4), *(part.epoch(2, start=4) for part in parts), strict=True
+        ):
+            for n, expected in enumerate(batch):
+                assert torch.equal(torch.cat([share[n] for share in shares]), expected)
+
+
+def test_batches_that_cannot_be_split() -> None:
+    with pytest.raises(MisconfiguredError, match=r"batch_size=64 images .* multiple of 3"):
+        resolve_together(RunConfig.of("digits"), Several(0, 3))
 
 
 def test_what_a_launcher_forgot(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,9 +260,16 @@ class Score:
 
 @torch.no_grad()
 def score(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, bf16: bool = True
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    bf16: bool = True,
+    total: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> Score:
-    """Accuracy and loss over all batches, in eval mode; the model's mode is restored."""
+    """Accuracy and loss over all batches, in eval mode; the model's mode is restored.
+
+    ``total`` sums a vector over processes that have batches of their own each.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -275,11 +282,17 @@ def score(
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         count += len(labels)
     model.train(was_training)
+    sums = torch.tensor([correct, loss, count], dtype=torch.float64, device=device)
+    correct, loss, count = total(sums).tolist()
     return Score(correct / count, loss / count)
 
 
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, bf16: bool = True
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    bf16: bool = True,
+    total: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> float:
-    """Accuracy in [0, 1] over all batches, in eval mode; the model's mode is restored."""
-    return score(model, batches, bf16=bf16).accuracy
+    """The accuracy of :func:`score`."""
+    return score(model, batches, bf16=bf16, total=total).accuracy

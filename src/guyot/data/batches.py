@@ -19,16 +19,17 @@ def draw(count: int, pad: int, generator: torch.Generator) -> tuple[Tensor, Tens
     return offsets, torch.rand((count, 1), generator=generator) < 0.5
 
 
-def crop_and_flip(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
+def crop_and_flip(
+    images: Tensor, pad: int, flip: bool, offsets: Tensor, mirrored: Tensor
+) -> Tensor:
     """Random crop after zero padding, and random horizontal flip, as one gather.
 
     ``images`` uint8 ``(N, H, W, C)``; each image is padded by ``pad`` pixels on every side, a
-    window of the old size is cut at a uniformly drawn offset, and mirrored with probability 1/2
-    if ``flip``. Returns a new tensor of the same shape.
+    window of the old size is cut at its offset, and mirrored where it shall be if ``flip``; see
+    :func:`draw`. Returns a new tensor of the same shape.
     """
     count, height, width, _ = images.shape
     padded = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
-    offsets, mirrored = draw(count, pad, generator)
     rows = offsets[0] + torch.arange(height)
     columns = torch.arange(width).expand(count, width)
     if flip:
@@ -55,6 +56,8 @@ class Batches:
     ``epoch(e)`` depends on ``(seed, e)`` alone, so a run continues at any batch of any epoch with
     the batches it would have had. In training (``augment=True``) the images are shuffled and
     augmented and an incomplete last batch is dropped; otherwise they come in order and all of them.
+    ``share=(rank, ranks)`` gives one of several processes its part of every batch, augmented as it
+    is in the whole one.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Batches:
         augment: bool,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         if batch_size < 1 or (augment and batch_size > len(split)):
             raise MisconfiguredError(
@@ -73,7 +77,7 @@ class Batches:
             )
         self.split, self.batch_size, self.augment = split, batch_size, augment
         self.pad, self.flip = dataset.pad, dataset.flip
-        self.seed, self.dtype = seed, dtype
+        self.seed, self.dtype, self.share = seed, dtype, share
         self.mean, self.std = torch.tensor(dataset.mean), torch.tensor(dataset.std)
 
     def __len__(self) -> int:
@@ -91,11 +95,14 @@ class Batches:
         order = torch.randperm(total, generator=generator) if self.augment else torch.arange(total)
         for step in range(len(self)):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            if step < start:
-                if self.augment:
-                    draw(len(index), self.pad, generator)
+            drawn = draw(len(index), self.pad, generator) if self.augment else None
+            rank, ranks = self.share
+            mine = slice(len(index) * rank // ranks, len(index) * (rank + 1) // ranks)
+            index = index[mine]
+            if step < start or not len(index):
                 continue
             images = self.split.images[index]
-            if self.augment:
-                images = crop_and_flip(images, self.pad, self.flip, generator)
+            if drawn is not None:
+                offsets, mirrored = drawn[0][:, mine], drawn[1][mine]
+                images = crop_and_flip(images, self.pad, self.flip, offsets, mirrored)
             yield normalise(images, self.mean, self.std, self.dtype), self.split.labels[index]

@@ -33,12 +33,13 @@ class Ranks:
     Attributes:
         rank: number of this process, from 0.
         size: how many there are.
+        device: on which they communicate.
     """
 
     def __init__(
         self, group: dist.ProcessGroup | None = None, device: torch.device | str = "cpu"
     ) -> None:
-        self._group, self._device = group, device
+        self._group, self.device = group, device
         self.rank = 0 if group is None else group.rank()
         self.size = 1 if group is None else group.size()
 
@@ -66,7 +67,28 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether a flag is set on any rank."""
-        return bool(self.sum(torch.tensor([float(flag)], device=self._device)))
+        return bool(self.sum(torch.tensor([float(flag)], device=self.device)))
+
+    @contextlib.contextmanager
+    def together(self) -> Generator[None]:
+        """What follows the body happens on all ranks or on none.
+
+        Raises:
+            ParallelError: the body raised a `GuyotError` on another rank.
+        """
+        error: GuyotError | None = None
+        try:
+            yield
+        except GuyotError as found:
+            error = found
+        failed = self.any(error is not None)
+        if error is not None:
+            raise error
+        if failed:
+            raise ParallelError(
+                f"rank {self.rank} of {self.size} ends because another one could not begin: the "
+                "error of that one says why"
+            )
 
     def stream(self, generator: torch.Generator) -> torch.Generator:
         """This rank's own source of random numbers for one use.
@@ -103,7 +125,7 @@ class Ranks:
             else:
                 digest.update(part.encode() + b"\0")
         number = int.from_bytes(digest.digest(), "big", signed=True)
-        mine = torch.tensor([number], device=self._device)
+        mine = torch.tensor([number], device=self.device)
         found = [torch.empty_like(mine) for _ in range(self.size)]
         with self._talking():
             dist.all_gather(found, mine, group=self._group)

@@ -2,8 +2,8 @@
 
 from guyot.running.deploy import Delivery, Evaluation, evaluate_run, export_run
 from guyot.running.folder import RunFolder, load_run
-from guyot.running.job import resume, train
 from guyot.running.profiled import profile_lines, profile_model, profile_summary
+from guyot.running.start import resume, train
 from guyot.running.watcher import Progress, Silent, Watcher
 
 __all__ = [

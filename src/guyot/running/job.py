@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,16 +18,20 @@ from guyot.controller import DiscoveryConfig
 from guyot.data import Batches, Dataset
 from guyot.errors import MisconfiguredError
 from guyot.models import build, count_macs
+from guyot.parallel import Ranks
 from guyot.report import Latency, Network, Outcome, measure, to_dict, widths
 from guyot.running.course import Course
 from guyot.running.folder import RunFolder
 from guyot.running.journal import Journal
-from guyot.running.machine import environment
-from guyot.running.setup import check_forward, cost_of, load_data, resolve
-from guyot.running.tensorboard import Board
-from guyot.running.watcher import Progress, Silent, Watcher
+from guyot.running.setup import check_forward, cost_of
+from guyot.running.together import (
+    Agreement,
+    diverge,
+    share_buffers,
+    wrapped,
+)
+from guyot.running.watcher import Progress, Watcher
 from guyot.session import Discovery
-from guyot.storage import read_json
 from guyot.training import (
     EpochResult,
     Recipe,
@@ -44,97 +47,13 @@ _CALIBRATION_IMAGES = 512
 _LATENCY_BATCHES = (1, 64)
 
 
-def train(
-    config: RunConfig,
-    out: str | Path,
-    watcher: Watcher | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    *,
-    tensorboard: bool = False,
-) -> Outcome:
-    """Train as configured and write the run folder.
-
-    Args:
-        config: what to do.
-        out: the folder; does not exist or is empty.
-        watcher: told how it goes.
-        stop: asked after every optimiser step; True ends training there. What is undecided then
-            is not settled: the network keeps the sizes it has, weights are 0 where the most
-            probable network has none, and neither test accuracy nor latency is measured. A
-            checkpoint from before that is left, so the run can go on.
-        tensorboard: write an event file for TensorBoard, too, in the folder's `tensorboard`.
-
-    Raises:
-        GuyotError: what the user can put right.
-    """
-    with _settings_restored():
-        board = Board(Path(out) / "tensorboard") if tensorboard else None
-        folder = RunFolder(Path(out), board)
-        config = resolve(config)
-        job = _Job(config, load_data(config))
-        with folder.locked(), contextlib.closing(folder):
-            folder.begin(config, environment())
-            return job.run(folder, watcher or Silent(), stop)
-
-
-def resume(
-    folder: str | Path,
-    watcher: Watcher | None = None,
-    stop: Callable[[], bool] = lambda: False,
-) -> Outcome:
-    """Go on with a run from its latest checkpoint, or from its start if there is none yet.
-
-    On the same machine, with as many threads and the same versions, the end is that of the run that
-    was never stopped, bit for bit.
-
-    Args:
-        folder: of the run, or one of its checkpoints.
-        watcher: told how it goes.
-        stop: as for `train`.
-
-    Raises:
-        GuyotError: what the user can put right.
-    """
-    with _settings_restored():
-        path, checkpoint = _run_of(Path(folder))
-        board = Board(path / "tensorboard") if (path / "tensorboard").is_dir() else None
-        run = RunFolder(path, board, resumed=True)
-        with run.locked(), contextlib.closing(run):
-            config = RunConfig.from_dict(read_json(path / "config.json"))
-            if not config.keep:
-                raise MisconfiguredError(
-                    f"{path} was made with keep=0, so there are no checkpoints to go on from: "
-                    "start anew with its config.json"
-                )
-            config = resolve(config)
-            job = _Job(config, load_data(config))
-            return job.run(run, watcher or Silent(), stop, lambda it: it.resume(checkpoint))
-
-
-def _run_of(path: Path) -> tuple[Path, Path | None]:
-    """The run folder, and the checkpoint if one of them was given."""
-    if (path / "manifest.json").is_file() and path.parent.name == "checkpoints":
-        return path.parent.parent, path
-    return path, None
-
-
-@contextlib.contextmanager
-def _settings_restored() -> Generator[None]:
-    """torch's global settings are as before, whatever a run needs."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
-
-
-class _Job:
+class Job:
     """Everything of a run that exists before its first step."""
 
-    def __init__(self, config: RunConfig, dataset: Dataset) -> None:
+    def __init__(self, config: RunConfig, dataset: Dataset, ranks: Ranks) -> None:
         assert dataset.validation is not None
-        self.config, self.dataset = config, dataset
+        self.config, self.dataset, self.ranks = config, dataset, ranks
+        share = (ranks.rank, ranks.size)
         self.recipe = Recipe(
             epochs=config.epochs,
             batch_size=config.batch_size,
@@ -146,20 +65,23 @@ class _Job:
             bf16=bool(config.bf16),
         )
         self.batches = Batches(
-            dataset, dataset.train, config.batch_size, augment=True, seed=config.seed
+            dataset, dataset.train, config.batch_size, augment=True, seed=config.seed, share=share
         )
-        self.validation = Batches(dataset, dataset.validation, _EVALUATION_BATCH, augment=False)
+        self.validation = Batches(
+            dataset, dataset.validation, _EVALUATION_BATCH, augment=False, share=share
+        )
         self.test = Batches(dataset, dataset.test, _EVALUATION_BATCH, augment=False)
-        images, _ = next(self.batches.epoch(0))
+        images = next(Batches(dataset, dataset.train, 2, augment=False).epoch(0))[0]
         classes = len(dataset.classes)
         model = build(config.model, classes, dataset.image_shape)
-        check_forward(model, images[:2], config, classes)
+        check_forward(model, images, config, classes)
         self.model = model.to(config.device).to(memory_format=torch.channels_last)
         self.full = copy.deepcopy(self.model)
-        self.example = images[:2].to(config.device)
+        self.example = images.to(config.device)
         self.before = Network(count_macs(self.full, self.example), _params(self.full))
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.scheduler = make_scheduler(self.optimizer, self.recipe, len(self.batches))
+        self.trained = wrapped(self.model, ranks)
         self.discovery = self._discovery() if config.discovery else None
 
     def _discovery(self) -> Discovery:
@@ -176,7 +98,7 @@ class _Job:
         steps = len(self.batches)
         try:
             return Discovery(
-                self.model,
+                self.trained,
                 (self.example,),
                 self.optimizer,
                 total_steps=config.epochs * steps,
@@ -211,13 +133,15 @@ class _Job:
         course = self._course(folder, journal)
         if begin is not None:
             begin(course)
+        diverge(self.ranks)
+        agreed = Agreement(self.ranks, stop)
         watcher.started(self.config, steps, *size)
         if course.step == 0:
             journal.began(steps)
         else:
             watcher.resumed(course.step)
-        while course.epoch < self.config.epochs and not stop():
-            result = self._epoch(course, journal, watcher, stop)
+        while course.epoch < self.config.epochs and not agreed():
+            result = self._epoch(course, journal, watcher, agreed)
             if result.steps < steps:
                 break
             number = course.epoch + 1
@@ -238,7 +162,7 @@ class _Job:
         }
         folder.network(self.model, (self.example,), structure)
         outcome = self._outcome(interrupted, accuracy, course)
-        if interrupted is None:
+        if interrupted is None and self.ranks.rank == 0:
             watcher.measuring()
             outcome = self._measured(outcome, stop)
         folder.result(to_dict(outcome))
@@ -253,20 +177,22 @@ class _Job:
             optimizer=self.optimizer,
             scheduler=self.scheduler,
         )
-        return Course(self.config, self.batches, checkpoints, self.model, folder, journal)
+        config = self.config if not self.ranks.rank else dataclasses.replace(self.config, keep=0)
+        return Course(config, self.batches, checkpoints, self.model, folder, journal)
 
     def _epoch(
-        self, course: Course, journal: Journal, watcher: Watcher, stop: Callable[[], bool]
+        self, course: Course, journal: Journal, watcher: Watcher, agreed: Agreement
     ) -> EpochResult:
         def stepped(step: int, loss: float) -> None:
+            loss = agreed.step(loss)
             journal.stepped(course.step, loss)
             watcher.stepped(step, loss)
             course.stepped(loss)
 
         journal.rest()
         return train_epoch(
-            self.model,
-            _until(self.batches.epoch(course.epoch, start=course.tally.steps), stop),
+            self.trained,
+            _until(self.batches.epoch(course.epoch, start=course.tally.steps), agreed),
             self.optimizer,
             self.scheduler,
             self.recipe,
@@ -288,6 +214,7 @@ class _Job:
     @contextlib.contextmanager
     def _evaluation(self, epoch: int) -> Generator[None]:
         """The most probable network, with statistics from batches of training images."""
+        share_buffers(self.model, self.ranks)
         if self.discovery is None:
             yield
             return
@@ -301,7 +228,12 @@ class _Job:
 
     def _validate(self, epoch: int) -> float:
         with self._evaluation(epoch):
-            return evaluate(self.model, self.validation.epoch(0), bf16=self.recipe.bf16)
+            return self._accuracy()
+
+    def _accuracy(self) -> float:
+        """On the validation images, those of all ranks."""
+        batches, total = self.validation.epoch(0), self.ranks.sum
+        return evaluate(self.model, batches, bf16=self.recipe.bf16, total=total)
 
     def _progress(self, epoch: int, result: EpochResult, accuracy: float, tally: Tally) -> Progress:
         discovery = self.discovery
@@ -324,14 +256,15 @@ class _Job:
         """Make the network a plain one; its validation accuracy."""
         if self.discovery is not None and interrupted:
             with self._evaluation(epoch):
-                accuracy = evaluate(self.model, self.validation.epoch(0), bf16=self.recipe.bf16)
+                accuracy = self._accuracy()
                 statistics = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
             self.model = self.discovery.abandon()
             self.model.load_state_dict(statistics, strict=False)
             return accuracy
         if self.discovery is not None:
             self.model = self.discovery.finish()
-        return evaluate(self.model, self.validation.epoch(0), bf16=self.recipe.bf16)
+        share_buffers(self.model, self.ranks)
+        return self._accuracy()
 
     def _outcome(self, interrupted: str | None, accuracy: float, course: Course) -> Outcome:
         found = () if self.discovery is None else self.discovery.original.layers

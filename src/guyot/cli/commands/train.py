@@ -16,6 +16,7 @@ from guyot.cli.display import Display
 from guyot.cli.interrupt import Interruption
 from guyot.config import DATA, DECAYS, ESTIMATORS, ON_CORRUPT, RunConfig
 from guyot.errors import MisconfiguredError
+from guyot.parallel import TIMEOUT, launched
 from guyot.report import Outcome
 from guyot.storage import read_json
 
@@ -125,6 +126,10 @@ Resume = Annotated[
 Config = Annotated[
     Path | None, option(_RUN, "Settings from this file, as FOLDER/config.json of a run.")
 ]
+Timeout = Annotated[
+    float | None,
+    option(_RUN, f"Seconds that several processes wait for one another ({TIMEOUT:g})."),
+]
 TensorBoard = Annotated[
     bool, option(_RUN, "Write an event file, too, in FOLDER/tensorboard.", "--tensorboard")
 ]
@@ -170,6 +175,7 @@ def train(  # noqa: PLR0913 - one parameter per option
     resume: Resume = None,
     checkpoint_every: CheckpointEvery = None,
     keep: Keep = None,
+    timeout: Timeout = None,
     tensorboard: TensorBoard = False,
     quiet: Quiet = False,
     json: Json = False,
@@ -184,15 +190,16 @@ def train(  # noqa: PLR0913 - one parameter per option
     Try: guyot train --data digits
     """
     given = locals()
+    patience = TIMEOUT if timeout is None else timeout
     if resume is not None:
         _check_alone(ctx)
-        _run(resume, partial(running.resume, resume), quiet, json)
+        _run(resume, partial(running.resume, resume, timeout=patience), quiet, json)
         return
     settings = [field.name for field in dataclasses.fields(RunConfig) if field.name in given]
     choices = {name: given[name] for name in settings if given[name] is not None}
     wanted = _configured(config, choices, no_discovery)
     folder = out or _default_folder(wanted)
-    start = partial(running.train, wanted, folder, tensorboard=tensorboard)
+    start = partial(running.train, wanted, folder, tensorboard=tensorboard, timeout=patience)
     _run(folder, start, quiet, json)
 
 
@@ -213,7 +220,7 @@ def _check_alone(ctx: typer.Context) -> None:
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
     given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
     run = ctx.params["resume"]
-    if extra := sorted(set(given) - {"resume", "quiet", "json"}):
+    if extra := sorted(set(given) - {"resume", "timeout", "quiet", "json"}):
         raise MisconfiguredError(
             f"{extra[0]}={ctx.params[extra[0]]} has no effect with resume={run}, since a run goes "
             f"on with its own settings: leave it out, or start anew with config={run}/config.json"
@@ -222,7 +229,8 @@ def _check_alone(ctx: typer.Context) -> None:
 
 def _run(folder: Path, start: Callable[..., Outcome], quiet: bool, json: bool) -> None:
     """Run, print the table, and leave with the right exit code."""
-    console = Console(stderr=json)
+    first = launched()[0] == 0
+    console, quiet = Console(stderr=json), quiet or not first
 
     def asked() -> None:
         display.say("stopping after this step; Ctrl-C again to abort")
@@ -237,9 +245,9 @@ def _run(folder: Path, start: Callable[..., Outcome], quiet: bool, json: bool) -
         left = f"{folder} is incomplete; {more}" if stop.armed else "nothing was written"
         typer.echo(f"aborted: {left}", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    if json:
+    if json and first:
         print_json({"folder": str(folder), **report.to_dict(outcome)})
-    else:
+    elif first:
         typer.echo("\n".join(["", *report.lines(outcome), "", f"Everything is in {folder}"]))
         if outcome.interrupted is not None:
             typer.echo(more)

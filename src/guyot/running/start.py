@@ -1,0 +1,125 @@
+"""A run begins, or goes on, in one process or in several that a launcher started."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import torch
+
+from guyot.config import RunConfig
+from guyot.errors import MisconfiguredError
+from guyot.parallel import TIMEOUT, local_device, processes
+from guyot.report import Outcome
+from guyot.running.course import Course
+from guyot.running.job import Job
+from guyot.running.machine import environment
+from guyot.running.setup import load_data
+from guyot.running.together import open_folder, resolve_together
+from guyot.running.watcher import Silent, Watcher
+from guyot.storage import read_json
+
+
+def train(
+    config: RunConfig,
+    out: str | Path,
+    watcher: Watcher | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    *,
+    tensorboard: bool = False,
+    timeout: float = TIMEOUT,
+) -> Outcome:
+    """Train as configured and write the run folder.
+
+    Args:
+        config: what to do.
+        out: the folder; does not exist or is empty.
+        watcher: told how it goes.
+        stop: asked after every optimiser step; True ends training there. What is undecided then
+            is not settled: the network keeps the sizes it has, weights are 0 where the most
+            probable network has none, and neither test accuracy nor latency is measured. A
+            checkpoint from before that is left, so the run can go on.
+        tensorboard: write an event file for TensorBoard, too, in the folder's `tensorboard`.
+        timeout: seconds for which several processes wait for one another.
+
+    Raises:
+        GuyotError: what the user can put right.
+    """
+    path, then = Path(out), f"guyot train --resume {out} goes on, with any number of processes"
+    device = local_device(config.device)
+    with _settings_restored(), processes(device, timeout, then) as ranks:
+        with ranks.together():
+            folder = open_folder(ranks, path, tensorboard)
+        config = resolve_together(config, ranks)
+        with ranks.together():
+            dataset = load_data(config)
+        job = Job(config, dataset, ranks)
+        with folder.locked(), contextlib.closing(folder):
+            folder.begin(config, environment())
+            return job.run(folder, watcher or Silent(), stop)
+
+
+def resume(
+    folder: str | Path,
+    watcher: Watcher | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    *,
+    timeout: float = TIMEOUT,
+) -> Outcome:
+    """Go on with a run from its latest checkpoint, or from its start if there is none yet.
+
+    On the same machine, with as many threads and the same versions, the end is that of the run that
+    was never stopped, bit for bit.
+
+    Args:
+        folder: of the run, or one of its checkpoints.
+        watcher: told how it goes.
+        stop: as for `train`.
+        timeout: as for `train`; the number of processes need not be what it was.
+
+    Raises:
+        GuyotError: what the user can put right.
+    """
+    path, checkpoint = _run_of(Path(folder))
+    then = f"guyot train --resume {path} goes on, with any number of processes"
+    tensorboard = (path / "tensorboard").is_dir()
+    device = local_device("auto")
+    with _settings_restored(), processes(device, timeout, then) as ranks:
+        with ranks.together():
+            run = open_folder(ranks, path, tensorboard, resumed=True)
+            config = RunConfig.from_dict(read_json(path / "config.json"))
+        with run.locked(), contextlib.closing(run):
+            if not config.keep:
+                raise MisconfiguredError(
+                    f"{path} was made with keep=0, so there are no checkpoints to go on from: "
+                    "start anew with its config.json"
+                )
+            config = resolve_together(config, ranks)
+            job = Job(config, load_data(config), ranks)
+
+            def begin(course: Course) -> None:
+                for rank in (0, 1):  # the first one puts the folder in order
+                    with ranks.together():
+                        if min(ranks.rank, 1) == rank:
+                            course.resume(checkpoint)
+
+            return job.run(run, watcher or Silent(), stop, begin)
+
+
+def _run_of(path: Path) -> tuple[Path, Path | None]:
+    """The run folder, and the checkpoint if one of them was given."""
+    if (path / "manifest.json").is_file() and path.parent.name == "checkpoints":
+        return path.parent.parent, path
+    return path, None
+
+
+@contextlib.contextmanager
+def _settings_restored() -> Generator[None]:
+    """torch's global settings are as before, whatever a run needs."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)

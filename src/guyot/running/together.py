@@ -1,0 +1,90 @@
+"""What `guyot train` does when a launcher started it several times: rank 0 writes, all train."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from guyot.config import RunConfig
+from guyot.errors import MisconfiguredError
+from guyot.parallel import Ranks
+from guyot.running.folder import Elsewhere, RunFolder
+from guyot.running.setup import resolve
+from guyot.running.tensorboard import Board
+
+
+def open_folder(ranks: Ranks, path: Path, tensorboard: bool, *, resumed: bool = False) -> RunFolder:
+    """The run folder; on all ranks but the first one that nothing is written to."""
+    if ranks.rank:
+        return Elsewhere(path)
+    return RunFolder(path, Board(path / "tensorboard") if tensorboard else None, resumed=resumed)
+
+
+def resolve_together(config: RunConfig, ranks: Ranks) -> RunConfig:
+    """`resolve`, with what rank 0 measured.
+
+    Raises:
+        MisconfiguredError: as `resolve`; or batches cannot be split evenly over the ranks.
+    """
+    if config.batch_size % ranks.size:
+        raise MisconfiguredError(
+            f"batch_size={config.batch_size} images per step cannot be split evenly over "
+            f"{ranks.size} processes: give a multiple of {ranks.size}"
+        )
+    measured = config.round_to is None and config.discovery
+    with ranks.together():
+        others = measured and ranks.rank
+        config = resolve(dataclasses.replace(config, round_to=1) if others else config)
+    if measured:
+        found = torch.tensor([config.round_to or 1], device=config.device)
+        config = dataclasses.replace(config, round_to=int(ranks.first(found)))
+    return config
+
+
+def wrapped(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """The model in `DistributedDataParallel` if there are several ranks."""
+    return model if ranks.size == 1 else DistributedDataParallel(model)
+
+
+def share_buffers(model: nn.Module, ranks: Ranks) -> None:
+    """Let buffers (running statistics) be those of rank 0."""
+    if ranks.size > 1:
+        for buffer in model.buffers():
+            buffer.copy_(ranks.first(buffer))
+
+
+def diverge(ranks: Ranks) -> None:
+    """Give every rank but the first random numbers of its own, dropout for instance."""
+    if ranks.rank:
+        torch.manual_seed(int(torch.randint(2**62, (1,))) + ranks.rank)
+
+
+class Agreement:
+    """What all ranks know of a step: the loss over all of its images, and whether to stop.
+
+    Args:
+        ranks: who agrees.
+        stop: whether this rank wants to.
+    """
+
+    def __init__(self, ranks: Ranks, stop: Callable[[], bool]) -> None:
+        self._ranks, self._stop = ranks, stop
+        self._agreed = False
+
+    def step(self, loss: float) -> float:
+        """Mean loss over the ranks, nats; one message of two numbers."""
+        if self._ranks.size == 1:
+            return loss
+        mine = torch.tensor([loss, float(self._stop())], device=self._ranks.device)
+        mean, wishes = self._ranks.mean(mine).tolist()
+        self._agreed = wishes > 0
+        return mean
+
+    def __call__(self) -> bool:
+        """Whether to stop; the same on all ranks between two steps."""
+        return self._stop() if self._ranks.size == 1 else self._agreed
