@@ -29,12 +29,12 @@ from guyot.running import Progress, load_run
 
 QUICK = ["--epochs", "3", "--batch-size", "32", "--threads", "1", "--no-bf16"]
 OPTIONS = """
-    --alpha --batch-size --beta --bf16 --checkpoint-every --config --cost --data --data-dir --decay
-    --deterministic --device --epochs --estimator --freeze --help --ignore --image-size --json
-    --keep --label-smoothing --latency-table --lr --max-nan-steps --model --no-bf16
-    --no-deterministic --no-discovery --nu --on-corrupt --out --quiet --resume --round-to --seed
-    --target --target-ms
-    --tensorboard --threads --tie --validation --warmup-epochs --weight-decay -h -q
+    --alpha --batch-size --beta --bf16 --checkpoint-every --config --cost --data --data-dir
+    --decay --deterministic --device --epochs --estimator --freeze --help --ignore
+    --image-size --json --keep --label-smoothing --latency-table --lr --max-nan-steps --model
+    --no-bf16 --no-deterministic --no-discovery --nu --on-corrupt --out --quiet --resume
+    --round-to --seed --target --target-ms --tensorboard --threads --tie --timeout
+    --validation --warmup-epochs --weight-decay -h -q
 """.split()
 
 
