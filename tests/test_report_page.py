@@ -1,5 +1,6 @@
 """The page, read as text and used in a real browser."""
 
+import dataclasses
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from guyot.report import History, read_runs, render, write_plots
 from guyot.report.page.network import blocks
 from guyot.report.page.planes import front, spread
 from guyot.report.page.scale import Scale, log_ticks, ticks
+from guyot.report.page.summary import goal
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 FLAGS = [
@@ -80,6 +82,23 @@ def test_blocks_add_up_to_the_network(runs: list[History]):
         drawn = {box.name: box.after for block in found for box in block.boxes if box.group != None}  # noqa: E711
         assert drawn == after
     assert runs[1].removed_layers and blocks(runs[2]) == []
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({}, "target 50 % of the MACs"),
+        ({"alpha": 0.0}, "target 50 % of the parameters"),
+        ({"alpha": 0.5}, "target 50 % of the complexity at alpha 0.5"),
+        ({"nu": 0.3}, "nu 0.3"),
+        ({"target_ms": 2.5, "cost": "latency", "latency_table": "t.json"}, "target 2.5 ms"),
+        ({"cost": "macs=1,params=3"}, "target 50 % of macs=1,params=3"),
+        ({"discovery": False}, "full network"),
+    ],
+)
+def test_the_goal_in_words(runs: list[History], choices: dict[str, Any], words: str):
+    config = RunConfig.of("digits", **choices).to_dict()
+    assert goal(dataclasses.replace(runs[0], config=config)) == words
 
 
 def test_units_are_gone_from_their_removal_on(runs: list[History]):
@@ -189,9 +208,8 @@ def test_every_plot_is_written_for_papers(runs: list[History], tmp_path: Path):
             assert image.width > 1500 and ink.mean() > 0.01
         else:
             assert file.read_text().rstrip().endswith("</svg>")
-    first = {file: file.read_bytes() for file in files if file.suffix == ".svg"}
-    write_plots(runs, tmp_path / "plots")
-    assert all(file.read_bytes() == text for file, text in first.items())
+    first, again = (write_plots(runs[2:], tmp_path / name)[0] for name in ("first", "again"))
+    assert first.read_bytes() == again.read_bytes()
 
 
 def test_plots_that_cannot_be_written(

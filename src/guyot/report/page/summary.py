@@ -43,8 +43,12 @@ def goal(run: History) -> str:
     config = run.config
     if not config["discovery"]:
         return "full network"
+    if config["target_ms"] is not None:
+        return f"target {config['target_ms']:g} ms"
     if config["target"] is None:
         return f"nu {config['nu']:g}"
+    if config["cost"] is not None:
+        return f"target {100 * config['target']:g} % of {config['cost']}"
     alpha = config["alpha"]
     whole = {1.0: "MACs", 0.0: "parameters"}.get(alpha, f"complexity at alpha {alpha:g}")
     return f"target {100 * config['target']:g} % of the {whole}"
