@@ -36,7 +36,7 @@ def restate(module: nn.Module, spec: Restated) -> nn.Module:
     Example:
         >>> class Pairs(nn.Module):
         ...     def forward(self, x, scale=None):
-        ...         return x.view(len(x.shape), x.shape[1] // 2, 2)
+        ...         return x.view(x.shape[0], x.shape[1] // 2, 2)
         >>> spec = Restated("", (("scale", None),), (("view", (None, "width", 2)),), groups=())
         >>> pairs = restate(Pairs(), spec)
         >>> pairs.width = 3

@@ -1,0 +1,169 @@
+"""How the time and memory of finding structures grow with depth.
+
+    python benchmarks/scaling.py measure     # about ten minutes on a quiet core
+    python benchmarks/scaling.py table       # docs/scaling.md from the results
+
+Every measurement is a process of its own with one thread; the least of three counts. Time is that
+of `find_structures` with verification, CPU seconds of the process, imports excluded; memory is how
+much the peak of the resident set grows meanwhile. The exponent is the slope of a straight line
+through the logarithms of time and depth, for the deeper half of the networks: at small depth a
+constant part dominates.
+"""
+
+import argparse
+import json
+import math
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from cifar import machine
+from torch import nn
+
+from guyot import find_structures
+from guyot.complexity import Complexity
+from guyot.models import resnet
+
+RESULTS = Path(__file__).parent / "results" / "scaling.json"
+PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
+DEPTHS = {
+    "resnet": (20, 56, 110, 218, 434, 866, 1202),
+    "vit": (12, 24, 48, 96),
+    "resnet50": (50,),
+}
+LABELS = {"resnet": "CIFAR ResNet", "vit": "ViT, width 32", "resnet50": "torchvision resnet50"}
+
+
+def build(family: str, depth: int) -> tuple[nn.Module, torch.Tensor]:
+    """A network and its input; images are small, since depth is the question."""
+    if family == "resnet":
+        return resnet(depth), torch.randn(2, 3, 8, 8)
+    if family == "resnet50":
+        from torchvision.models import resnet50
+
+        return resnet50(), torch.randn(2, 3, 64, 64)
+    from timm.models.vision_transformer import VisionTransformer
+
+    size = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "num_classes": 10}
+    return VisionTransformer(depth=depth, **size), torch.randn(2, 3, 16, 16)
+
+
+def peak() -> float:
+    """Peak resident set so far, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def once(family: str, depth: int) -> dict[str, float]:
+    """In this process: seconds, megabytes, and what a step of the controller's prices takes."""
+    torch.set_num_threads(1)
+    warm, image = build("resnet", 8)[0], torch.randn(2, 3, 8, 8)
+    find_structures(warm, (image,))  # imports
+    model, inputs = build(family, depth)
+    before, start = peak(), time.process_time()
+    structures = find_structures(model, (inputs,))
+    seconds = time.process_time() - start
+    complexity, theta = Complexity(structures), torch.full((structures.index.total,), 0.9)
+    complexity.prices(theta)
+    start = time.process_time()
+    for _ in range(20):
+        complexity.prices(theta)
+    return {
+        "seconds": seconds,
+        "megabytes": peak() - before,
+        "prices_ms": 50 * (time.process_time() - start),
+        "gates": structures.index.total,
+        "groups": len(structures.groups),
+        "layers": len(structures.layers),
+    }
+
+
+def measure(families: list[str], repeats: int, deepest: int) -> list[dict[str, Any]]:
+    """All measurements, each in its own process."""
+    rows: list[dict[str, Any]] = []
+    for family in families:
+        for depth in [depth for depth in DEPTHS[family] if depth <= deepest]:
+            command = [sys.executable, "-W", "ignore", __file__, "once", family, str(depth)]
+            runs = [
+                json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+                for _ in range(repeats)
+            ]
+            least = min(runs, key=lambda run: run["seconds"])
+            spread = [run["seconds"] for run in runs]
+            rows.append({"family": family, "depth": depth, **least, "all_seconds": spread})
+            print(f"{family} {depth}: {least['seconds']:.2f} s, {least['megabytes']:.0f} MB")
+    return rows
+
+
+def exponent(rows: list[dict[str, Any]]) -> float | None:
+    """Slope of log time over log depth, for the deeper half."""
+    deep = rows[len(rows) // 2 - 1 :] if len(rows) > 2 else rows
+    if len(deep) < 2:
+        return None
+    xs = [math.log(row["depth"]) for row in deep]
+    ys = [math.log(row["seconds"]) for row in deep]
+    x, y = sum(xs) / len(xs), sum(ys) / len(ys)
+    slope = sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True))
+    return slope / sum((a - x) ** 2 for a in xs)
+
+
+def page(found: dict[str, Any]) -> str:
+    """The documentation page."""
+    intro = (
+        f"Written by `{found['command']}`; {found['machine']['cpu']}, one thread, CPU seconds of "
+        f"`find_structures` with verification, least of {found['repeats']} processes; ViT with "
+        "blocks for depth. MB: growth of the peak of the resident set."
+    )
+    lines = [
+        "# Scaling with depth",
+        "",
+        intro,
+        "",
+        "| network | depth | groups | layers | gates | seconds | MB | prices, ms |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        lines.append(
+            f"| {LABELS[row['family']]} | {row['depth']} | {row['groups']} | {row['layers']} | "
+            f"{row['gates']:,} | {row['seconds']:.2f} | {row['megabytes']:.0f} | "
+            f"{row['prices_ms']:.2f} |"
+        )
+    lines.append("")
+    for family, label in LABELS.items():
+        rows = [row for row in found["rows"] if row["family"] == family]
+        if (slope := exponent(rows)) is not None:
+            lines.append(f"{label}: time grows as depth to the power {slope:.2f}.\n")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("measure", "table", "once"))
+    parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--families", nargs="+", choices=DEPTHS, default=list(DEPTHS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--deepest", type=int, default=10_000)
+    parser.add_argument("--dry-run", action="store_true", help="write nothing")
+    options = parser.parse_args()
+    if options.what == "once":
+        print(json.dumps(once(options.arguments[0], int(options.arguments[1]))))
+        return
+    if options.what == "measure":
+        found = {
+            "command": "python benchmarks/scaling.py measure",
+            "machine": machine(),
+            "repeats": options.repeats,
+            "rows": measure(options.families, options.repeats, options.deepest),
+        }
+        if options.dry_run:
+            print(page(found))
+            return
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    PAGE.write_text(page(json.loads(RESULTS.read_text())))
+
+
+if __name__ == "__main__":
+    main()
