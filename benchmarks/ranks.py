@@ -1,6 +1,6 @@
 """Two processes of 64 images against one of 128: the same result, statistically.
 
-    python benchmarks/ranks.py [--seeds 4] [--launcher torchrun]
+    python benchmarks/ranks.py [--seeds 4] [--epochs 40] [--launcher torchrun]
 
 Trains the digits network by `guyot train` with batch size 128 in one process and in two, for
 several seeds, and writes benchmarks/results/ranks.json: MACs kept, test accuracy, and the mean

@@ -114,7 +114,7 @@ def page(found: dict[str, Any]) -> str:
     """The documentation page."""
     intro = (
         f"Written by `{found['command']}`; {found['machine']['cpu']}, one thread, CPU seconds of "
-        f"`find_structures` with verification, least of {found['repeats']} processes; ViT with "
+        f"`find_structures` with verification, least of {found['repeats']} process(es); ViT with "
         "blocks for depth. MB: growth of the peak of the resident set."
     )
     lines = [
