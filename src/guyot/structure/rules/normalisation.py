@@ -32,29 +32,26 @@ def batch_norm(walk: Walk, node: fx.Node) -> Dims:
 @rule(aten.layer_norm.default)
 def layer_norm(walk: Walk, node: fx.Node) -> Dims:
     """Statistics run over the last dims: masking a unit would change them, so they are frozen."""
-    (x,) = walk.operands(node, 0)
-    normalised = x[len(x) - len(node.args[1]) :]  # pyright: ignore[reportArgumentType]
-    for position, name in ((2, "weight"), (3, "bias")):
-        if walk.has(node, position, name):
-            (vector,) = walk.operands(node, position)
-            for a, b in zip(vector, normalised, strict=True):
-                unify(a, b)
-    for dim in normalised:
-        freeze(dim, f"the statistics of {walk.name(node)} (LayerNorm) run over it")
-    return x
+    return _over_last_dims(walk, node, "LayerNorm", (2, "weight"), (3, "bias"))
 
 
 @rule(aten.rms_norm.default)
 def rms_norm(walk: Walk, node: fx.Node) -> Dims:
     """The root mean square runs over the last dims: masking a unit would change it."""
+    return _over_last_dims(walk, node, "RMSNorm", (2, "weight"))
+
+
+def _over_last_dims(walk: Walk, node: fx.Node, kind: str, *vectors: tuple[int, str]) -> Dims:
+    """Statistics over `normalized_shape` freeze these dims; vectors have the same ones."""
     (x,) = walk.operands(node, 0)
     normalised = x[len(x) - len(node.args[1]) :]  # pyright: ignore[reportArgumentType]
-    if walk.has(node, 2, "weight"):
-        (weight,) = walk.operands(node, 2)
-        for a, b in zip(weight, normalised, strict=True):
-            unify(a, b)
+    for position, name in vectors:
+        if walk.has(node, position, name):
+            (vector,) = walk.operands(node, position)
+            for a, b in zip(vector, normalised, strict=True):
+                unify(a, b)
     for dim in normalised:
-        freeze(dim, f"the statistics of {walk.name(node)} (RMSNorm) run over it")
+        freeze(dim, f"the statistics of {walk.name(node)} ({kind}) run over it")
     return x
 
 
