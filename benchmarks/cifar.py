@@ -11,36 +11,29 @@ training images, the same for all runs, are held out for validation; the test im
 once, after the last epoch.
 """
 
-import argparse
 import itertools
-import json
 import os
-import platform
-import shlex
 import tempfile
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from runs import ROOT, Training, arguments, carry_out, cifar10, prepare, select
 from torch import nn
 
 from guyot import Discovery, DiscoveryConfig
-from guyot.data import Batches, Dataset, load
+from guyot.data import Dataset
 from guyot.models import build, count_macs, resnet
 from guyot.training import (
     Recipe,
     evaluate,
-    make_optimizer,
-    make_scheduler,
     restart_with_fast_allocator,
     train_epoch,
 )
 
-RESULTS = Path(__file__).parent / "results" / "cifar"
+RESULTS = ROOT / "results" / "cifar"
 DENSE_WIDTHS = (16, 32, 64)
-VALIDATION = 5_000
 IMAGE = (3, 32, 32)
 DISCOVERIES: dict[str, DiscoveryConfig] = {
     "guyot": DiscoveryConfig(),
@@ -156,27 +149,23 @@ def progress_of(discovery: Discovery | None) -> dict[str, Any]:
 
 
 def validate(
-    model: nn.Module, discovery: Discovery | None, batches: Batches, held_out: Batches, epoch: int
+    model: nn.Module, discovery: Discovery | None, training: Training, epoch: int
 ) -> float:
     """Validation accuracy, during discovery that of the most probable network."""
     if discovery is None:
-        return evaluate(model, held_out.epoch(0))
-    inputs = [images for images, _ in itertools.islice(batches.epoch(epoch), 5)]
+        return evaluate(model, training.held_out.epoch(0))
+    inputs = [images for images, _ in itertools.islice(training.batches.epoch(epoch), 5)]
     with torch.autocast("cpu", torch.bfloat16), discovery.evaluation(inputs):
-        return evaluate(model, held_out.epoch(0))
+        return evaluate(model, training.held_out.epoch(0))
 
 
 def train(run: Run, dataset: Dataset, scratch: Path) -> dict[str, Any]:
     """Train ``run`` to its end; without a discovery, continue from a checkpoint if there is one."""
-    assert dataset.validation is not None
     recipe = Recipe(epochs=run.epochs)
     model = build_model(run)
-    batches = Batches(dataset, dataset.train, recipe.batch_size, augment=True, seed=run.seed)
-    held_out = Batches(dataset, dataset.validation, 500, augment=False)
-    test = Batches(dataset, dataset.test, 500, augment=False)
-    optimizer = make_optimizer(model, recipe)
-    scheduler = make_scheduler(optimizer, recipe, len(batches))
-    discovery = start_discovery(run, model, optimizer, recipe.epochs * len(batches))
+    training = prepare(model, dataset, recipe, run.seed)
+    optimizer, scheduler = training.optimizer, training.scheduler
+    discovery = start_discovery(run, model, optimizer, training.total_steps)
     history: list[dict[str, Any]] = []
     checkpoint = scratch / f"{run.name}.pt"
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
@@ -187,9 +176,9 @@ def train(run: Run, dataset: Dataset, scratch: Path) -> dict[str, Any]:
         history = state["history"]
     for epoch in range(len(history), recipe.epochs):
         result = train_epoch(
-            model, batches.epoch(epoch), optimizer, scheduler, recipe, discovery=discovery
+            model, training.batches.epoch(epoch), optimizer, scheduler, recipe, discovery=discovery
         )
-        accuracy = validate(model, discovery, batches, held_out, epoch)
+        accuracy = validate(model, discovery, training, epoch)
         history.append(asdict(result) | {"validation": accuracy} | progress_of(discovery))
         print(f"{run.name} epoch {epoch + 1}/{recipe.epochs} {history[-1]}", flush=True)
         if discovery is None:
@@ -208,7 +197,7 @@ def train(run: Run, dataset: Dataset, scratch: Path) -> dict[str, Any]:
     return {
         "run": asdict(run),
         "recipe": asdict(recipe),
-        "test_accuracy": evaluate(model, test.epoch(0)),
+        "test_accuracy": evaluate(model, training.test.epoch(0)),
         "validation_accuracy": history[-1]["validation"],
         "macs": count_macs(model, torch.zeros(1, *IMAGE)),
         "input_shape": list(IMAGE),
@@ -225,60 +214,22 @@ def train(run: Run, dataset: Dataset, scratch: Path) -> dict[str, Any]:
     }
 
 
-def machine() -> dict[str, Any]:
-    """What the timings belong to."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = lines[0].partition(":")[2].strip() if lines else model
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "amx_bf16": torch.cpu._is_amx_tile_supported(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def main() -> None:
     """Train the runs named on the command line (default: all) that have no result yet."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("runs", nargs="*", help="names; default: every run, in order")
-    parser.add_argument("--data-dir", help="folder with CIFAR-10's parquet files")
-    parser.add_argument("--cache-dir", help="where decoded images are kept")
+    parser = arguments(__doc__)
     parser.add_argument(
         "--scratch",
         type=Path,
         default=Path(tempfile.gettempdir()) / "guyot-bench" / "checkpoints",
         help="folder for checkpoints of unfinished runs",
     )
-    parser.add_argument("--list", action="store_true", help="name the runs and end")
     options = parser.parse_args()
-    known = {run.name: run for run in all_runs()}
-    if options.list:
-        for name in known:
-            print(name, "done" if (RESULTS / f"{name}.json").exists() else "open")
-        return
-    if unknown := sorted(set(options.runs) - set(known)):
-        parser.error(f"unknown runs {', '.join(unknown)}; --list names them")
+    todo = select(all_runs(), RESULTS, parser, options)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    dataset = load("cifar10", options.data_dir, cache_dir=options.cache_dir).hold_out(VALIDATION)
+    dataset = cifar10(options)
     options.scratch.mkdir(parents=True, exist_ok=True)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for name in options.runs or known:
-        target = RESULTS / f"{name}.json"
-        if target.exists():
-            continue
-        started = time.time()
-        result = train(known[name], dataset, options.scratch)
-        result["seconds_of_this_session"] = time.time() - started
-        result["machine"] = machine()
-        result["data"] = "CIFAR-10, JPEG re-encoded copy" if options.data_dir else "CIFAR-10"
-        result["command"] = shlex.join(["python", "benchmarks/cifar.py", name])
-        target.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"{name}: test accuracy {result['test_accuracy']:.4f}", flush=True)
+    data = "CIFAR-10, JPEG re-encoded copy" if options.data_dir else "CIFAR-10"
+    carry_out(todo, RESULTS, lambda run: train(run, dataset, options.scratch) | {"data": data})
 
 
 if __name__ == "__main__":

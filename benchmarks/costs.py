@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 import torchvision
-from cifar import machine
+from runs import machine
 from torch import Tensor, nn
 
 from guyot import Discovery, DiscoveryConfig

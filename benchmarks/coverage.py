@@ -23,7 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cifar import machine
+from runs import machine
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))

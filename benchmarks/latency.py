@@ -12,21 +12,18 @@ some twenty minutes on one core. ``--compare`` builds the networks of all stored
 them in one process, in turns: what is compared was measured together.
 """
 
-import argparse
 import json
 import os
-import shlex
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from cifar import VALIDATION, machine
+from runs import ROOT, arguments, carry_out, cifar10, machine, prepare, select, smaller
 from torch import Tensor, nn
 
 from guyot import Cost, Discovery, DiscoveryConfig, rebuild
-from guyot.data import Batches, Dataset, load
+from guyot.data import Dataset, load
 from guyot.latency import LatencyTable
 from guyot.models import build, count_macs
 from guyot.profiling import profile
@@ -34,13 +31,11 @@ from guyot.report import measure
 from guyot.training import (
     Recipe,
     evaluate,
-    make_optimizer,
-    make_scheduler,
     restart_with_fast_allocator,
     train_epoch,
 )
 
-RESULTS = Path(__file__).parent / "results" / "latency"
+RESULTS = ROOT / "results" / "latency"
 PIXELS = {"resnet56": 16, "mobilenet_v2": 32}
 BATCHES = (1, 64)
 
@@ -71,26 +66,6 @@ def all_runs() -> list[Run]:
         for model in PIXELS
         for cost, target in (("latency", latency), ("macs", macs))
     ]
-
-
-def smaller(dataset: Dataset, pixels: int) -> Dataset:
-    """The images averaged down to so many pixels."""
-
-    def shrunk(images: Tensor) -> Tensor:
-        factor = images.shape[1] // pixels
-        count, _, _, channels = images.shape
-        blocks = images.reshape(count, pixels, factor, pixels, factor, channels)
-        means = [chunk.float().mean((2, 4)).round().byte() for chunk in blocks.split(4096)]
-        return torch.cat(means)
-
-    if dataset.train.images.shape[1] == pixels:
-        return dataset
-    splits = {
-        name: replace(split, images=shrunk(split.images))
-        for name in ("train", "test", "validation")
-        if (split := getattr(dataset, name)) is not None
-    }
-    return replace(dataset, **splits, pad=max(1, dataset.pad * pixels // 32))
 
 
 def network(model: str, seed: int = 0) -> nn.Module:
@@ -126,19 +101,15 @@ def table_of(model: str, folder: Path, seconds: float) -> LatencyTable:
 
 def train(run: Run, dataset: Dataset, table: LatencyTable) -> dict[str, Any]:
     """Train ``run`` to its end."""
-    assert dataset.validation is not None
     recipe = Recipe(epochs=run.epochs, batch_size=run.batch_size)
     model = network(run.model, run.seed)
-    batches = Batches(dataset, dataset.train, recipe.batch_size, augment=True, seed=run.seed)
-    held_out = Batches(dataset, dataset.validation, 500, augment=False)
-    test = Batches(dataset, dataset.test, 500, augment=False)
-    optimizer = make_optimizer(model, recipe)
-    scheduler = make_scheduler(optimizer, recipe, len(batches))
+    training = prepare(model, dataset, recipe, run.seed)
+    optimizer, scheduler = training.optimizer, training.scheduler
     discovery = Discovery(
         model,
         (image(run.model, 2),),
         optimizer,
-        total_steps=recipe.epochs * len(batches),
+        total_steps=training.total_steps,
         target=run.target,
         alpha=Cost(latency=1, table=table) if run.cost == "latency" else 1.0,
         config=DiscoveryConfig(seed=run.seed),
@@ -146,7 +117,7 @@ def train(run: Run, dataset: Dataset, table: LatencyTable) -> dict[str, Any]:
     losses: list[float] = []
     for epoch in range(recipe.epochs):
         result = train_epoch(
-            model, batches.epoch(epoch), optimizer, scheduler, recipe, discovery=discovery
+            model, training.batches.epoch(epoch), optimizer, scheduler, recipe, discovery=discovery
         )
         losses.append(result.loss)
         print(f"{run.name} epoch {epoch + 1}/{recipe.epochs} loss {result.loss:.4f}", flush=True)
@@ -155,8 +126,8 @@ def train(run: Run, dataset: Dataset, table: LatencyTable) -> dict[str, Any]:
         "run": asdict(run),
         "recipe": asdict(recipe),
         "losses": losses,
-        "validation_accuracy": evaluate(model, held_out.epoch(0)),
-        "test_accuracy": evaluate(model, test.epoch(0)),
+        "validation_accuracy": evaluate(model, training.held_out.epoch(0)),
+        "test_accuracy": evaluate(model, training.test.epoch(0)),
         "attained": discovery.attained,
         "macs_share": discovery.macs / discovery.full_macs,
         "predicted_ms": table.milliseconds(discovery.structures),
@@ -216,46 +187,24 @@ def synthetic() -> Dataset:
 
 def main() -> None:
     """Train the runs named on the command line (default: all) that have no result yet."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("runs", nargs="*", help="names; default: every run, in order")
-    parser.add_argument("--data-dir", help="folder with CIFAR-10's parquet files")
-    parser.add_argument("--cache-dir", help="where decoded images are kept")
-    parser.add_argument("--list", action="store_true", help="name the runs and end")
+    parser = arguments(__doc__)
     parser.add_argument("--compare", action="store_true", help="time the networks of stored runs")
     parser.add_argument("--seconds", type=float, default=20.0, help="per measurement")
     parser.add_argument("--dry-run", type=Path, metavar="FOLDER", help="tiny runs on digits, there")
     options = parser.parse_args()
-    known = {run.name: run for run in all_runs()}
     folder = options.dry_run or RESULTS
-    if options.list:
-        for name in known:
-            print(name, "done" if (folder / f"{name}.json").exists() else "open")
-        return
-    if unknown := sorted(set(options.runs) - set(known)):
-        parser.error(f"unknown runs {', '.join(unknown)}; --list names them")
+    todo = select(all_runs(), folder, parser, options)
     torch.set_num_threads(1 if options.dry_run else len(os.sched_getaffinity(0)))
-    folder.mkdir(parents=True, exist_ok=True)
     if not options.compare:
-        if options.dry_run:
-            full = synthetic().hold_out(64)
-        else:
-            full = load("cifar10", options.data_dir, cache_dir=options.cache_dir)
-            full = full.hold_out(VALIDATION)
-        for name in options.runs or known:
-            target = folder / f"{name}.json"
-            if target.exists():
-                continue
-            run = known[name]
-            started = time.time()
-            dataset = smaller(full, PIXELS[run.model])
+        full = synthetic().hold_out(64) if options.dry_run else cifar10(options)
+
+        def go(run: Run) -> dict[str, Any]:
+            table = table_of(run.model, folder, options.seconds)
             if options.dry_run:
                 run = replace(run, epochs=15, batch_size=16)
-            result = train(run, dataset, table_of(run.model, folder, options.seconds))
-            result["seconds"] = time.time() - started
-            result["machine"] = machine()
-            result["command"] = shlex.join(["python", "benchmarks/latency.py", name])
-            target.write_text(json.dumps(result, indent=1) + "\n")
-            print(f"{name}: test accuracy {result['test_accuracy']:.4f}", flush=True)
+            return train(run, smaller(full, PIXELS[run.model]), table)
+
+        carry_out(todo, folder, go)
     compare(folder, options.seconds)
 
 

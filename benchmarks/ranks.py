@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from cifar import machine
+from runs import machine
 
 RESULTS = Path(__file__).parent / "results" / "ranks.json"
 LAUNCHERS = {

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar import machine
+from runs import machine
 from torch import nn
 
 from guyot import find_structures
