@@ -18,8 +18,12 @@ import resource
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
+from importlib import import_module
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +31,13 @@ from runs import machine
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
-from zoo import ZOO  # noqa: E402  (the tests examine the same models)
+from examine import result_of  # noqa: E402  (the tests examine the same models)
+from zoo import ZOO  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "coverage"
 PAGE = ROOT / "docs" / "coverage.md"
 METHODS = ("guyot", "torch-pruning")
+IMPORTED = ("torch.export", "torch._dynamo", "torch_pruning")
 
 Json = dict[str, Any]
 
@@ -52,40 +58,57 @@ def memory_of(pid: int) -> float:
     return 0.0
 
 
+def examined(method: str, name: str, seconds: int, path: Path) -> None:
+    """What the process of a model does: at most so many seconds of CPU time, then its result."""
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    warnings.simplefilter("ignore")
+    path.write_text(json.dumps(result_of(method, name)))
+
+
 def run(method: str, name: str, gigabytes: float, seconds: int) -> Json:
-    """One examination in a process that ends when it needs too much memory or CPU time."""
-    program = ROOT / "tests" / "examine.py"
-    process = subprocess.Popen(
-        [sys.executable, str(program), method, name],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds)),  # noqa: PLW1509
-    )
-    peak, started = 0.0, time.monotonic()
-    killed = ""
-    while process.poll() is None:
-        peak = max(peak, memory_of(process.pid))
-        if peak > gigabytes:
-            killed = f"more than {gigabytes:g} GB"
-        elif time.monotonic() - started > 20 * seconds:
-            killed = f"no end after {20 * seconds} s on a busy machine"
-        if killed:
-            process.kill()
-            break
-        time.sleep(0.1)
-    output, _ = process.communicate()
-    lines = output.strip().splitlines()
-    if process.returncode == 0 and lines:
-        result = json.loads(lines[-1])
-    else:
-        reason = killed or (
-            f"more than {seconds} s of CPU time"
-            if process.returncode in (-9, -24)
-            else f"the process ended with {process.returncode}"
-        )
-        result = {"passed": False, "problems": [reason]}
+    """One examination in a process that ends when it needs too much memory or CPU time.
+
+    The process is a copy of this one, which has imported everything and computed nothing.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result.json"
+        arguments = (method, name, seconds, path)
+        process = get_context("fork").Process(target=examined, args=arguments)
+        process.start()
+        peak, started = 0.0, time.monotonic()
+        killed = ""
+        while process.is_alive():
+            peak = max(peak, memory_of(process.pid or 0))
+            if peak > gigabytes:
+                killed = f"more than {gigabytes:g} GB"
+            elif time.monotonic() - started > 20 * seconds:
+                killed = f"no end after {20 * seconds} s on a busy machine"
+            if killed:
+                process.kill()
+                break
+            time.sleep(0.1)
+        process.join()
+        if process.exitcode == 0 and path.exists():
+            result = json.loads(path.read_text())
+        else:
+            reason = killed or (
+                f"more than {seconds} s of CPU time"
+                if process.exitcode in (-9, -24)
+                else f"the process ended with {process.exitcode}"
+            )
+            result = {"passed": False, "problems": [reason]}
     return result | {"peak_gb": round(peak, 2)}
+
+
+def revision() -> str:
+    """The commit of guyot, with a plus when the working tree has changed what is examined."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "src/guyot", "tests/zoo.py", "tests/examine.py")
+    return git("rev-parse", "--short=8", "HEAD") + "+" * bool(changed)
 
 
 def examine(name: str, options: argparse.Namespace) -> None:
@@ -100,9 +123,8 @@ def examine(name: str, options: argparse.Namespace) -> None:
             "command": f"python {shlex.join(sys.argv)}",
             "machine": machine(),
             "versions": {
-                package: version(package)
+                package: revision() if package == "guyot" else version(package)
                 for package in ("torch", name.partition("/")[0], method)
-                if package != "guyot"
             },
         }
         verdict = "passed" if found["passed"] else "; ".join(found["problems"])
@@ -130,11 +152,13 @@ def main() -> None:
     names = [n for n in ZOO if any(fnmatch.fnmatch(n, pattern) for pattern in options.models)]
     if not names:
         parser.error(f"no model matches {' '.join(options.models)}; --list names them")
+    if options.list:
+        print("\n".join(names))
+        return
+    for module in {name.partition("/")[0] for name in names} | set(IMPORTED):
+        import_module(module)
     for name in names:
-        if options.list:
-            print(name)
-        else:
-            examine(name, options)
+        examine(name, options)
 
 
 if __name__ == "__main__":
