@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
+from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 NARROW = {torch.float32, torch.float16, torch.bfloat16}
+
+
+def may_narrow(graph: fx.Graph) -> bool:
+    """Whether an operator names a narrower type, or makes a tensor, maybe of the default type.
+
+    What has no schema may do anything.
+    """
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target is operator.getitem:
+            continue
+        dtypes = {x for x in (*node.args, *node.kwargs.values()) if isinstance(x, torch.dtype)}
+        if not node.all_input_nodes or dtypes & NARROW or not hasattr(node.target, "_schema"):
+            return True
+    return False
 
 
 class DoublePrecision(TorchDispatchMode):

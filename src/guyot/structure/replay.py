@@ -81,6 +81,7 @@ class Replay:
         self._tensors = {key: named[name].detach() for key, name in trace.tensors.items()}
         leaves = flat(arguments(model, inputs))
         self._given: dict[str, Any] = dict(zip(trace.inputs, leaves, strict=True))
+        self._written = _written(trace.graph)
 
     def masked(self, plan: KeepPlan) -> list[Tensor]:
         """The outputs when weights do not read what the plan leaves out."""
@@ -129,8 +130,23 @@ class Replay:
                 for source in (tensors, constants, self._given):
                     if node.name in source:
                         value = source[node.name]
-                        values.append(value.clone() if isinstance(value, Tensor) else value)
+                        copied = node.name in self._written and isinstance(value, Tensor)
+                        values.append(value.clone() if copied else value)
         return tensors_of(_Interpreter(self._trace, change).run(*values))
+
+
+def _written(graph: fx.Graph) -> set[str]:
+    """Placeholders that an operator changes in place, maybe through views of them."""
+    written: set[str] = set()
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or (schema is not None and not schema.is_mutable):
+            continue
+        for base in node.all_input_nodes:
+            while base.op != "placeholder" and base.all_input_nodes:
+                base = base.all_input_nodes[0]
+            written.add(base.name)
+    return written
 
 
 def as_double(tensor: Tensor) -> Tensor:

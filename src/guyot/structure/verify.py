@@ -8,16 +8,18 @@ found.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from guyot.axis import groups_in
 from guyot.structure.branches import Branch
-from guyot.structure.double import DoublePrecision
+from guyot.structure.double import DoublePrecision, may_narrow
 from guyot.structure.inference import Inference
 from guyot.structure.inputs import Inputs, call, changed, evaluation_mode, tensors_of
 from guyot.structure.replay import Replay, as_double
@@ -39,7 +41,12 @@ class Verifier:
         self.trace = trace
         self.model = _perturbed(model)
         self.inputs = changed(example_inputs, as_double)
-        with DoublePrecision():
+        self.precision: Callable[[], contextlib.AbstractContextManager[Any]] = (
+            contextlib.nullcontext
+        )
+        if may_narrow(trace.graph) or not self._runs_in_training(self.model):
+            self.precision = DoublePrecision  # looking at every operator doubles the time
+        with self.precision():
             self.trains = self._runs_in_training(self.model)
 
     def failures(
@@ -50,29 +57,38 @@ class Verifier:
         Groups are tried with all layers in place, since a branch that is gone computes nothing:
         all at once, and so that any two which meet in a tensor are cut one without the other
         (`C // num_heads` is right again when both lose a third). Then layers, all at once and every
-        other one, with the groups that passed cut as well.
+        other one, with the groups that passed cut as well. Forward and backward in training mode
+        are tried where all of a kind are cut.
         """
         self.structures = inference.structures
         self.replay = Replay(self.model, self.inputs, self.trace, inference, branches)
         groups = [("group", n) for n in range(len(self.structures.groups))]
         layers = [("layer", n) for n in range(len(self.structures.layers))]
         found: dict[Suspect, str] = {}
-        for some in (groups, *([groups[n] for n in part] for part in apart(self.structures))):
-            self._search([group for group in some if group not in found], [], found)
+        parts = [[groups[n] for n in part] for part in apart(self.structures)]
+        for some in (groups, *parts):
+            left = [group for group in some if group not in found]
+            self._search(left, [], found, train=some is groups)
         sound = [group for group in groups if group not in found]
         for some in (layers, layers[::2], layers[1::2]):
-            self._search([layer for layer in some if layer not in found], sound, found)
+            left = [layer for layer in some if layer not in found]
+            self._search(left, sound, found, train=some is layers)
         bad_groups = {n: reason for (kind, n), reason in found.items() if kind == "group"}
         bad_layers = {n: reason for (kind, n), reason in found.items() if kind == "layer"}
         return bad_groups, bad_layers
 
     def _search(
-        self, suspects: list[Suspect], sound: list[Suspect], found: dict[Suspect, str]
+        self,
+        suspects: list[Suspect],
+        sound: list[Suspect],
+        found: dict[Suspect, str],
+        *,
+        train: bool,
     ) -> None:
-        """Halve the suspects until every culprit is known."""
+        """Halve the suspects until every culprit is known; ``train``: in training mode as well."""
         if not suspects:
             return
-        reason = self._try([*sound, *suspects])
+        reason = self._try([*sound, *suspects], train)
         if reason is None:
             return
         if len(suspects) == 1:
@@ -80,8 +96,8 @@ class Verifier:
             return
         before = len(found)
         middle = len(suspects) // 2
-        self._search(suspects[:middle], sound, found)
-        self._search(suspects[middle:], sound, found)
+        self._search(suspects[:middle], sound, found, train=train)
+        self._search(suspects[middle:], sound, found, train=train)
         if len(found) == before:
             found.update(dict.fromkeys(suspects, f"only together with others: {reason}"))
 
@@ -96,12 +112,12 @@ class Verifier:
         return KeepPlan(kept, frozenset(n for kind, n in suspects if kind == "layer"))
 
     @torch.no_grad()
-    def _try(self, suspects: list[Suspect]) -> str | None:
+    def _try(self, suspects: list[Suspect], train: bool) -> str | None:
         """Why leaving the suspects out goes wrong; None when all is well."""
-        with DoublePrecision():
-            return self._compare(self._plan(suspects))
+        with self.precision():
+            return self._compare(self._plan(suspects), train and self.trains)
 
-    def _compare(self, plan: KeepPlan) -> str | None:
+    def _compare(self, plan: KeepPlan, train: bool) -> str | None:
         try:
             masked = self.replay.masked(plan)
             sliced = self.replay.sliced(plan)
@@ -120,7 +136,7 @@ class Verifier:
             return f"{min(left)} stays, since its module computes something else as well"
         if not _close(own, sliced):
             return "the model's own forward gives another output than its graph"
-        if self.trains and not self._runs_in_training(module):
+        if train and not self._runs_in_training(module):
             return "the model's forward and backward in training mode do not run without it"
         return None
 
