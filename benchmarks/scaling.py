@@ -1,13 +1,13 @@
 """How the time and memory of finding structures grow with depth.
 
     python benchmarks/scaling.py measure     # about ten minutes on a quiet core
-    python benchmarks/scaling.py table       # docs/scaling.md from the results
+    python benchmarks/scaling.py table       # docs/scaling.md and its figure from the results
 
 Every measurement is a process of its own with one thread; the least of three counts. Time is that
 of `find_structures` with verification, CPU seconds of the process, imports excluded; memory is how
 much the peak of the resident set grows meanwhile. The exponent is the slope of a straight line
 through the logarithms of time and depth, for the deeper half of the networks: at small depth a
-constant part dominates.
+constant part dominates. Families that are not measured keep their rows.
 """
 
 import argparse
@@ -29,7 +29,9 @@ from guyot.complexity import Complexity
 from guyot.models import resnet
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
-PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "scaling.md"
+FIGURE = DOCS / "figures" / "scaling.svg"
 DEPTHS = {
     "resnet": (20, 56, 110, 218, 434, 866, 1202),
     "vit": (12, 24, 48, 96),
@@ -122,6 +124,8 @@ def page(found: dict[str, Any]) -> str:
         "",
         intro,
         "",
+        "![Seconds and megabytes against depth, both axes logarithmic](figures/scaling.svg)",
+        "",
         "| network | depth | groups | layers | gates | seconds | MB | prices, ms |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -139,6 +143,28 @@ def page(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Time and memory against depth; what grows linearly is parallel to the dotted lines."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "guyot"
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for axis, key, label in zip(axes, ("seconds", "megabytes"), ("CPU seconds", "MB"), strict=True):
+        for (family, name), style in zip(LABELS.items(), ("o-", "s--", "D"), strict=True):
+            some = [row for row in rows if row["family"] == family]
+            depths, values = [row["depth"] for row in some], [row[key] for row in some]
+            axis.plot(depths, values, style, label=name)
+            if len(some) > 1:
+                linear = [values[-1] * depth / depths[-1] for depth in depths]
+                axis.plot(depths, linear, ":", color="gray", lw=1)
+        axis.set(xscale="log", yscale="log", xlabel="depth", ylabel=label)
+    axes[0].legend(fontsize=8)
+    figure.savefig(FIGURE, metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("measure", "table", "once"))
@@ -151,18 +177,23 @@ def main() -> None:
     if options.what == "once":
         print(json.dumps(once(options.arguments[0], int(options.arguments[1]))))
         return
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
     if options.what == "measure":
+        kept = [row for row in found["rows"] if row["family"] not in options.families]
+        new = measure(options.families, options.repeats, options.deepest)
+        order = list(DEPTHS)
         found = {
             "command": "python benchmarks/scaling.py measure",
             "machine": machine(),
             "repeats": options.repeats,
-            "rows": measure(options.families, options.repeats, options.deepest),
+            "rows": sorted([*kept, *new], key=lambda row: order.index(row["family"])),
         }
-        if options.dry_run:
-            print(page(found))
-            return
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    PAGE.write_text(page(json.loads(RESULTS.read_text())))
+    if options.dry_run:
+        print(page(found))
+        return
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    PAGE.write_text(page(found))
+    draw(found["rows"])
 
 
 if __name__ == "__main__":
