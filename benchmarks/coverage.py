@@ -30,13 +30,14 @@ from typing import Any
 from runs import machine
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests"))
-from examine import result_of  # noqa: E402  (the tests examine the same models)
-from zoo import ZOO  # noqa: E402
+sys.path.append(str(ROOT / "tests"))  # the tests examine the same models
+from examine import result_of  # noqa: E402  # pyright: ignore[reportMissingImports]
+from zoo import ZOO  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 RESULTS = Path(__file__).parent / "results" / "coverage"
 PAGE = ROOT / "docs" / "coverage.md"
 METHODS = ("guyot", "torch-pruning")
+COMMAND = ("python", "benchmarks/coverage.py")
 IMPORTED = ("torch.export", "torch._dynamo", "torch_pruning")
 
 Json = dict[str, Any]
@@ -115,12 +116,13 @@ def examine(name: str, options: argparse.Namespace) -> None:
     """Examine one model and write its file."""
     path = file_of(name)
     result: Json = json.loads(path.read_text()) if path.exists() else {"model": name}
+    limits = ("--memory", f"{options.memory:g}", "--seconds", str(options.seconds))
     for method in options.methods:
         if method in result and not options.again:
             continue
         found = run(method, name, options.memory, options.seconds)
         result[method] = found | {
-            "command": f"python {shlex.join(sys.argv)}",
+            "command": shlex.join([*COMMAND, name, *limits, "--methods", method]),
             "machine": machine(),
             "versions": {
                 package: revision() if package == "guyot" else version(package)
@@ -135,7 +137,7 @@ def examine(name: str, options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Examine the models named on the command line (default: all), or write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0])
     parser.add_argument("models", nargs="*", default=["*"], help="names or patterns; default: all")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--again", action="store_true", help="also what has a result")
@@ -149,7 +151,7 @@ def main() -> None:
 
         PAGE.write_text(page([json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))]))
         return
-    names = [n for n in ZOO if any(fnmatch.fnmatch(n, pattern) for pattern in options.models)]
+    names = [n for pattern in options.models for n in fnmatch.filter(ZOO, pattern)]
     if not names:
         parser.error(f"no model matches {' '.join(options.models)}; --list names them")
     if options.list:
@@ -157,7 +159,7 @@ def main() -> None:
         return
     for module in {name.partition("/")[0] for name in names} | set(IMPORTED):
         import_module(module)
-    for name in names:
+    for name in dict.fromkeys(names):  # in the order of the patterns
         examine(name, options)
 
 

@@ -45,7 +45,7 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
 
 
 def count_macs(model: nn.Module, inputs: tuple[Any, ...]) -> int | float:
-    """MACs of one sample: half of what PyTorch's own counter of FLOPs says for the batch.
+    """MACs of one sample: half of what PyTorch's own counter of FLOPs says for a batch of one.
 
     The counter does not know the fused attention of a CPU, so that is switched off.
     """
@@ -53,9 +53,9 @@ def count_macs(model: nn.Module, inputs: tuple[Any, ...]) -> int | float:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        model.eval()(*inputs)
+        model.eval()(*(x[:1] for x in inputs))
     torch.backends.mha.set_fastpath_enabled(fused)
-    macs = counter.get_total_flops() / 2 / len(inputs[0])
+    macs = counter.get_total_flops() / 2
     return int(macs) if macs.is_integer() else macs
 
 

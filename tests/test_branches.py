@@ -57,6 +57,20 @@ class Standardised(nn.Conv2d):
         return functional.conv2d(x, weight.reshape_as(self.weight), self.bias, padding=1)
 
 
+class Summed(nn.Module):
+    """As many convolutions are added up as there are, beginning with the number 0."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Conv2d(width, width, 1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = 0
+        for part in self.parts:
+            total += part(x)
+        return total  # pyright: ignore[reportReturnType]
+
+
 class Two(nn.Module):
     """The sum, or the concatenation, of two convolutions."""
 
@@ -83,6 +97,7 @@ ENDS = {
         lambda w: Two(w, joined=False),
         {"end.one.bias", "end.one.weight", "end.two.bias", "end.two.weight"},
     ),
+    "summed": (Summed, {"end.parts.0.bias", "end.parts.0.weight"}),
     "joined": (
         lambda w: Two(w, joined=True),
         {"end.one.bias", "end.one.weight", "end.two.bias", "end.two.weight"},

@@ -261,6 +261,42 @@ def test_forward_that_cannot_be_rewritten_gets_stand_ins(steps) -> None:
     model(x).square().sum().backward()
 
 
+class Rectified(nn.Module):
+    """Its activation, which acts in place, runs in the branch and after the addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        shortcut = x if shortcut is None else shortcut
+        return self.relu(self.second(self.relu(self.first(x))) + shortcut)
+
+
+class Densely(nn.Module):
+    """What goes into a block is read beside what comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.head = nn.Linear(3, 6), Rectified(), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).exp()
+        return self.head(torch.cat([x, self.block(x)], 1))
+
+
+def test_what_acts_in_place_beside_stand_ins_spares_their_input() -> None:
+    model = Densely()
+    x = torch.randn(4, 3)
+    kept = copy.deepcopy(model)
+    without(model, x, "block")
+    stem = kept.stem(x).exp()
+    torch.testing.assert_close(model(x), kept.head(torch.cat([stem, stem.relu()], 1)))
+    assert not model.block.relu.inplace and kept.block.relu.inplace
+    backward(model, x)
+
+
 class Glued(nn.Module):
     """A branch that multiplies with a weight outside any module of its own."""
 

@@ -122,6 +122,7 @@ BRANCHES: dict[str, Branches] = {
     "timm.models.repghost.RepGhostModule": lambda block: len(block.fusion_conv),
     "timm.models.repvit.RepVggDw": 2,
     "timm.models.repvit.RepViTBlock": 1,
+    "timm.models.repvit.RepVitClassifier": flag("distillation"),
     "timm.models.repvit.RepVitDownsample": 1,
     "timm.models.res2net.Bottle2neck": 1,
     "timm.models.resnest.ResNestBottleneck": 1,
@@ -143,7 +144,8 @@ BRANCHES: dict[str, Branches] = {
     "timm.models.visformer.Block": lambda block: 1 + flag("attn")(block),
     "timm.models.vision_transformer.Block": 2,
     "timm.models.vovnet.OsaBlock": flag("residual"),
-    "timm.models.xcit.ClassAttentionBlock": 2,
+    # The second addition doubles all tokens but the class token: there is no shortcut beside it.
+    "timm.models.xcit.ClassAttentionBlock": 1,
     "timm.models.xcit.XCABlock": 3,
     "timm.models.xception_aligned.XceptionModule": lambda block: int(not block.no_skip),
     "transformers.models.bert.modeling_bert.BertLayer": 2,

@@ -88,7 +88,7 @@ class Writers:
         if target in KEEPS_ZERO:
             return self.of(node.args[0])
         if target in SUMS:
-            return _union([self.of(arg) for arg in node.args[:2]])
+            return _union([self.of(arg) for arg in node.args[:2] if arg != 0])
         if target in JOINS:
             return _union([self.of(arg) for arg in node.all_input_nodes])
         return None

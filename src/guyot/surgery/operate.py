@@ -26,7 +26,7 @@ from guyot.surgery.plan import (
     shrink,
 )
 from guyot.surgery.restate import restate
-from guyot.surgery.stand_ins import stand_in
+from guyot.surgery.stand_ins import act_out_of_place, stand_in
 from guyot.types import KeepPlan, Layer, StandIn, Structures
 
 Indices = tuple[Tensor | None, ...]
@@ -71,7 +71,7 @@ def operate(
         for tensor in structures.tensors:
             parameter = tensor_at(model, tensor.name)
             _check_state(optimizer, tensor.name, parameter, tensor.name in sliced)
-    rebuilt = _rebuilt(model, structures, all_removed_layers(structures, plan))
+    rebuilt, stand_ins = _rebuilt(model, structures, all_removed_layers(structures, plan))
     without = {module for name in gone_names for module in above(name)}
     for spec in due(structures, plan):
         if spec.module not in without:
@@ -80,6 +80,9 @@ def operate(
     gone = {id(tensor_at(model, name)) for name in gone_names}
     for name, indices in sliced.items():
         _slice(model, name, indices, optimizers)
+    for spec in stand_ins:
+        if not spec.zero:
+            act_out_of_place(model, spec)
     for name in sorted(rebuilt, key=len):  # an outer module before those inside it
         replace_module(model, name, rebuilt[name])
     for optimizer in optimizers:
@@ -102,8 +105,11 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
 
 def _rebuilt(
     model: nn.Module, structures: Structures, removed: frozenset[int]
-) -> dict[str, nn.Module]:
-    """New modules for the owners or the insides of removed branches, outermost branches only."""
+) -> tuple[dict[str, nn.Module], list[StandIn]]:
+    """New modules for the owners or the insides of removed branches, outermost branches only.
+
+    Also says which of them are stand-ins.
+    """
     by_owner: dict[str, list[Layer]] = defaultdict(list)
     stand_ins: dict[str, StandIn] = {}
     for number in sorted(removed):
@@ -118,9 +124,8 @@ def _rebuilt(
         owner: without_branches(model.get_submodule(owner), owner, layers)
         for owner, layers in by_owner.items()
     }
-    return rewritten | {
-        name: stand_in(spec, model.get_submodule(name)) for name, spec in stand_ins.items()
-    }
+    inside = {name: stand_in(spec, model.get_submodule(name)) for name, spec in stand_ins.items()}
+    return rewritten | inside, list(stand_ins.values())
 
 
 def select(tensor: Tensor, indices: Indices) -> Tensor:

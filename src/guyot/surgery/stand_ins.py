@@ -42,6 +42,20 @@ def stand_in(spec: StandIn, module: nn.Module) -> nn.Module:
     return result
 
 
+def act_out_of_place(model: nn.Module, spec: StandIn) -> None:
+    """Let the modules beside a stand-in not overwrite what it passes on: the branch's own input.
+
+    Example:
+        >>> block = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True))
+        >>> act_out_of_place(block, StandIn("0", 0, None, zero=False))
+        >>> block[1]
+        ReLU()
+    """
+    for module in model.get_submodule(spec.module.rpartition(".")[0]).modules():
+        if getattr(module, "inplace", False):
+            setattr(module, "inplace", False)  # noqa: B010  (a module of unknown type)
+
+
 def copy_plain(source: nn.Module, target: nn.Module) -> None:
     """Give a module the numbers, flags, strings and tuples that another has as attributes."""
     for name, value in vars(source).items():
