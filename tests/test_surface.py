@@ -6,6 +6,7 @@ When a change is meant: `GOLDEN=write pytest tests/test_surface.py`.
 """
 
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from guyot.cli import commands
 from guyot.cli.commands import app
 
 GOLDEN = Path(__file__).parent / "golden" / "help"
@@ -53,11 +55,20 @@ def test_no_help_is_left_over():
     assert sorted(file.stem for file in GOLDEN.iterdir()) == sorted(["guyot", *COMMANDS])
 
 
+def test_a_command_is_a_file():
+    assert sorted(file.name for file in pkgutil.iter_modules(commands.__path__)) == COMMANDS
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_the_short_way_to_ask_for_help(command: str):
+    assert run(*command.split(), "-h").output == run(*command.split(), "--help").output
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_gives_json(command: str):
+def test_every_command_can_be_quiet_and_gives_json(command: str):
     program: Any = typer.main.get_command(app)
     names = {name for option in program.commands[command].params for name in option.opts}
-    assert "--json" in names
+    assert names >= {"--json", "--quiet", "-q"}
 
 
 @pytest.mark.parametrize(
@@ -83,15 +94,42 @@ def test_nothing_asked_gives_help():
 
 
 def complete(*typed: str, shell: str = "bash") -> list[str]:
+    """What the shell offers: the script it has installed asks through its environment."""
+    line = " ".join(typed)
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(typed) - 1), "_TYPER_COMPLETE_ARGS": line}
+    asked |= {"_TYPER_COMPLETE_FISH_ACTION": "get-args"} if shell == "fish" else {}
+    asked |= {"_TYPER_COMPLETE_WORD_TO_COMPLETE": typed[-1]} if shell == "powershell" else {}
+    environment = asked | {"_GUYOT_COMPLETE": f"complete_{shell}"}
+    result = CliRunner(env=environment).invoke(app, [], prog_name="guyot")
+    return re.findall(r"[\w-]+", result.output)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell"])
+def test_the_shell_completes_commands_options_and_values(shell: str):
+    assert "train" in complete("guyot", "tr", shell=shell)
+    assert "report" not in complete("guyot", "tr", shell=shell)
+    assert "--output" in complete("guyot", "report", "--out", shell=shell)
+    assert "digits" in complete("guyot", "train", "--data", "di", shell=shell)
+    assert "onnx" in complete("guyot", "export", "run", "--format", "on", shell=shell)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_completed(command: str):
+    program: Any = typer.main.get_command(app)
+    options = [p for p in program.commands[command].params if p.param_type_name == "option"]
+    for name in (name for option in options for name in (*option.opts, *option.secondary_opts)):
+        if name.startswith("--"):
+            assert name in complete("guyot", command, name)
+
+
+def test_the_installed_program_answers_the_shell():
     program = "import sys; sys.argv[0] = 'guyot'; from guyot.cli import main; main()"
-    line = {"COMP_WORDS": " ".join(typed), "COMP_CWORD": str(len(typed) - 1)}
-    environment = os.environ | line | {"_GUYOT_COMPLETE": f"complete_{shell}"}
+    asked = {"COMP_WORDS": "guyot tr", "COMP_CWORD": "1", "_GUYOT_COMPLETE": "complete_bash"}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program],
+        env=os.environ | asked,
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    return done.stdout.split()
-
-
-def test_the_shell_completes_commands_and_options():
-    assert complete("guyot", "tr") == ["train"]
-    assert complete("guyot", "report", "--out") == ["--output"]
+    assert done.stdout.split() == ["train"]

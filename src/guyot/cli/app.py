@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import torch
@@ -93,9 +93,22 @@ def guyot(
     """Train a network that finds its own structure while it learns."""
 
 
-def option(panel: str, text: str, *names: str) -> Any:
-    """An option whose help is `text`, default included, in the panel of that title."""
-    return typer.Option(*names, help=text, rich_help_panel=panel, show_default=False)
+def option(panel: str, text: str, *names: str, choices: Sequence[str] = ()) -> Any:
+    """An option whose help is `text`, default included, in the panel of that title.
+
+    The shell completes `choices`; whether a value is one of them is for the command to say.
+    """
+
+    def begun(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return typer.Option(
+        *names,
+        help=text,
+        rich_help_panel=panel,
+        show_default=False,
+        autocompletion=begun if choices else None,
+    )
 
 
 OUTPUT = "Output"

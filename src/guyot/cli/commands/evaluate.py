@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from guyot import running
-from guyot.cli.app import Json, app, option, print_json
+from guyot.cli.app import Json, Quiet, app, option, print_json
 
 _WHAT = "What to evaluate"
 
@@ -20,7 +20,7 @@ DataDir = Annotated[
 
 
 @app.command()
-def evaluate(run: Run, data_dir: DataDir = None, json: Json = False) -> None:
+def evaluate(run: Run, data_dir: DataDir = None, quiet: Quiet = False, json: Json = False) -> None:
     """Measure a run's network: test accuracy, loss, size and latency.
 
     Data and precision are those of the run.
@@ -43,7 +43,8 @@ def evaluate(run: Run, data_dir: DataDir = None, json: Json = False) -> None:
             for batch, time in found.latency.items()
         ),
     ]
-    typer.echo(f"{found.model} of {found.folder} on {found.data}")
-    typer.echo(f"{found.images:,} images of {shape}; {found.device}, {threads}\n")
+    if not quiet:
+        typer.echo(f"{found.model} of {found.folder} on {found.data}")
+        typer.echo(f"{found.images:,} images of {shape}; {found.device}, {threads}\n")
     for name, value in rows:
         typer.echo(f"{name:<20}{value}")

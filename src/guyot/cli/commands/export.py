@@ -7,12 +7,20 @@ from typing import Annotated
 import typer
 
 from guyot import running
-from guyot.cli.app import OUTPUT, Json, app, option, print_json
+from guyot.cli.app import OUTPUT, Json, Quiet, app, option, print_json
 
 Run = Annotated[
     Path, typer.Argument(metavar="RUN", help="Folder guyot train wrote.", show_default=False)
 ]
-Format = Annotated[str, option(OUTPUT, "onnx, pt2 (torch.export) or state-dict.", "--format")]
+Format = Annotated[
+    str,
+    option(
+        OUTPUT,
+        "onnx, pt2 (torch.export) or state-dict.",
+        "--format",
+        choices=("onnx", "pt2", "state-dict"),
+    ),
+]
 Output = Annotated[
     Path | None, option(OUTPUT, "New file or folder (RUN/model.onnx, model.pt2, state-dict).")
 ]
@@ -23,6 +31,7 @@ def export(
     run: Run,
     format: Format,  # noqa: A002 - the option is called that
     output: Output = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Write a run's network in a format that needs no guyot.
@@ -36,6 +45,9 @@ def export(
     delivery = running.export_run(run, format, output)
     if json:
         print_json(dataclasses.asdict(delivery))
+        return
+    if quiet:
+        typer.echo(delivery.output)
         return
     typer.echo(f"{delivery.output}: {delivery.size / 1e3:,.1f} kB")
     typer.echo(f"largest difference from the network's outputs: {delivery.difference:.1e}")

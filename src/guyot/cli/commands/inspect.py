@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from guyot.cli.app import Json, app, option, print_json
+from guyot.cli.app import OUTPUT, Json, Quiet, app, option, print_json
 from guyot.errors import MisconfiguredError
 from guyot.models import build_with_inputs, natural_classes, natural_shape
 from guyot.report import GroupEntry, Inspection, LayerEntry, Price, count_text, inspection_of
@@ -48,7 +48,7 @@ Tie = Annotated[
 NoVerify = Annotated[
     bool, option(_FIND, "Skip the numerical check of everything found.", "--no-verify")
 ]
-All = Annotated[bool, option("Output", "Name every member and reader.", "--all")]
+All = Annotated[bool, option(OUTPUT, "Name every member and reader.", "--all")]
 
 
 @app.command()
@@ -62,6 +62,7 @@ def inspect(  # noqa: PLR0913 - one parameter per option
     tie: Tie = None,
     no_verify: NoVerify = False,
     all: All = False,  # noqa: A002 - the option's name
+    quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Show what can go in a network, what it costs, and what stays and why.
@@ -97,8 +98,10 @@ def inspect(  # noqa: PLR0913 - one parameter per option
         print_json({"model": model, "verified": not no_verify, **seen.to_dict()})
         return
     console = Console(width=_WIDTH, soft_wrap=True)
-    for line in _head(model, seen):
+    for line in _figures(seen) if quiet else _head(model, seen):
         console.print(line, markup=False, highlight=False)
+    if quiet:
+        return
     if seen.groups or seen.layers:
         console.print(_tree(seen, None if all else _SHOWN))
     for line in _frozen(seen, None if all else _SHOWN):
@@ -126,6 +129,11 @@ def _shape(model: str, size: str | None) -> tuple[int, int, int] | None:
 def _head(model: str, seen: Inspection) -> Iterator[str]:
     shapes = ", ".join("x".join(map(str, shape)) for shape in seen.input_shapes)
     yield f"{model}, input {shapes}"
+    yield from _figures(seen)
+    yield ""
+
+
+def _figures(seen: Inspection) -> Iterator[str]:
     full, least = seen.full, seen.least
     for name, all_, left in (
         ("MACs of one sample", full.macs, least.macs),
@@ -136,7 +144,6 @@ def _head(model: str, seen: Inspection) -> Iterator[str]:
     units = sum(entry.group.size for entry in seen.groups)
     yield f"  {'groups of units':<20}{len(seen.groups):>8}   {units:,} units"
     yield f"  {'layers':<20}{len(seen.layers):>8}   residual branches"
-    yield ""
 
 
 def _tree(seen: Inspection, shown: int | None) -> Tree:

@@ -16,6 +16,7 @@ from guyot.cli.display import Display
 from guyot.cli.interrupt import Interruption
 from guyot.config import DATA, DECAYS, ESTIMATORS, ON_CORRUPT, RunConfig
 from guyot.errors import MisconfiguredError
+from guyot.models import MODELS
 from guyot.parallel import TIMEOUT, launched
 from guyot.report import Outcome
 from guyot.storage import read_json
@@ -23,13 +24,16 @@ from guyot.storage import read_json
 _WHAT, _HOW, _FIND, _RUN = "What to train", "Training", "Discovery", "The run"
 _SAVE = "Checkpoints"
 
-Data = Annotated[str | None, option(_WHAT, f"One of {', '.join(DATA)} ({RunConfig.data}).")]
+Data = Annotated[
+    str | None, option(_WHAT, f"One of {', '.join(DATA)} ({RunConfig.data}).", choices=DATA)
+]
 Model = Annotated[
     str | None,
     option(
         _WHAT,
         "resnet20 (or 32, 44, 56, 110), digits, a name of torchvision or timm, or your own "
         "package.module:factory.",
+        choices=tuple(MODELS),
     ),
 ]
 DataDir = Annotated[str | None, option(_WHAT, "Folder with CIFAR's parquet files (download).")]
@@ -53,7 +57,8 @@ WarmupEpochs = Annotated[
     option(_HOW, f"Epochs of growing learning rate ({RunConfig.warmup_epochs})."),
 ]
 Decay = Annotated[
-    str | None, option(_HOW, f"{' or '.join(DECAYS)}, to 0 at the end ({RunConfig.decay}).")
+    str | None,
+    option(_HOW, f"{' or '.join(DECAYS)}, to 0 at the end ({RunConfig.decay}).", choices=DECAYS),
 ]
 LabelSmoothing = Annotated[
     float | None, option(_HOW, f"From 0 to below 1 ({RunConfig.label_smoothing}).")
@@ -78,7 +83,8 @@ Beta = Annotated[
     option(_FIND, f"0: charge all ... 1: charge whole layers only ({RunConfig.beta})."),
 ]
 Estimator = Annotated[
-    str | None, option(_FIND, f"{', '.join(ESTIMATORS)} ({RunConfig.estimator}).")
+    str | None,
+    option(_FIND, f"{', '.join(ESTIMATORS)} ({RunConfig.estimator}).", choices=ESTIMATORS),
 ]
 RoundTo = Annotated[int | None, option(_FIND, "Widths are multiples of it (measured).")]
 Ignore = Annotated[
@@ -105,7 +111,11 @@ Deterministic = Annotated[
 ]
 OnCorrupt = Annotated[
     str | None,
-    option(_WHAT, f"{' or '.join(ON_CORRUPT)}, at unreadable images ({RunConfig.on_corrupt})."),
+    option(
+        _WHAT,
+        f"{' or '.join(ON_CORRUPT)}, at unreadable images ({RunConfig.on_corrupt}).",
+        choices=ON_CORRUPT,
+    ),
 ]
 MaxNanSteps = Annotated[
     int | None,
