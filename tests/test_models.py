@@ -36,6 +36,20 @@ def test_resnet20_macs_by_hand():
     assert models.count_macs(models.resnet20(), IMAGE) == stem + stages + 64 * 10
 
 
+def test_attention_counts_whatever_kernel_computes_it():
+    layer = torch.nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+    projections, mlp, scores = 4 * 16 * 16, 2 * 16 * 32, 2 * 10 * 16
+    tokens = torch.zeros(3, 10, 16)
+
+    class Attention(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+    assert models.count_macs(Attention(), torch.zeros(1, 4, 10, 4)) == 10 * scores
+    assert models.count_macs(layer, tokens) == 10 * (projections + mlp + scores)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_counting_macs_leaves_the_model_as_it_was():
     model = models.resnet20().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}

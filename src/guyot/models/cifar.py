@@ -148,16 +148,23 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def count_macs(model: nn.Module, example: Tensor) -> int:
-    """Multiply-accumulates of convolutions and linear layers for one sample of ``example``.
+    """Multiply-accumulates of convolutions and matrix products for one sample of ``example``.
 
-    Measured by ``torch.utils.flop_counter`` on ``example[:1]``; 1 MAC = 2 FLOPs.
+    Measured by ``torch.utils.flop_counter`` on ``example[:1]``; 1 MAC = 2 FLOPs. Attention is
+    counted in full, causal or not; fused kernels, which the counter does not know, are switched
+    off for that.
     """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    was_training = model.training
+    was_training, fast = model.training, torch.backends.mha.get_fastpath_enabled()
     model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        model(example[:1])
-    model.train(was_training)
+    try:
+        with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):
+            model(example[:1])
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        model.train(was_training)
     return counter.get_total_flops() // 2
