@@ -1,0 +1,127 @@
+"""The functions behind the benchmark of other libraries' models, at tiny sizes."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from guyot.data import Dataset, Split
+from guyot.models import count_macs
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def models(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """`benchmarks/models.py`, with a GPT-2 and a vision transformer that train in seconds."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = importlib.import_module("models")
+    for name, full in (("gpt2", 32), ("vit", 32)):
+        model = module.MODELS[name]
+        recipe = replace(model.recipe, epochs=2, batch_size=4, bf16=False)
+        steps = 50 if model.steps else None
+        tiny = replace(model, full=full, widths=range(4, full, 4), recipe=recipe, steps=steps)
+        monkeypatch.setitem(module.MODELS, name, tiny)
+    yield module
+    for name in ("models", "runs"):
+        sys.modules.pop(name, None)
+
+
+def noise() -> Dataset:
+    """Images of the right shape, 200 for training."""
+
+    def split(count: int) -> Split:
+        drawn = torch.Generator().manual_seed(count)
+        images = torch.randint(256, (count, 32, 32, 3), generator=drawn, dtype=torch.uint8)
+        return Split(images, torch.randint(10, (count,), generator=drawn))
+
+    channels = (0.5,) * 3
+    classes = tuple("abcdefghij")
+    return Dataset(
+        "noise", split(200), split(30), classes, channels, channels, True, 4, validation=split(20)
+    )
+
+
+class ReadOnce:
+    """Test data that count how often they are asked for."""
+
+    def __init__(self, source: object) -> None:
+        self.source, self.times = source, 0
+
+    def epoch(self, number: int) -> object:
+        self.times += 1
+        return self.source.epoch(number)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "vit"])
+def test_three_methods_train_the_same_steps(models: ModuleType, name: str) -> None:
+    results = {}
+    for method in models.METHODS:
+        run = models.Run(name, method, 0)
+        data = models.data_of(run, noise)
+        if name == "gpt2":
+            short = replace(data.validation, text=data.validation.text[:2000])
+            data = replace(data, validation=short, test=short)
+        once = ReadOnce(data.test)
+        results[method] = models.train(run, replace(data, test=once))
+        assert once.times == 1
+    full = results["dense"]["macs"]
+    assert {result["steps"] for result in results.values()} == {100}
+    assert results["uniform"]["macs"] >= models.TARGET * full
+    assert results["guyot"]["macs"] == pytest.approx(models.TARGET * full, rel=0.15)
+    assert results["guyot"]["attained"] == pytest.approx(results["guyot"]["macs"] / full, abs=0.01)
+    for result in results.values():
+        assert 0 <= result["test_accuracy"] <= 1
+        assert result["test_loss"] < 6
+
+
+@pytest.mark.parametrize("name", ["gpt2", "vit", "mobilenet_v2"])
+def test_the_rival_is_the_narrowest_that_is_not_smaller(models: ModuleType, name: str) -> None:
+    model = models.MODELS[name]
+    chosen = models.uniform_width.__wrapped__(name)
+    half = models.TARGET * count_macs(model.build(model.full), model.example())
+    narrower = [width for width in model.widths if width < chosen]
+    assert count_macs(model.build(chosen), model.example()) >= half
+    assert count_macs(model.build(max(narrower)), model.example()) < half
+
+
+def test_an_unknown_method_is_named(models: ModuleType) -> None:
+    with pytest.raises(ValueError, match="method='magic' is unknown; choose one of"):
+        models.network(models.Run("gpt2", "magic", 0))
+
+
+def test_windows_of_text(models: ModuleType) -> None:
+    text = torch.arange(1000)
+    training = models.Characters(text, 3, steps=5, seed=1)
+    batches = list(training.epoch(2))
+    assert len(batches) == len(training) == 5
+    assert len({int(start) for inputs, _ in batches for start in inputs[:, 0]}) > 5
+    for inputs, labels in batches:
+        assert inputs.shape == (3, models.CONTEXT)
+        assert torch.equal(labels, inputs + 1)
+    assert all(map(torch.equal, batches[0], next(training.epoch(2))))
+    assert not torch.equal(batches[0][0], next(training.epoch(3))[0])
+    whole = models.Characters(text, 4)
+    seen = torch.cat([inputs.flatten() for inputs, _ in whole.epoch(0)])
+    assert torch.equal(seen, torch.arange(len(seen)))
+    assert len(seen) > len(text) - 2 * models.CONTEXT
+    assert len(list(whole.epoch(0))) == len(whole)
+
+
+def test_the_parts_of_the_text_differ(models: ModuleType) -> None:
+    parts, digest = models.definitions()
+    newline = int(parts["train"][-1])
+    lines = {}
+    for name, part in parts.items():
+        ends = (part == newline).nonzero().flatten().tolist()
+        starts = [0, *(end + 1 for end in ends)]
+        lines[name] = {tuple(part[a:b].tolist()) for a, b in zip(starts, ends, strict=False)}
+    assert len(lines["test"]) == len(lines["validation"]) == 1000
+    assert not lines["test"] & lines["train"]
+    assert not lines["validation"] & (lines["train"] | lines["test"])
+    assert len(digest) == 64
