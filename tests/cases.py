@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from guyot.axis import kept_indices
+from guyot.axis import best, kept_indices
 from guyot.gates import Gates
 from guyot.models.cifar import resnet
-from guyot.surgery import masks_of
+from guyot.surgery import masks_of, present
+from guyot.surgery.operate import select
 from guyot.types import KeepPlan, Structures
 
 
@@ -151,6 +152,40 @@ def nested() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 6), Nested(6, Nested(6)), Nested(6), nn.Linear(6, 2))
 
 
+class ResNeXt(nn.Module):
+    """A bottleneck whose middle convolution has groups, and shuffled channels after it."""
+
+    def __init__(self, width: int, groups: int, each: int) -> None:
+        super().__init__()
+        inside = groups * each
+        self.branch = nn.Sequential(
+            *conv_bn(width, inside, 1),
+            nn.ReLU(),
+            *conv_bn(inside, inside, 3, groups=groups),
+            nn.ReLU(),
+            nn.ChannelShuffle(groups),
+            *conv_bn(inside, width, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.branch(x))
+
+
+def grouped() -> nn.Module:
+    """Groups of a convolution may go, but not where channels are shuffled, and units of each."""
+    return nn.Sequential(
+        *conv_bn(3, 12),
+        nn.ReLU(),
+        nn.Conv2d(12, 9, 3, padding=1, groups=3),
+        nn.ReLU(),
+        nn.Conv2d(9, 6, 1),
+        ResNeXt(6, 2, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 3),
+    )
+
+
 @dataclass(frozen=True)
 class Case:
     """A model, the shape of one batch for it, and what `find_structures` must find."""
@@ -171,6 +206,7 @@ CASES = {
     "mobile": Case(mobile, (4, 3, 6, 6), groups=5, layers=2),
     "cifar": Case(lambda: resnet(8, 3, widths=(6, 8, 10)), (4, 3, 8, 8), groups=6, layers=3),
     "tokens": Case(tokens, (4, 3, 5), groups=5, layers=4),
+    "grouped": Case(grouped, (4, 3, 6, 6), groups=6, layers=1),
     "nested": Case(nested, (4, 4), groups=4, layers=3),
 }
 
@@ -180,9 +216,13 @@ def random_plan(structures: Structures, seed: int, layers: bool = True) -> KeepP
     generator = torch.Generator().manual_seed(seed)
     kept = {}
     for number, group in enumerate(structures.groups):
-        mask = torch.rand(group.size, generator=generator) < 0.6
-        mask[int(torch.randint(group.size, (), generator=generator))] = True
-        if not bool(mask.all()):
+        blocks = structures.blocks_of(group)
+        mask = torch.rand(group.size // blocks, generator=generator) < 0.6
+        mask[int(torch.randint(len(mask), (), generator=generator))] = True
+        if blocks > 1:
+            score = torch.rand(group.size, generator=generator)
+            kept[number] = best(score, blocks * int(mask.sum()), blocks)
+        elif not bool(mask.all()):
             kept[number] = mask.nonzero().flatten()
     drawn = torch.rand(len(structures.layers), generator=generator) < 0.5
     gone = drawn.nonzero().flatten().tolist() if layers else []
@@ -209,12 +249,8 @@ def clamped(model: nn.Module, structures: Structures, plan: KeepPlan) -> Gates:
 def kept_part(tensor: Tensor, name: str, structures: Structures, plan: KeepPlan) -> Tensor:
     """What a plan leaves of a tensor of the full model."""
     (axes,) = (shape.axes for shape in structures.tensors if shape.name == name)
-    masks = masks_of(structures, plan)
-    for dim, axis in enumerate(axes):
-        index = kept_indices(axis, masks)
-        if index is not None:
-            tensor = tensor.index_select(dim, index)
-    return tensor
+    masks = present(structures, plan)
+    return select(tensor, tuple(kept_indices(axis, masks) for axis in axes))
 
 
 def counted(model: nn.Module, inputs: Tensor) -> int:

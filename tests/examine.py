@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo import ZOO
 
 from guyot import GuyotWarning, find_structures
+from guyot.axis import best
 from guyot.complexity import Complexity
 from guyot.surgery import operate
 from guyot.types import KeepPlan, Structures
@@ -64,8 +65,9 @@ def a_third(structures: Structures, seed: int = 0) -> KeepPlan:
     generator = torch.Generator().manual_seed(seed)
     kept: dict[int, Tensor] = {}
     for number, group in enumerate(structures.groups):
-        count = max(1, round(group.size * (1 - THIRD)))
-        kept[number] = torch.randperm(group.size, generator=generator)[:count].sort().values
+        blocks = structures.blocks_of(group)
+        count = blocks * max(1, round(group.size // blocks * (1 - THIRD)))
+        kept[number] = best(torch.rand(group.size, generator=generator), count, blocks)
     order = torch.randperm(len(structures.layers), generator=generator)
     return KeepPlan(kept, frozenset(order[: round(len(order) * THIRD)].tolist()))
 
@@ -125,7 +127,9 @@ def prunable(structures: Structures) -> tuple[float, float]:
     cost = Complexity(structures)
     ones = torch.ones(structures.index.total)
     least = torch.zeros(structures.index.total)
-    least[list(structures.index.offsets[:-1])] = 1
+    for number, group in enumerate(structures.groups):
+        blocks = structures.blocks_of(group)
+        least[structures.index.units(number)][:: group.size // blocks] = 1
     return tuple(  # pyright: ignore[reportReturnType]
         1 - float(of(least)) / float(of(ones)) for of in (cost.macs, cost.params)
     )

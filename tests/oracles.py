@@ -21,6 +21,7 @@ from guyot.types import (
     TensorShape,
     UnitGroup,
     Units,
+    Within,
 )
 
 
@@ -48,6 +49,8 @@ def size_of(axis: Axis, widths: list[int]) -> int:
             return size
         case Units(group):
             return widths[group]
+        case Within(group, block):
+            return widths[group] // size_of(block, widths)
         case Product(parts):
             return prod(size_of(part, widths) for part in parts)
         case Concat(parts):

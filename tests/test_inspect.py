@@ -13,6 +13,7 @@ from cases import CASES, counted
 from test_cli import run
 
 from guyot import find_structures
+from guyot.axis import best
 from guyot.report import inspection_of
 from guyot.surgery import operate
 from guyot.types import KeepPlan
@@ -40,15 +41,20 @@ def test_prices_are_what_really_goes(name: str):
 
     macs, params = cost(KeepPlan())
     assert (seen.full.macs, seen.full.params) == (macs, params)
+    blocks = structures.index.blocks
     for entry in seen.groups:
-        kept = {names.index(entry.group.name): torch.arange(1, entry.group.size)}
-        left = cost(KeepPlan(kept))
-        assert (macs - left[0], params - left[1]) == (entry.unit.macs, entry.unit.params)
+        number = names.index(entry.group.name)
+        count = blocks[number]
+        kept = best(torch.zeros(entry.group.size), entry.group.size - count, count)
+        left = cost(KeepPlan({number: kept}))
+        prices = (count * entry.unit.macs, count * entry.unit.params)
+        assert (macs - left[0], params - left[1]) == prices
     for entry in seen.layers:
         left = cost(KeepPlan({}, frozenset([layers.index(entry.name)])))
         assert (macs - left[0], params - left[1]) == (entry.price.macs, entry.price.params)
     all_gone = frozenset(range(len(layers)))
-    ones = {n: torch.arange(1) for n in range(len(names))}
+    sizes = structures.index.group_sizes
+    ones = {n: best(torch.zeros(sizes[n]), blocks[n], blocks[n]) for n in range(len(names))}
     assert cost(KeepPlan(ones, all_gone)) == (seen.least.macs, seen.least.params)
 
 

@@ -33,7 +33,7 @@ from guyot.latency import (
 from guyot.polynomial import Polynomial, macs_of, params_of
 from guyot.settle import choose
 from guyot.structure import find_structures
-from guyot.surgery import operate
+from guyot.surgery import operate, present
 from guyot.surgery.plan import shrink
 from guyot.types import KeepPlan, Kernel, Structures
 
@@ -45,7 +45,8 @@ def structures_of(name: str, batch: int = 2) -> tuple[nn.Module, Structures]:
 
 
 def measurement(structures: Structures, plan: KeepPlan) -> Measurement:
-    widths = {structures.groups[n].name: len(units) for n, units in plan.kept.items()}
+    left = zip(structures.groups, present(structures, plan), strict=True)
+    widths = {group.name: int(mask.sum()) for group, mask in left}
     return Measurement(widths, tuple(structures.layers[n].name for n in plan.removed_layers))
 
 

@@ -175,8 +175,10 @@ class Controller:
         self.complexity = Complexity(structures, dials.alpha, dials.beta)
         self.full = self.complexity.full
         self.quanta = quanta_of(structures, config.round_to)
-        names = [group.name for group in structures.groups]
-        self._quantum = dict(zip(names, self.quanta, strict=True))
+        self._quantum = {
+            group.name: quantum // structures.blocks_of(group)
+            for group, quantum in zip(structures.groups, self.quanta, strict=True)
+        }
         self.least = floor(structures, self.complexity, self.quanta)
         self.budget: Budget | None = None
         if dials.target is not None:
@@ -361,7 +363,9 @@ class Controller:
         self._plan = None if self._plan is None else self._plan[gates]
         self._estimator.select(gates)
         self._zeros.select(gates)
-        self.quanta = tuple(self._quantum[group.name] for group in structures.groups)
+        self.quanta = tuple(
+            self._quantum[group.name] * structures.blocks_of(group) for group in structures.groups
+        )
         self.complexity = Complexity(structures, self.dials.alpha, self.dials.beta, self.full)
         self.price()
 

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from guyot.axis import expand, groups_in
+from guyot.axis import groups_in, spread
 from guyot.surgery import first_names, raw_parameter, tensor_at
 from guyot.types import Axis, Structures, Units
 
-Term = tuple[Callable[[bool], Tensor], tuple[int, ...]]
+Term = tuple[Callable[[bool], Tensor], tuple[int, ...] | None]
 Place = tuple[slice, Callable[[Tensor], Tensor]]
 
 _WHOLE = "_gated_model"
@@ -40,7 +40,8 @@ class Gate:
     def masked(self, weight: Tensor, training: bool) -> Tensor:
         """The weight times the sampled gates (training) or the most probable ones."""
         for values, view in self._terms:
-            weight = weight * values(training).view(view).to(weight.dtype)
+            mask = values(training)
+            weight = weight * (mask if view is None else mask.view(view)).to(weight.dtype)
         return weight
 
 
@@ -159,12 +160,10 @@ class Gates:
         terms: dict[str, list[Term]] = defaultdict(list)
         places: dict[str, list[Place]] = defaultdict(list)
         for slot in {s: None for group in self.structures.groups for s in group.readers}:
-            axis = axes[slot.tensor][slot.dim]
-            view = [1] * len(axes[slot.tensor])
-            view[slot.dim] = -1
-            terms[slot.tensor].append((self._vector(axis), tuple(view)))
-            for group in dict.fromkeys(groups_in(axis)):
-                fold = self._fold(axis, group, slot.dim)
+            own, dim = axes[slot.tensor], slot.dim
+            terms[slot.tensor].append((self._vector(own, dim), _view(own, dim)))
+            for group in dict.fromkeys(groups_in(own[dim])):
+                fold = self._fold(own, group, dim)
                 places[slot.tensor].append((index.units(group), fold))
         for number, layer in enumerate(self.structures.layers):
             train, probable = self._layers[number]
@@ -222,43 +221,49 @@ class Gates:
         gradient = gradient.sqrt() / torch.where(share > 0, share, 1)
         return Norms(weight.sqrt(), gradient / scale.clamp(min=1e-30))
 
-    def _vector(self, axis: Axis) -> Callable[[bool], Tensor]:
+    def _vector(self, axes: Sequence[Axis], dim: int) -> Callable[[bool], Tensor]:
         """The mask over a dimension, differentiable in training mode."""
+        axis = axes[dim]
         if isinstance(axis, Units):
             return _choice(*self._groups[axis.group])
         device = self.sampled.device
 
         def mask(training: bool) -> Tensor:
-            return expand(
-                axis,
+            return spread(
+                axes,
+                dim,
                 lambda group: self._groups[group][0 if training else 1],
                 lambda size: torch.ones(size, device=device),
             )
 
         return mask
 
-    def _fold(self, axis: Axis, group: int, dim: int) -> Callable[[Tensor], Tensor]:
+    def _fold(self, axes: Sequence[Axis], group: int, dim: int) -> Callable[[Tensor], Tensor]:
         """Sum a tensor over all dims but one, and that one over the entries of each unit."""
-        if isinstance(axis, Units):
+        if isinstance(axes[dim], Units):
             return lambda tensor: _sum_but(tensor, dim)
 
         def fold(tensor: Tensor) -> Tensor:
-            size = self.structures.groups[group].size
+            def ones(size: int) -> Tensor:
+                return torch.ones(size, device=tensor.device)
+
+            def of(number: int) -> Tensor:
+                return units if number == group else ones(self.structures.groups[number].size)
+
             with torch.enable_grad():
-                units = torch.ones(size, device=tensor.device, requires_grad=True)
-                spread = expand(
-                    axis,
-                    lambda g: (
-                        units
-                        if g == group
-                        else torch.ones(self.structures.groups[g].size, device=tensor.device)
-                    ),
-                    lambda n: torch.ones(n, device=tensor.device),
-                )
-                (folded,) = torch.autograd.grad(spread, units, _sum_but(tensor, dim))
+                units = ones(self.structures.groups[group].size).requires_grad_()
+                over = spread(axes, dim, of, ones)
+                (folded,) = torch.autograd.grad(over, units, tensor.sum_to_size(over.shape))
             return folded
 
         return fold
+
+
+def _view(axes: Sequence[Axis], dim: int) -> tuple[int, ...] | None:
+    """The shape in which a vector over a dimension broadcasts; None for what has its shape."""
+    if not isinstance(axes[dim], Units):
+        return None
+    return tuple(-1 if place == dim else 1 for place in range(len(axes)))
 
 
 def _sum_but(tensor: Tensor, dim: int) -> Tensor:

@@ -12,6 +12,10 @@ than once counts once (xi**2 = xi): for the width of one group this is
 
 with S the Stirling numbers of the second kind and e_j the elementary symmetric polynomials, which
 are affine in every single theta [ours].
+
+Where the units of a group come in B equal blocks (the inputs of a grouped convolution), n_g is the
+mean width of a block, sum_j xi_j / B. In a network that is really cut all blocks have as many
+units, so its cost is exact; in between n_g stands for blocks that lose evenly.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import torch
 from torch import Tensor
 
 from guyot.errors import MisconfiguredError
-from guyot.types import Axis, Concat, Fixed, GateIndex, Product, Structures, Units
+from guyot.types import Axis, Concat, Fixed, GateIndex, Product, Structures, Units, Within
 
 Powers = tuple[tuple[int, int], ...]
 
@@ -55,7 +59,7 @@ def widths_of(axis: Axis) -> dict[Powers, int]:
     match axis:
         case Fixed(size):
             return {(): size}
-        case Units(group):
+        case Units(group) | Within(group):
             return {((group, 1),): 1}
         case Product(parts):
             return _product(parts)
@@ -167,6 +171,7 @@ class Polynomial:
             [float(m.coefficient) for m in self.monomials], dtype=torch.float64
         )
         self._group = index.group_of_gate[: index.offsets[-1]]
+        self._blocks = torch.tensor(index.blocks or [1] * groups, dtype=torch.float64)
 
     def expected(self, theta: Tensor) -> Tensor:
         """Exact expectation under independent Bernoulli gates; at a 0/1 vector the exact value.
@@ -193,13 +198,13 @@ class Polynomial:
         """Exact value of whole networks given by their widths.
 
         Args:
-            widths: number of kept units, shape (..., groups).
+            widths: number of kept units, of all blocks together, shape (..., groups).
             layers: 0 or 1, shape (..., layers).
 
         Returns:
             float64, shape (...).
         """
-        widths, layers = widths.double(), layers.double()
+        widths, layers = widths.double() / self._blocks, layers.double()
         powers = [widths**p for p in range(1, self._order + 1)]
         one = layers.new_ones(*layers.shape[:-1], 1)
         return self._sum(torch.cat([one, *powers, layers], dim=-1))
@@ -214,10 +219,12 @@ class Polynomial:
         for k in orders:  # Newton: k e_k = sum_i (-1)**(i-1) e_{k-i} p_i
             terms = [(-1) ** (i - 1) * elementary[k - i] * power_sums[i - 1] for i in orders[:k]]
             elementary.append(torch.stack(terms).sum(0) / k)
+        blocks = self._blocks.to(theta.device)
         return [
             torch.stack(
                 [_stirling(p, j) * factorial(j) * elementary[j] for j in range(1, p + 1)]
             ).sum(0)
+            / blocks**p
             for p in orders
         ]
 

@@ -17,18 +17,20 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import lcm
 from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 
+from guyot.axis import best
 from guyot.latency import Agreement, LatencyTable, Measurement, agreement, fit
 from guyot.quantum import Clock, clock_of, measure_quantum
 from guyot.structure import Inputs, find_structures
 from guyot.structure.inputs import arguments, tensors_of
 from guyot.structure.kernels import ROOT
-from guyot.surgery import operate, unwrap
+from guyot.surgery import operate, present, unwrap
 from guyot.types import KeepPlan, Structures
 
 UNIFORM = (1.0, 0.75, 0.5, 0.25)
@@ -94,7 +96,10 @@ def variants(
         [{}, {'0': 12}, {'0': 8}, {'0': 4}]
     """
     draw = random.Random(seed)
-    levels = [_levels(group.size, quantum) for group in structures.groups]
+    levels = [
+        _levels(group.size, lcm(quantum, structures.blocks_of(group)))
+        for group in structures.groups
+    ]
     sizes = [group.size for group in structures.groups]
     for share in UNIFORM:
         close = [_nearest(ls, share * n) for ls, n in zip(levels, sizes, strict=True)]
@@ -119,11 +124,16 @@ def _nearest(levels: Sequence[int], width: float) -> int:
 def _cut(
     model: nn.Module, structures: Structures, widths: Sequence[int], gone: Sequence[int]
 ) -> Variant:
-    cut = {n: w for n, w in enumerate(widths) if w < structures.groups[n].size}
-    plan = KeepPlan({n: torch.arange(w) for n, w in cut.items()}, frozenset(gone))
+    kept = {
+        n: best(torch.zeros(group.size), width, structures.blocks_of(group))
+        for n, (group, width) in enumerate(zip(structures.groups, widths, strict=True))
+        if width < group.size
+    }
+    plan = KeepPlan(kept, frozenset(gone))
     smaller = copy.deepcopy(model).eval()
     operate(smaller, structures, plan)
-    named = {structures.groups[n].name: width for n, width in cut.items()}
+    left = zip(structures.groups, present(structures, plan), strict=True)
+    named = {group.name: int(mask.sum()) for group, mask in left if not bool(mask.all())}
     removed = tuple(structures.layers[layer].name for layer in gone)
     return Variant(smaller, Measurement(named, removed))
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from guyot.errors import MisconfiguredError
-from guyot.surgery import Shrunk, masks_of
+from guyot.surgery import Shrunk, present
 from guyot.trees import describe
 from guyot.types import KeepPlan, Structures
 
@@ -86,7 +86,7 @@ class Record:
             macs: MACs of one sample afterwards.
         """
         units: dict[str, tuple[int, ...]] = {}
-        for number, mask in enumerate(masks_of(before, plan)):
+        for number, mask in enumerate(present(before, plan)):
             if not bool(mask.all()):
                 name = before.groups[number].name
                 gone = self._origin[before.index.units(number)][~mask] - self._first[name]

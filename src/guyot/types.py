@@ -45,7 +45,26 @@ class Concat:
     parts: tuple[Axis, ...]
 
 
-Axis = Fixed | Units | Product | Concat
+@dataclass(frozen=True)
+class Within:
+    """A dimension with one entry per unit that each of several equal blocks has of its own.
+
+    What a grouped convolution reads: every block of outputs has as many inputs as every other, but
+    which of its inputs a block has lost is its own affair.
+
+    Attributes:
+        group: the units of all blocks, block after block.
+        block: what numbers the blocks: `Units`, or `Fixed` where no block can go.
+        offset: where in its `Product` the block stands, -1: just outside of it; 0: it stands alone
+            in a dimension, and dimension 0 of that tensor is made of the blocks, outermost.
+    """
+
+    group: int
+    block: Fixed | Units
+    offset: int = 0
+
+
+Axis = Fixed | Units | Within | Product | Concat
 
 
 @dataclass(frozen=True)
@@ -73,6 +92,8 @@ class UnitGroup:
         stride: entries that one unit has in the dimensions of the weights that compute with it: 1
             for a channel, the size of a head for a head.
         tied: names of the groups that the user made one with it.
+        block: what numbers the equal blocks that the units come in, one after the other; all blocks
+            lose as many units as each other, and a block that goes takes its units along.
     """
 
     name: str
@@ -81,6 +102,7 @@ class UnitGroup:
     readers: tuple[Slot, ...]
     tied: tuple[str, ...] = ()
     stride: int = 1
+    block: Fixed | Units = Fixed(1)
 
 
 @dataclass(frozen=True)
@@ -249,7 +271,13 @@ class Structures:
     @cached_property
     def index(self) -> GateIndex:
         """The numbering of all gates."""
-        return GateIndex(tuple(g.size for g in self.groups), len(self.layers))
+        sizes = tuple(group.size for group in self.groups)
+        return GateIndex(sizes, len(self.layers), tuple(map(self.blocks_of, self.groups)))
+
+    def blocks_of(self, group: UnitGroup) -> int:
+        """In how many blocks the units of a group come."""
+        block = group.block
+        return block.size if isinstance(block, Fixed) else self.groups[block.group].size
 
     @cached_property
     def holders(self) -> dict[str, frozenset[int]]:
@@ -266,6 +294,11 @@ class Structures:
 class GateIndex:
     """The numbering of gates: units of group 0, group 1, ..., then one gate per layer.
 
+    Attributes:
+        group_sizes: units of every group.
+        layers: number of layers.
+        blocks: in how many blocks the units of every group come; () if all come in one.
+
     Example:
         >>> index = GateIndex((3, 2), layers=1)
         >>> index.total, index.units(1), index.layer(0)
@@ -274,6 +307,7 @@ class GateIndex:
 
     group_sizes: tuple[int, ...]
     layers: int
+    blocks: tuple[int, ...] = ()
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:

@@ -13,16 +13,19 @@ from math import gcd
 import torch
 from torch import Tensor
 
+from guyot.axis import best
 from guyot.errors import MisconfiguredError
 from guyot.patterns import chosen
-from guyot.types import KeepPlan, Structures, UnitGroup
+from guyot.types import KeepPlan, Structures, UnitGroup, Units
 
 
 def quanta_of(structures: Structures, round_to: int | Mapping[str, int]) -> tuple[int, ...]:
     """The quantum of every group: its numbers of units are multiples of this.
 
     Widths are counted in entries of weights. Where a unit has several (a head), as few units as
-    make a multiple: with heads of 64 entries and `round_to=8` any number of heads will do.
+    make a multiple: with heads of 64 entries and `round_to=8` any number of heads will do. Equal
+    blocks of units (the groups of a convolution) lose as many each, so the quantum of such a group
+    is that of a block times the number of blocks.
 
     Args:
         structures: what there is.
@@ -44,9 +47,15 @@ def quanta_of(structures: Structures, round_to: int | Mapping[str, int]) -> tupl
     quanta = dict.fromkeys(names, 1)
     for pattern, value in by_pattern.items() if names else ():
         quanta |= dict.fromkeys(chosen("round_to", pattern, names, "group"), value)
-    return tuple(
-        q // gcd(q, g.stride) for q, g in zip(quanta.values(), structures.groups, strict=True)
-    )
+    each = [q // gcd(q, g.stride) for q, g in zip(quanta.values(), structures.groups, strict=True)]
+    for number, (group, wanted) in enumerate(zip(structures.groups, quanta.values(), strict=True)):
+        blocks = structures.blocks_of(group)
+        if blocks > 1:
+            least = blocks
+            if isinstance(group.block, Units):  # blocks may go, in multiples of their own quantum
+                least = gcd(blocks, each[group.block.group])
+            each[number] = blocks * (wanted // gcd(wanted, group.stride * least))
+    return tuple(each)
 
 
 def home_layer(structures: Structures, group: UnitGroup) -> int | None:
@@ -83,13 +92,15 @@ def protect(alive: Tensor, score: Tensor, structures: Structures, quanta: Sequen
         elif count < least:
             order = score[where] + alive[where] * (score[where].max() - score[where].min() + 1)
             units = alive[where].clone()
-            units[order.topk(least).indices] = True
+            units[best(order, least, structures.blocks_of(group))] = True
             alive[where] = units
     return alive
 
 
 def physical_plan(structures: Structures, alive: Tensor, quanta: Sequence[int]) -> KeepPlan:
     """What can be sliced away: whole quanta of units that are gone, and layers that are gone.
+
+    Of equal blocks none loses a unit before all that stay can lose one.
 
     Args:
         structures: what there is.
@@ -106,12 +117,13 @@ def physical_plan(structures: Structures, alive: Tensor, quanta: Sequence[int]) 
     index = structures.index
     kept: dict[int, Tensor] = {}
     for number, group in enumerate(structures.groups):
-        units = alive[index.units(number)].cpu()
-        quantum = quanta[number]
-        count = int(units.sum())
-        width = min(group.size, max(1, -(-count // quantum)) * quantum)
+        units, blocks = alive[index.units(number)].cpu(), structures.blocks_of(group)
+        rows = units.view(blocks, -1)
+        if isinstance(group.block, Units):
+            rows = rows & alive[index.units(group.block.group)].cpu()[:, None]
+        quantum, count = quanta[number] // blocks, int(rows.sum(1).max())
+        width = blocks * max(1, -(-count // quantum)) * quantum
         if width < group.size:
-            spare = (~units).nonzero().flatten()[: width - count]
-            kept[number] = torch.cat([units.nonzero().flatten(), spare]).sort().values
+            kept[number] = best(rows.flatten().to(torch.int8), width, blocks)
     gone = frozenset(n for n in range(len(structures.layers)) if not bool(alive[index.layer(n)]))
     return KeepPlan(kept, gone)

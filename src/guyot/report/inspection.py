@@ -181,7 +181,7 @@ def _prices(cost: Callable[[Tensor], Tensor], gates: int) -> list[int]:
 
 
 def _least(structures: Structures, full: Complexity) -> Price:
-    quanta = [1] * len(structures.groups)
+    quanta = structures.index.blocks
     shares = (
         floor(structures, Complexity(structures, alpha), quanta) if cost > 0 else 0.0
         for alpha, cost in ((1.0, full.full.macs), (0.0, full.full.params))

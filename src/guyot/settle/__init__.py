@@ -80,7 +80,7 @@ def choose(
         price: nats, or in any unit if there is a target.
         structures: what can go.
         complexity: of the same structures.
-        quantum: per group; 1 for exact widths.
+        quantum: per group; 1 for exact widths, times the number of blocks its units come in.
         target: C^ to reach.
         alive: False for what was given up for good, bool, shape (gates,): never in the mask, even
             where a level is wide enough for it (there it stays as exact zeros).

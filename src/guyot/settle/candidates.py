@@ -98,8 +98,23 @@ def _layers_inside(structures: Structures) -> Tensor:
     return inside
 
 
+def _by_turns(order: Tensor, blocks: int) -> Tensor:
+    """Units best first, one of every block at a time.
+
+    Example:
+        >>> _by_turns(torch.tensor([0, 1, 3, 2]), blocks=2)
+        tensor([0, 3, 1, 2])
+    """
+    place = torch.empty_like(order).scatter(0, order, torch.arange(len(order)))
+    start = torch.arange(0, len(order), len(order) // blocks)
+    return (place.view(blocks, -1).argsort(1) + start[:, None]).T.flatten()
+
+
 class Order:
     """Units of every group from the most to the least worth keeping, with running sums.
+
+    Where units come in equal blocks, the best of every block come first, then the second best, and
+    so on: every block keeps as many.
 
     A theta below 0 marks what was given up: last in the order, without benefit or price.
     """
@@ -108,7 +123,7 @@ class Order:
         self.space, index = space, space.index
         self.layer_theta, self.layer_benefit = theta[index.layer_slice], benefit[index.layer_slice]
         self.layer_ratio = self.layer_benefit / price[index.layer_slice].clamp(min=_TINY)
-        sizes = index.group_sizes
+        sizes, blocks = index.group_sizes, index.blocks or (1,) * len(index.group_sizes)
         shape = (len(sizes), max(sizes, default=0) + 1)
         self.order: list[Tensor] = []
         self.theta, self.benefit, self.price = (torch.zeros(shape).double() for _ in range(3))
@@ -119,6 +134,8 @@ class Order:
             t, b, c = (x[index.units(g)] for x in (theta, benefit, price))
             order = torch.argsort(b / c.clamp(min=_TINY), descending=True, stable=True)
             order = order[torch.argsort(t[order], descending=True, stable=True)]
+            if blocks[g] > 1:
+                order = _by_turns(order, blocks[g])
             self.order.append(order)
             for sums, x in ((self.theta, t), (self.benefit, b), (self.price, c)):
                 sums[g, 1 : size + 1] = torch.where(t < 0, 0, x)[order].cumsum(0)

@@ -23,10 +23,11 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from math import prod
 
-from guyot.types import Axis, Concat, Fixed, Product, Units
+from guyot.types import Axis, Concat, Fixed, Product, Units, Within
 
 
 class Dim:
@@ -241,13 +242,37 @@ def _align(a: Dim, b: Dim) -> None:
         unify(x, y)
 
 
-def resolve(dim: Dim, group_of: Callable[[Dim], int | None]) -> Axis:
-    """The immutable axis of a dim, once inference is over."""
+def resolve(
+    dim: Dim,
+    group_of: Callable[[Dim], int | None],
+    block_of: Callable[[Dim], Dim | None] = lambda _: None,
+) -> Axis:
+    """The immutable axis of a dim, once inference is over.
+
+    Args:
+        dim: any dim.
+        group_of: leaf -> its group; None: it stays.
+        block_of: leaf -> the leaf that numbers the blocks which have units of it of their own.
+    """
     dim = find(dim)
     if dim.kind == "leaf":
         group = group_of(dim)
-        return Fixed(dim.size) if group is None else Units(group)
-    parts = tuple(resolve(part, group_of) for part in dim.parts)
+        if group is None:
+            return Fixed(dim.size)
+        block = block_of(dim)
+        if block is None:
+            return Units(group)
+        number = group_of(block)
+        return Within(group, Fixed(block.size) if number is None else Units(number))
+    places = {find(part): place for place, part in enumerate(dim.parts)}
+    parts: list[Axis] = []
+    for place, part in enumerate(dim.parts):
+        axis = resolve(part, group_of, block_of)
+        if isinstance(axis, Within):
+            block = block_of(find(part))
+            assert block is not None
+            axis = replace(axis, offset=places[find(block)] - place)
+        parts.append(axis)
     if all(isinstance(part, Fixed) for part in parts):
         return Fixed(dim.size)
-    return Product(parts) if dim.kind == "product" else Concat(parts)
+    return Product(tuple(parts)) if dim.kind == "product" else Concat(tuple(parts))

@@ -14,6 +14,7 @@ from guyot.structure.branches import Branch, find_branches
 from guyot.structure.control import BY_USER, Ignored, frozen_by, tie_groups
 from guyot.structure.inference import Inference, infer, name_groups
 from guyot.structure.inputs import Inputs
+from guyot.structure.remedies import Remedies
 from guyot.structure.trace import Trace, trace
 from guyot.structure.verify import Verifier
 from guyot.structure.walk import Walk
@@ -78,10 +79,10 @@ def find_structures(
         choices, hopeless = [], {}
     excluded = stays if units else dict.fromkeys(names.of.values(), f"left alone {BY_USER}")
     refused: dict[str, str] = {}
-    anew: set[str] = set()
+    remedies = Remedies(excluded)
 
     def build() -> Inference:
-        return infer(walk, names, [ways[0] for ways in choices], model, excluded, anew)
+        return infer(walk, names, [ways[0] for ways in choices], model, remedies)
 
     inference = build()
     verifier = Verifier(model, example_inputs, graph) if verify else None
@@ -89,16 +90,7 @@ def find_structures(
         bad_groups, bad_layers = verifier.failures(inference, [ways[0] for ways in choices])
         if not bad_groups and not bad_layers:
             break
-        before = set(anew)
-        for number, reason in bad_groups.items():
-            stating = {
-                m
-                for m in inference.stating.get(number, ())
-                if m and len(graph.calls.get(m, ())) == 1
-            }
-            if stating <= before:
-                excluded[inference.structures.groups[number].name] = reason
-            anew |= stating
+        remedies.after(inference, graph, bad_groups)
         for number, reason in bad_layers.items():
             refused[choices[number].pop(0).layer.name] = reason
         choices = [ways for ways in choices if ways]

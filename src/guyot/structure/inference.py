@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import gcd, prod
 
 from torch import fx, nn
 
 from guyot.structure.attributes import attributes
 from guyot.structure.axes import Dim, find, leaves, resolve
+from guyot.structure.blocks import blocks_of
 from guyot.structure.branches import Branch
 from guyot.structure.kernels import kernels_of
+from guyot.structure.remedies import Remedies
 from guyot.structure.restated import modules_stating, restated
 from guyot.structure.rules import SPACE
 from guyot.structure.trace import Trace, shape_of
@@ -25,6 +27,7 @@ from guyot.types import (
     Structures,
     TensorShape,
     UnitGroup,
+    Within,
 )
 
 
@@ -78,58 +81,50 @@ def _members(walk: Walk) -> dict[Dim, list[Slot]]:
     return members
 
 
-def _stride(walk: Walk, leaf: Dim, slots: Sequence[Slot]) -> int:
+def _stride(walk: Walk, leaf: Dim, slots: Sequence[Slot], block: Dim | None) -> int:
     """Greatest common divisor of the entries per unit in the weights of a group."""
     weights = {slot.tensor for slot in walk.contracted}
     return gcd(
         *(
-            _entries(walk.tensors[slot.tensor][slot.dim], leaf)
+            _entries(walk.tensors[slot.tensor][slot.dim], leaf, block)
             for slot in slots
             if slot.tensor in weights
         )
     )
 
 
-def _entries(dim: Dim, leaf: Dim) -> int:
+def _entries(dim: Dim, leaf: Dim, block: Dim | None) -> int:
     """Entries per unit of a leaf in a dim that holds it; 0 in one that does not.
 
-    What stands beside it and may shrink itself does not count.
+    What stands beside it and may shrink itself does not count, nor what numbers its blocks.
     """
     dim = find(dim)
     if dim.kind == "leaf":
         return int(dim is find(leaf))
-    found = [_entries(part, leaf) for part in dim.parts]
+    found = [_entries(part, leaf, block) for part in dim.parts]
     if dim.kind == "concat":
         return gcd(*found)
     beside = (find(part) for part, inside in zip(dim.parts, found, strict=True) if not inside)
-    fixed = (part.size for part in beside if all(below.reason for below in leaves(part)))
+    fixed = (
+        part.size
+        for part in beside
+        if part is not block and all(below.reason for below in leaves(part))
+    )
     return max(found) * prod(fixed)
 
 
-def infer(
+def _groups(
     walk: Walk,
     names: Names,
-    branches: Sequence[Branch],
-    model: nn.Module,
-    excluded: dict[str, str],
-    anew: set[str],
-) -> Inference:
-    """Read groups, tensors, operations and layers off a finished walk.
-
-    Args:
-        walk: after `run()`.
-        names: of the groups.
-        branches: the removable residual branches.
-        model: the network that was traced.
-        excluded: name of a group -> reason why it must not shrink.
-        anew: names of modules that are written anew when what they state changes.
-    """
-    members = _members(walk)
-    trainable = {walk.canonical[name] for name, _ in model.named_parameters()}
+    blocks: Mapping[Dim, Dim],
+    trainable: Container[str],
+    excluded: Mapping[str, str],
+) -> tuple[dict[Dim, int], list[UnitGroup], dict[str, str]]:
+    """The number of every leaf that may shrink, its group, and the names of others with reasons."""
     frozen: dict[str, str] = {}
     groups: list[UnitGroup] = []
     number: dict[Dim, int] = {}
-    for leaf, slots in members.items():
+    for leaf, slots in _members(walk).items():
         readers = tuple(slot for slot in slots if slot in walk.contracted)
         name = names.of[leaf]
         tied = names.tied.get(name, ())
@@ -141,11 +136,39 @@ def infer(
                 frozen |= dict.fromkeys((name, *tied), reason)
             continue
         number[leaf] = len(groups)
-        stride = _stride(walk, leaf, slots)
-        groups.append(UnitGroup(name, leaf.size, tuple(slots), readers, tied, stride))
+        block = blocks.get(leaf)
+        size = leaf.size * (block.size if block else 1)
+        stride = _stride(walk, leaf, slots, block)
+        groups.append(UnitGroup(name, size, tuple(slots), readers, tied, stride))
+    return number, groups, frozen
+
+
+def infer(
+    walk: Walk,
+    names: Names,
+    branches: Sequence[Branch],
+    model: nn.Module,
+    remedies: Remedies,
+) -> Inference:
+    """Read groups, tensors, operations and layers off a finished walk.
+
+    Args:
+        walk: after `run()`.
+        names: of the groups.
+        branches: the removable residual branches.
+        model: the network that was traced.
+        remedies: what failed before and is done about it.
+    """
+    trainable = {walk.canonical[name] for name, _ in model.named_parameters()}
+    blocks = blocks_of(walk, {leaf for leaf, name in names.of.items() if name in remedies.together})
+    number, groups, frozen = _groups(walk, names, blocks, trainable, remedies.excluded)
 
     def axis(dim: Dim) -> Axis:
-        return resolve(dim, lambda leaf: number.get(find(leaf)))
+        return resolve(dim, lambda leaf: number.get(find(leaf)), blocks.get)
+
+    for leaf in blocks:
+        if leaf in number and isinstance(own := axis(leaf), Within):
+            groups[number[leaf]] = replace(groups[number[leaf]], block=own.block)
 
     holders: dict[str | fx.Node, list[int]] = defaultdict(list)
     for position, branch in enumerate(branches):
@@ -160,7 +183,7 @@ def infer(
         )
         for name, dims in walk.tensors.items()
     )
-    specs, lengths = restated(walk, axis, anew)
+    specs, lengths = restated(walk, axis, remedies.anew)
     structures = Structures(
         groups=tuple(groups),
         layers=tuple(branch.layer for branch in branches),

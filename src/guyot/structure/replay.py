@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from guyot.axis import expand, kept_indices, size_of
+from guyot.axis import kept_indices, size_of, spread
 from guyot.structure.branches import Branch
 from guyot.structure.inference import Inference
 from guyot.structure.inputs import Inputs, arguments, flat, tensors_of
 from guyot.structure.trace import Trace
-from guyot.surgery import first_names, masks_of, named_tensors
+from guyot.surgery import first_names, masks_of, named_tensors, present
 from guyot.surgery.operate import select
 from guyot.types import Axis, KeepPlan, Structures
 
@@ -99,7 +99,7 @@ class Replay:
     def sliced(self, plan: KeepPlan) -> list[Tensor]:
         """The outputs when what the plan leaves out is not there."""
         structures = self._inference.structures
-        masks = masks_of(structures, plan)
+        masks = present(structures, plan)
         sizes = [int(mask.sum()) for mask in masks]
         by_name = {tensor.name: tensor for tensor in structures.tensors}
         tensors = {
@@ -167,13 +167,11 @@ def reader_masks(structures: Structures, masks: Sequence[Tensor]) -> dict[str, T
     result: dict[str, Tensor] = {}
     for slot in {slot: None for group in structures.groups for slot in group.readers}:
         axes = shapes[slot.tensor]
-        vector = expand(
-            axes[slot.dim],
+        scale = spread(
+            axes,
+            slot.dim,
             lambda group: masks[group].to(torch.float64),
             lambda size: torch.ones(size, dtype=torch.float64),
         )
-        view = [1] * len(axes)
-        view[slot.dim] = -1
-        scale = vector.view(view)
         result[slot.tensor] = result[slot.tensor] * scale if slot.tensor in result else scale
     return result

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guyot.axis import groups_in
+from guyot.axis import best, groups_in
 from guyot.structure.branches import Branch
 from guyot.structure.double import DoublePrecision, may_narrow
 from guyot.structure.inference import Inference
@@ -106,7 +106,7 @@ class Verifier:
         chosen = {number for kind, number in suspects if kind == "group"}
         kept: dict[int, Tensor] = {}
         for number, group in enumerate(self.structures.groups):
-            units = _uneven(group.size, generator)
+            units = _uneven(group.size, self.structures.blocks_of(group), generator)
             if number in chosen:
                 kept[number] = units
         return KeepPlan(kept, frozenset(n for kind, n in suspects if kind == "layer"))
@@ -184,12 +184,12 @@ def apart(structures: Structures) -> list[list[int]]:
     return [part for part in parts if part]
 
 
-def _uneven(size: int, generator: torch.Generator) -> Tensor:
-    """Some two thirds of the units of a group, never the same backwards."""
-    count = max(1, size * 2 // 3)
+def _uneven(size: int, blocks: int, generator: torch.Generator) -> Tensor:
+    """Some two thirds of the units of every block of a group, never the same backwards."""
+    count = blocks * max(1, size // blocks * 2 // 3)
     while True:
-        units = torch.randperm(size, generator=generator)[:count].sort().values
-        if not torch.equal(units, size - 1 - units.flip(0)):
+        units = best(torch.rand(size, generator=generator), count, blocks)
+        if count == size or not torch.equal(units, size - 1 - units.flip(0)):
             return units
 
 

@@ -51,6 +51,8 @@ class Walk:
         dims: node -> dims of its tensor result.
         outputs: node -> dims of each of its results, for operators with several.
         contracted: (tensor, dim) pairs that gates can multiply.
+        own_units: pairs of dims: blocks, and units that each of them might lose on its own.
+        blocked: (tensor, dim) -> what numbers the blocks that dimension 0 of it is made of.
     """
 
     def __init__(self, trace: Trace, model: nn.Module) -> None:
@@ -59,6 +61,8 @@ class Walk:
         self.dims: dict[fx.Node, Dims] = {}
         self.outputs: dict[fx.Node, list[Dims]] = {}
         self.contracted: dict[Slot, None] = {}
+        self.own_units: list[tuple[Dim, Dim]] = []
+        self.blocked: dict[tuple[str, int], Dim] = {}
         self.attributes: list[tuple[str, str, Dim]] = []
         self.counts: list[tuple[fx.Node, str, tuple[Dim, ...]]] = []
         self.shaped: list[fx.Node] = []
@@ -141,6 +145,20 @@ class Walk:
                 self.contracted[Slot(name, place)] = None
                 return True
         return False
+
+    def blocks(self, node: fx.Node, position: int, block: Dim, *own: Dim) -> None:
+        """Say that blocks might lose units of their own, all of them as many.
+
+        Args:
+            node: the operator.
+            position: of its weight, whose dimension 0 is made of the blocks, outermost, and whose
+                dimension 1 lists units of one block.
+            block: numbers the blocks.
+            own: the units of a block.
+        """
+        self.own_units += [(block, units) for units in own]
+        if (name := self.parameter(node, position)) is not None:
+            self.blocked[name, 1] = block
 
     def attribute(self, node: fx.Node, position: int, attribute: str, dim: Dim) -> None:
         """Say that an attribute of the modules that own a parameter states a dim's size."""

@@ -12,7 +12,7 @@ from guyot.surgery.locate import (
     wrappings,
 )
 from guyot.surgery.operate import operate
-from guyot.surgery.plan import Shrunk, above, masks_of, shrink
+from guyot.surgery.plan import Shrunk, above, masks_of, present, shrink
 
 __all__ = [
     "Shrunk",
@@ -23,6 +23,7 @@ __all__ = [
     "named_tensors",
     "operate",
     "owner_of",
+    "present",
     "raw_parameter",
     "shrink",
     "tensor_at",

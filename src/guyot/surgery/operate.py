@@ -21,7 +21,7 @@ from guyot.surgery.plan import (
     above,
     all_removed_layers,
     due,
-    masks_of,
+    present,
     removed_tensors,
     shrink,
 )
@@ -57,9 +57,10 @@ def operate(
     Raises:
         UnsupportedError: a module cannot be rebuilt, or an optimiser keeps a state tensor whose
             shape is neither the parameter's nor a single number. Nothing was changed then.
+        MisconfiguredError: the plan keeps different numbers of units in equal blocks.
     """
     shrunk = shrink(structures, plan)
-    masks = masks_of(structures, plan)
+    masks = present(structures, plan)
     gone_names = removed_tensors(structures, plan)
     sliced: dict[str, Indices] = {}
     for tensor in structures.tensors:
@@ -131,19 +132,35 @@ def _rebuilt(
 def select(tensor: Tensor, indices: Indices) -> Tensor:
     """Keep the given indices of every dimension; the order of strides (memory format) stays.
 
+    Indices of shape (blocks, entries) are those of the blocks that dimension 0 is made of.
+
     Example:
         >>> weight = torch.ones(4, 4, 3, 3).to(memory_format=torch.channels_last)
         >>> part = select(weight, (torch.tensor([0, 2, 3]), None, None, None))
         >>> part.shape, part.is_contiguous(memory_format=torch.channels_last)
         (torch.Size([3, 4, 3, 3]), True)
+        >>> select(torch.arange(8).view(4, 2), (None, torch.tensor([[0], [1]]))).flatten()
+        tensor([0, 2, 5, 7])
     """
     result = tensor.detach()
     for dim, index in enumerate(indices):
-        if index is not None:
+        if index is not None and index.dim() == 1:
             result = result.index_select(dim, index.to(tensor.device))
+        elif index is not None:
+            result = _of_blocks(result, dim, index.to(tensor.device))
     order = sorted(range(tensor.dim()), key=lambda dim: -tensor.stride(dim))
     laid_out = torch.empty_permuted(result.shape, order, dtype=tensor.dtype, device=tensor.device)
     return laid_out.copy_(result)
+
+
+def _of_blocks(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
+    """Every block of dimension 0 keeps other indices of a dimension."""
+    rows = index.repeat_interleave(len(tensor) // len(index), dim=0)
+    shape = [1] * tensor.dim()
+    shape[0], shape[dim] = rows.shape
+    whole = list(tensor.shape)
+    whole[dim] = rows.shape[1]
+    return tensor.gather(dim, rows.view(shape).expand(whole))
 
 
 def _slice(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from guyot.errors import MisconfiguredError
 from guyot.types import (
     Attribute,
     Axis,
@@ -22,6 +23,7 @@ from guyot.types import (
     Structures,
     UnitGroup,
     Units,
+    Within,
 )
 
 
@@ -39,7 +41,7 @@ class Shrunk:
 
 
 def masks_of(structures: Structures, plan: KeepPlan) -> list[Tensor]:
-    """For every group which units stay; bool, shape (units,)."""
+    """For every group which units the plan keeps; bool, shape (units,)."""
     masks: list[Tensor] = []
     for number, group in enumerate(structures.groups):
         mask = torch.ones(group.size, dtype=torch.bool)
@@ -47,6 +49,33 @@ def masks_of(structures: Structures, plan: KeepPlan) -> list[Tensor]:
             mask = torch.zeros(group.size, dtype=torch.bool)
             mask[plan.kept[number]] = True
         masks.append(mask)
+    return masks
+
+
+def present(structures: Structures, plan: KeepPlan) -> list[Tensor]:
+    """For every group which units are there afterwards; bool, shape (units,).
+
+    A block of units that goes takes its own units along, whatever the plan says of them.
+
+    Raises:
+        MisconfiguredError: blocks that stay would keep different numbers of units.
+    """
+    masks = masks_of(structures, plan)
+    for number, group in enumerate(structures.groups):
+        blocks = structures.blocks_of(group)
+        if blocks == 1:
+            continue
+        rows = masks[number].view(blocks, -1)
+        there = torch.ones(blocks, dtype=torch.bool)
+        if isinstance(group.block, Units):
+            there = masks[group.block.group]
+        counts = rows.sum(1)[there]
+        if len(counts.unique()) > 1:
+            raise MisconfiguredError(
+                f"the plan keeps {counts.tolist()[:8]} units in the blocks of {group.name}: keep "
+                "as many in each, any of them, since the groups of a convolution are of one width"
+            )
+        masks[number] = (rows & there[:, None]).flatten()
     return masks
 
 
@@ -94,14 +123,15 @@ def shrink(structures: Structures, plan: KeepPlan) -> Shrunk:
     groups: list[UnitGroup] = []
     gates: list[Tensor] = []
     meaning: dict[int, Axis] = {}
-    for number, (group, mask) in enumerate(
-        zip(structures.groups, masks_of(structures, plan), strict=True)
-    ):
+    masks = present(structures, plan)
+    for number, (group, mask) in enumerate(zip(structures.groups, masks, strict=True)):
         size = int(mask.sum())
         readers = tuple(slot for slot in group.readers if slot.tensor not in gone)
         members = tuple(slot for slot in group.members if slot.tensor not in gone)
         if not readers:
-            meaning[number] = Fixed(size)
+            block = group.block
+            blocks = block.size if isinstance(block, Fixed) else int(masks[block.group].sum())
+            meaning[number] = Fixed(size // blocks)
             continue
         meaning[number] = Units(len(groups))
         groups.append(replace(group, size=size, members=members, readers=readers))
@@ -120,7 +150,7 @@ def shrink(structures: Structures, plan: KeepPlan) -> Shrunk:
 
     smaller = replace(
         structures,
-        groups=tuple(groups),
+        groups=tuple(replace(g, block=_number(g.block, meaning)) for g in groups),
         layers=_renumbered(structures, gone_layers),
         tensors=tuple(
             replace(t, axes=axes(t.axes), layers=layers(t.layers))
@@ -173,7 +203,7 @@ def _pending(
 
 def due(structures: Structures, plan: KeepPlan) -> tuple[Restated, ...]:
     """The modules that a plan calls to be written anew."""
-    cut = {number for number, mask in enumerate(masks_of(structures, plan)) if not bool(mask.all())}
+    cut = {number for number, mask in enumerate(present(structures, plan)) if not bool(mask.all())}
     return tuple(r for r in structures.restated if cut.intersection(r.groups))
 
 
@@ -210,7 +240,19 @@ def _substitute(axis: Axis, meaning: dict[int, Axis]) -> Axis:
             return axis
         case Units(group):
             return meaning[group]
+        case Within(group, block, offset):
+            own = meaning[group]
+            if isinstance(own, Units):
+                return Within(own.group, _number(block, meaning), offset)
+            return own
         case Product(parts):
             return Product(tuple(_substitute(part, meaning) for part in parts))
         case Concat(parts):
             return Concat(tuple(_substitute(part, meaning) for part in parts))
+
+
+def _number(block: Fixed | Units, meaning: dict[int, Axis]) -> Fixed | Units:
+    """What numbers the blocks from now on."""
+    new = _substitute(block, meaning)
+    assert isinstance(new, Fixed | Units)
+    return new

@@ -21,7 +21,7 @@ aten = torch.ops.aten
 def convolution(walk: Walk, node: fx.Node) -> Dims:
     """Weight (out, in / groups, *kernel): dimension 1 contracts the input's channels.
 
-    Groups of channels may go, and inside of the groups every group loses the same channels.
+    Groups of channels may go, and inside of the groups all lose as many channels, each its own.
     """
     x, weight = walk.operands(node, 0, 1)
     outputs, inputs = weight[0], x[1]
@@ -30,8 +30,10 @@ def convolution(walk: Walk, node: fx.Node) -> Dims:
         unify(weight[1], inputs)
     else:
         group, inner = factor(inputs, groups)
-        unify(group, factor(outputs, groups)[0])
+        numbers, made = factor(outputs, groups)
+        unify(group, numbers)
         unify(weight[1], inner)
+        walk.blocks(node, 1, group, inner, made)
         walk.attribute(node, 1, "groups", group)
         walk.literal(node, 6, group)
     return _finish(walk, node, outputs, contracted=1)
@@ -45,8 +47,9 @@ def transposed_convolution(walk: Walk, node: fx.Node) -> Dims:
     unify(weight[0], x[1])
     outputs = weight[1]
     if groups > 1:
-        group, _ = factor(x[1], groups)
+        group, inner = factor(x[1], groups)
         outputs = product(group, weight[1])
+        walk.blocks(node, 1, group, inner, weight[1])
         walk.attribute(node, 1, "groups", group)
         walk.literal(node, 6, group)
     return _finish(walk, node, outputs, contracted=0)
