@@ -149,7 +149,7 @@ def main() -> None:
     if options.table:
         from coverage_table import page
 
-        PAGE.write_text(page([json.loads(p.read_text()) for p in sorted(RESULTS.glob("*.json"))]))
+        PAGE.write_text(page([json.loads(p.read_text()) for p in RESULTS.glob("*.json")], ZOO))
         return
     names = [n for pattern in options.models for n in fnmatch.filter(ZOO, pattern)]
     if not names:

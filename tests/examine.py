@@ -144,9 +144,10 @@ def examine(name: str, found: Json) -> None:
             `groups`, `units`, `layers` found and `layers_expected`; `warnings` about what was
             excluded; `frozen`, reason -> names; shares that are prunable; MACs by polynomial and by
             PyTorch, full and after a third has gone; the largest difference between masked and
-            sliced outputs; `seconds` (CPU) of discovery; `problems`.
+            sliced outputs; `seconds` (CPU) of discovery; `problems`; `trained` after all that.
     """
     entry = ZOO[name]
+    found["trained"] = False
     model, inputs = entry.build(), entry.inputs()
     expected = entry.layers(model)
     macs = count_macs(model, inputs)
@@ -176,6 +177,7 @@ def examine(name: str, found: Json) -> None:
     found["macs_after_counted"] = count_macs(model, inputs)
     found["problems"] = problems_of(found)
     train_and_evaluate(model, inputs)
+    found["trained"] = True
 
 
 def by_reason(structures: Structures) -> dict[str, list[str]]:

@@ -162,3 +162,40 @@ def test_ends_that_are_never_zero(how: str) -> None:
     assert not structures.layers
     (frozen,) = (f for f in structures.frozen if f.name == "1")
     assert frozen.reason == "its residual branch does not end in an affine operator"
+
+
+class Halving(nn.Module):
+    """A branch that halves the image; the pooled input is projected and read by others as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(9, 2, 1)
+        self.pool, self.project = nn.MaxPool2d(2), nn.Conv2d(4, 5, 1)
+        self.block = Joining()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        pooled = self.pool(x)
+        return self.head(torch.cat([pooled, self.block(x, self.project(pooled))], 1))
+
+
+class Joining(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 6, 3, padding=1)
+        self.last = nn.Conv2d(6, 5, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        return shortcut + self.last(self.first(x).relu())
+
+
+def test_a_shortcut_may_be_projected_from_what_was_pooled() -> None:
+    torch.manual_seed(0)
+    model, x = Halving(), torch.randn(2, 3, 6, 6)
+    structures = find_structures(model, (x,))
+    assert [layer.name for layer in structures.layers] == ["block"]
+    kept = copy.deepcopy(model)
+    difference, _ = masked_against_sliced(model, structures, KeepPlan({}, frozenset([0])), (x,))
+    assert difference < 1e-12 and not list(model.block.parameters())
+    pooled = kept.pool(kept.stem(x))
+    assert kept.head(torch.cat([pooled, kept.project(pooled)], 1)).shape == model(x).shape

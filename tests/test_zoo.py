@@ -16,7 +16,20 @@ from zoo import TIMM, TORCHVISION, ZOO
 from guyot import find_structures
 from guyot.surgery import operate
 
-FAST = ["torchvision/resnet18", "torchvision/mobilenet_v2", "torchvision/squeezenet1_1"]
+FAST = [
+    "torchvision/resnet18",
+    "torchvision/mobilenet_v2",
+    "torchvision/squeezenet1_1",
+    "torchvision/shufflenet_v2_x0_5",
+    "timm/vit_tiny_patch16_224",
+    "timm/convnext_atto",
+    "timm/lcnet_050",
+    "timm/efficientnet_b0",
+    "transformers/bert",
+    "transformers/gpt2",
+    "transformers/llama",
+]
+"""One of each kind: plain, residual, squeezed, shuffled and depthwise convolutions, attention."""
 
 
 def test_the_zoo_is_complete() -> None:

@@ -2,9 +2,9 @@
 
 The *cone* of an operand of an addition is everything that serves only this operand: all users of
 its operators lie in the cone or are the addition. An addition `a = u + v` closes a residual branch
-u when u's cone reads v itself (the identity shortcut) or something that v's cone reads too (a
-projection). What else the cone reads is context: masks, positions, an encoder's output. Where both
-operands have weights, the branch is the one with more of them.
+u when u's cone reads v itself (the identity shortcut) or something that v's cone reads too, as it
+is or pooled (a projection). What else the cone reads is context: masks, positions, an encoder's
+output. Where both operands have weights, the branch is the one with more of them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from guyot.structure.rules.pointwise import overloads
 from guyot.structure.trace import Trace, call_of, module_of
 from guyot.structure.writers import WEIGHTED, Writers
 from guyot.types import Layer
@@ -24,6 +25,7 @@ aten = torch.ops.aten
 
 ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
 RELU = {aten.relu.default, aten.relu_.default}
+POOLS = set(overloads("avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d".split()))
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,23 @@ def _sides(node: fx.Node, fed: set[fx.Node]) -> Iterator[tuple[int, _Cone, fx.No
     cones = [_cone(operand, node, fed) for operand in operands]
     for side in sorted((0, 1), key=lambda side: -cones[side].weights):
         cone, shortcut = cones[side], operands[1 - side]
-        if cone.weights and (shortcut in cone.reads or cone.reads & cones[1 - side].reads):
+        if cone.weights and (shortcut in cone.reads or cone.reads & _pooled(cones[1 - side].reads)):
             yield (
                 next(i for i, arg in enumerate(node.args[:2]) if arg is operands[side]),
                 cone,
                 shortcut,
             )
+
+
+def _pooled(reads: frozenset[fx.Node]) -> set[fx.Node]:
+    """What a cone reads, and what that is pooled from."""
+    found: set[fx.Node] = set()
+    for node in reads:
+        found.add(node)
+        while node.target in POOLS:
+            (node,) = node.all_input_nodes
+            found.add(node)
+    return found
 
 
 class _Uses:
