@@ -23,6 +23,12 @@ class Readings:
     _gates: Gates | None
     _step: int
     _settled: bool
+    _finished: bool
+
+    @property
+    def finished(self) -> bool:
+        """Whether `finish` or `abandon` was called, if need be before a checkpoint."""
+        return self._finished
 
     @property
     def phase(self) -> Phase:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from guyot.errors import MisconfiguredError, UnsupportedError
+from guyot.session import Discovery
 from guyot.structure.inputs import Inputs, changed
 
 DIALS = ("nu", "target", "alpha", "beta", "config")
@@ -21,16 +23,53 @@ def missing(package: str, error: ImportError) -> MisconfiguredError:
     )
 
 
-def check_dials(dials: Mapping[str, Any]) -> None:
-    """Refuse what `Discovery` does not take.
+class Guest:
+    """A discovery in the loop of another program, whose callback calls these methods.
+
+    Args:
+        dials: `nu` or `target`, `alpha`, `beta` and `config` of `guyot.Discovery`.
+
+    Attributes:
+        discovery: of the present or last training; None before.
 
     Raises:
-        MisconfiguredError: names it.
+        MisconfiguredError: a name that is no dial.
     """
-    if unknown := sorted(set(dials) - set(DIALS)):
-        raise MisconfiguredError(
-            f"{unknown[0]}={dials[unknown[0]]!r} is no dial of a discovery: give {', '.join(DIALS)}"
-        )
+
+    discovery: Discovery | None = None
+
+    def __init__(self, dials: Mapping[str, Any]) -> None:
+        if unknown := sorted(set(dials) - set(DIALS)):
+            name = unknown[0]
+            raise MisconfiguredError(
+                f"{name}={dials[name]!r} is no dial of a discovery: give {', '.join(DIALS)}"
+            )
+        self._dials = dict(dials)
+        self._scale: float | None = None
+
+    def _begin(
+        self, model: nn.Module, inputs: Inputs, optimizer: torch.optim.Optimizer, steps: int
+    ) -> Discovery:
+        """Training begins; steps of the optimiser in all."""
+        device = next(model.parameters()).device
+        inputs = changed(inputs, lambda tensor: tensor.to(device))
+        self.discovery = Discovery(model, inputs, optimizer, total_steps=steps, **self._dials)
+        self._scale = None
+        return self.discovery
+
+    def _scaled(self, scaler: Any) -> None:
+        """By what a `GradScaler` multiplied the loss, before that changes; None without one."""
+        self._scale = None if scaler is None else float(scaler.get_scale())
+
+    def _step(self) -> None:
+        """The optimiser made a step: gates move."""
+        if self.discovery is not None and not self.discovery.finished:
+            self.discovery.step(grad_scale=self._scale)
+
+    def _finish(self) -> None:
+        """Training is over: the network is plain from now on."""
+        if self.discovery is not None and not self.discovery.finished:
+            self.discovery.finish()
 
 
 def check_one_process(count: int, program: str) -> None:
@@ -44,17 +83,6 @@ def check_one_process(count: int, program: str) -> None:
             f"{program} trains on {count} devices, and this callback does not know its wrapper of "
             "the model: train on one device, or write the loop with Accelerate or torchrun"
         )
-
-
-def on_device(inputs: Inputs, model: nn.Module) -> Inputs:
-    """Example inputs where the model is."""
-    device = next(model.parameters()).device
-    return changed(inputs, lambda tensor: tensor.to(device))
-
-
-def scale_of(scaler: Any) -> float | None:
-    """The factor of a `GradScaler`, None without one."""
-    return None if scaler is None else float(scaler.get_scale())
 
 
 class Withheld:
@@ -99,9 +127,3 @@ class Withheld:
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: getattr(value, "shape", None) for name, value in state.items()}
-
-
-def finished(state: Mapping[str, Any]) -> bool:
-    """Whether the state of a discovery is that of one that has ended."""
-    counters = state.get("counters")
-    return isinstance(counters, Mapping) and bool(counters.get("finished"))

@@ -8,16 +8,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from guyot.errors import MisconfiguredError, UnsupportedError
-from guyot.integrations.host import (
-    Withheld,
-    check_dials,
-    check_one_process,
-    finished,
-    missing,
-    on_device,
-    scale_of,
-)
-from guyot.session import Discovery
+from guyot.integrations.host import Guest, Withheld, check_one_process, missing
 from guyot.structure.inputs import Inputs
 
 try:
@@ -27,7 +18,7 @@ except ImportError as error:
     raise missing("lightning", error) from error
 
 
-class DiscoveryCallback(Callback):
+class DiscoveryCallback(Guest, Callback):
     """Lets the network of a `LightningModule` find its structure while Lightning trains it.
 
     Gates move after every step of the optimiser, also with accumulated gradients, clipping and a
@@ -54,23 +45,19 @@ class DiscoveryCallback(Callback):
         True
     """
 
-    discovery: Discovery | None = None
-
     def __init__(
         self, module: str = "", example_inputs: Inputs | None = None, **dials: Any
     ) -> None:
-        check_dials(dials)
-        self._module, self._inputs, self._dials = module, example_inputs, dials
+        super().__init__(dials)
+        self._module, self._inputs = module, example_inputs
         self._withheld: dict[int, Withheld] = {}
-        self._ended = False
         self._state: dict[str, Any] | None = None
         self._steps = 0
-        self._scale: float | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Weights of a smaller network may come before it is small."""
         if stage == "fit":
-            self._state, self._ended = None, False
+            self._state = None
             self._withhold(pl_module, *_averages(trainer))
 
     def on_load_checkpoint(
@@ -109,18 +96,12 @@ class DiscoveryCallback(Callback):
                 "optimizer and automatic optimization"
             )
         network = self._network(pl_module)
-        self.discovery = discovery = Discovery(
-            network,
-            self._example(pl_module, network),
-            trainer.optimizers[0],
-            total_steps=int(trainer.estimated_stepping_batches),
-            **self._dials,
-        )
+        steps = int(trainer.estimated_stepping_batches)
+        discovery = self._begin(network, self._example(pl_module), trainer.optimizers[0], steps)
         for average in _averages(trainer):
             discovery.follow(average.module.get_submodule(self._module))
         if self._state is not None:
             discovery.load_state_dict(self._state)
-            self._ended = finished(self._state)
         elif any(withheld.waiting for withheld in self._withheld.values()):
             raise MisconfiguredError(
                 "ckpt_path holds weights of another size and no discovery: give a checkpoint that "
@@ -131,40 +112,31 @@ class DiscoveryCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Steps are counted from here."""
-        self._steps, self._scale = trainer.global_step, None
+        self._steps = trainer.global_step
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
     ) -> None:
         """By what the loss was multiplied, before that changes."""
-        self._scale = scale_of(getattr(trainer.precision_plugin, "scaler", None))
+        self._scaled(getattr(trainer.precision_plugin, "scaler", None))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Gates move if the optimiser did."""
-        if trainer.global_step > self._steps and self._running:
-            assert self.discovery is not None
+        if trainer.global_step > self._steps:
             self._steps = trainer.global_step
-            self.discovery.step(grad_scale=self._scale)
+            self._step()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The network is plain from now on."""
-        if self._running:
-            assert self.discovery is not None
-            self.discovery.finish()
-            self._ended = True
+        self._finish()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave nothing behind."""
         for withheld in self._withheld.values():
             withheld.stop()
         self._withheld.clear()
-
-    @property
-    def _running(self) -> bool:
-        """Whether there is a discovery that has not ended."""
-        return self.discovery is not None and not self._ended
 
     def _network(self, pl_module: LightningModule) -> nn.Module:
         try:
@@ -175,7 +147,7 @@ class DiscoveryCallback(Callback):
                 f"module={self._module!r} is not in {type(pl_module).__name__}, which has {names}"
             ) from error
 
-    def _example(self, pl_module: LightningModule, network: nn.Module) -> Inputs:
+    def _example(self, pl_module: LightningModule) -> Inputs:
         inputs: Any = self._inputs
         if inputs is None:
             inputs = pl_module.example_input_array
@@ -184,7 +156,7 @@ class DiscoveryCallback(Callback):
                 f"example_inputs=None, and {type(pl_module).__name__} has no example_input_array: "
                 "give one of them, with the shapes of a training batch"
             )
-        return on_device(inputs if isinstance(inputs, tuple | list | dict) else (inputs,), network)
+        return inputs if isinstance(inputs, tuple | list | dict) else (inputs,)
 
 
 def _averages(trainer: Trainer) -> list[AveragedModel]:

@@ -10,16 +10,7 @@ from torch import nn
 
 from guyot.checks import inner_optimizer
 from guyot.errors import MisconfiguredError
-from guyot.integrations.host import (
-    Withheld,
-    check_dials,
-    check_one_process,
-    finished,
-    missing,
-    on_device,
-    scale_of,
-)
-from guyot.session import Discovery
+from guyot.integrations.host import Guest, Withheld, check_one_process, missing
 from guyot.storage import read_tree, write_tree
 from guyot.structure.inputs import Inputs
 
@@ -32,7 +23,7 @@ NAME = "guyot"
 _OPTIMIZER = "optimizer.pt"
 
 
-class DiscoveryCallback(TrainerCallback):
+class DiscoveryCallback(Guest, TrainerCallback):
     """Lets a model find its structure while the `Trainer` trains it.
 
     Give it to the constructor of the `Trainer`. Gates move after every step of the optimiser, also
@@ -61,16 +52,12 @@ class DiscoveryCallback(TrainerCallback):
         True
     """
 
-    discovery: Discovery | None = None
-
     def __init__(
         self, example_inputs: Inputs, resume_from: str | Path | None = None, **dials: Any
     ) -> None:
-        check_dials(dials)
-        self._inputs, self._resume_from, self._dials = example_inputs, resume_from, dials
+        super().__init__(dials)
+        self._inputs, self._resume_from = example_inputs, resume_from
         self._withheld: Withheld | None = None
-        self._ended = False
-        self._scale: float | None = None
 
     def on_init_end(
         self,
@@ -116,33 +103,26 @@ class DiscoveryCallback(TrainerCallback):
                 "the callback was added after the Trainer was made: give it to the constructor, "
                 "Trainer(..., callbacks=[callback])"
             )
-        inputs = on_device(self._inputs, model)
-        self.discovery = discovery = Discovery(
-            model, inputs, optimizer, total_steps=state.max_steps, **self._dials
-        )
-        self._ended = False
+        discovery = self._begin(model, self._inputs, optimizer, state.max_steps)
         if state.global_step:
             tree = read_tree(self._checkpoint(args, state), NAME)
             discovery.load_state_dict(tree["discovery"])
             self._withheld.release()
             inner_optimizer(optimizer).load_state_dict(tree["optimizer"])
             lr_scheduler.load_state_dict(tree["scheduler"])
-            self._ended = finished(tree["discovery"])
         self._withheld.stop()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """By what the loss was multiplied, before that changes."""
-        self._scale = scale_of(getattr(kwargs["optimizer"], "scaler", None))
+        self._scaled(getattr(kwargs["optimizer"], "scaler", None))
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Gates move."""
-        if self._running:
-            assert self.discovery is not None
-            self.discovery.step(grad_scale=self._scale)
+        self._step()
 
     def on_save(
         self,
@@ -170,15 +150,7 @@ class DiscoveryCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """The model is plain from now on."""
-        if self._running:
-            assert self.discovery is not None
-            self.discovery.finish()
-            self._ended = True
-
-    @property
-    def _running(self) -> bool:
-        """Whether there is a discovery that has not ended."""
-        return self.discovery is not None and not self._ended
+        self._finish()
 
     def _checkpoint(self, args: TrainingArguments, state: TrainerState) -> Path:
         """The folder that the training goes on from."""
