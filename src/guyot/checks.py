@@ -208,7 +208,7 @@ NO_PRICE = 1e-7
 def warn_extreme(
     nu: float | None, steps: int, removed: bool, attained: float | None, least: float
 ) -> None:
-    """Say that nothing was removed, or that all that could be was, and why.
+    """Say that nothing was removed, or that all that could be was, and why; not so for nu = 0.
 
     Args:
         nu: of the run; None with a target.
@@ -217,9 +217,13 @@ def warn_extreme(
         attained: share of the complexity that is left; None if discovery did not end.
         least: the smallest share that can be.
     """
+    if nu == 0:
+        return  # plain training was asked for
     if nu is not None and nu < NO_PRICE:
-        small = "" if nu == 0 else f", which is less than a float32 loss can show ({NO_PRICE:g})"
-        text = f"nothing was removed, no gate ever came on: nu={nu:g}{small}; raise nu"
+        text = (
+            f"nothing was removed, no gate ever came on: nu={nu:g} is less than a float32 loss can "
+            f"show ({NO_PRICE:g}); raise nu, or give 0 for training without discovery"
+        )
     elif not removed:
         text = (
             f"nothing was removed in {steps} steps: every structure earned its price, or "
