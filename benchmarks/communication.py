@@ -1,12 +1,14 @@
 """What several processes tell each other per step: counted for real, then modelled for many.
 
     python benchmarks/communication.py            count gates and bytes, model 8 ... 1024 ranks
-    python benchmarks/communication.py --table    write the tables of docs/parallel.md again
+    python benchmarks/communication.py --table    model again from the counts, and write the tables
+                                                  of docs/parallel.md
 
 Volumes are bytes that one rank hands to a collective. That they are what `guyot` really sends is
 counted in a run of two processes. Times are those of the alpha-beta model, not measured: a ring
 all-reduce of B bytes over n ranks takes 2 (n - 1) rounds of alpha + B / (n beta) each, a tree
-2 ceil(log2 n) rounds of alpha + B / beta; the faster of the two is taken, as NCCL does.
+2 ceil(log2 n) rounds of alpha + B / beta; the faster of the two is taken, as NCCL does. For FSDP2 a
+ring all-gather or reduce-scatter of B bytes takes n - 1 rounds of alpha + B / (n beta).
 """
 
 import argparse
@@ -43,6 +45,8 @@ MODELS = {
 """Input shapes are small where they change neither parameters nor gates."""
 STEPS = 100_000
 """Of the whole run, to which removals are related."""
+GROUP = 25e6
+"""Bytes of parameters that FSDP2 gathers at once; a user decides by what is wrapped."""
 
 
 def sizes(name: str) -> dict[str, int]:
@@ -52,6 +56,7 @@ def sizes(name: str) -> dict[str, int]:
     structures = find_structures(model.eval(), (torch.zeros(2, *shape),), verify=False)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
+        "tensors": len([*model.parameters()]),
         "buffers": sum(b.numel() * b.element_size() for b in model.buffers()),
         "gates": structures.index.total,
     }
@@ -84,6 +89,25 @@ def all_reduce(volume: float, ranks: int, link: dict[str, float]) -> float:
     return min(ring(volume, ranks, **link), tree(volume, ranks, **link))
 
 
+def gather(volume: float, ranks: int, alpha: float, beta: float) -> float:
+    """Seconds of a ring all-gather, or of a reduce-scatter."""
+    return (ranks - 1) * (alpha + volume / ranks / beta)
+
+
+def sharded(size: dict[str, int], ranks: int, link: dict[str, float]) -> dict[str, float]:
+    """Milliseconds of FSDP2: parameters and gradients of a step, and one removal.
+
+    A step gathers the parameters twice and scatters the gradients, in groups of 25 MB. A removal
+    gathers every tensor by itself, the parameter and two moments of Adam, as if all of them were
+    cut along dimension 0; then every rank keeps its rows of what is left, which sends nothing.
+    """
+    volume = 4 * size["parameters"]
+    groups = math.ceil(volume / GROUP)
+    step = 3 * groups * gather(volume / groups, ranks, **link)
+    removal = 3 * size["tensors"] * gather(volume / size["tensors"], ranks, **link)
+    return {"fsdp_step_ms": 1e3 * step, "fsdp_removal_ms": 1e3 * removal}
+
+
 def modelled(size: dict[str, int]) -> list[dict[str, Any]]:
     """Times per step over numbers of ranks and links."""
     config = DiscoveryConfig()
@@ -96,8 +120,6 @@ def modelled(size: dict[str, int]) -> list[dict[str, Any]]:
             sums = all_reduce(bytes_["gate sums"], ranks, values)
             checks = all_reduce(bytes_["norms"], ranks, values)
             checks += (ranks - 1) * (values["alpha"] + 8 / values["beta"])  # ring all-gather
-            # FSDP2: gather whole parameters, slice, scatter again; and the same for two moments
-            moved = 3 * (ranks - 1) / ranks * bytes_["gradients"] / values["beta"]
             rows.append(
                 {
                     "link": link,
@@ -106,7 +128,7 @@ def modelled(size: dict[str, int]) -> list[dict[str, Any]]:
                     "gate_sums_ms": 1e3 * sums,
                     "checks_ms_per_step": 1e3 * checks / interval,
                     "gates_share": (sums + checks / interval) / gradients,
-                    "fsdp_surgery_ms": 1e3 * (moved + 2 * (ranks - 1) * values["alpha"]),
+                    **sharded(size, ranks, values),
                 }
             )
     return rows
@@ -205,19 +227,25 @@ def table(result: dict[str, Any]) -> str:
             f"| {said['gradients'] / 1e6:.2f} MB | {said['gate sums'] / 1e3:.1f} kB "
             f"| {said['norms'] / 1e3:.1f} kB |"
         )
-    lines += [
-        "",
-        "Milliseconds per step by the model, gradients / sums over gates:",
-        "",
+    said = "Milliseconds per step by the model, gradients / sums over gates:"
+    lines += ["", said, "", *times(result, "gradients_ms", "gate_sums_ms")]
+    said = "FSDP2, milliseconds by the model, parameters and gradients of a step / one removal:"
+    lines += ["", said, "", *times(result, "fsdp_step_ms", "fsdp_removal_ms")]
+    return "\n".join(lines)
+
+
+def times(result: dict[str, Any], first: str, second: str) -> list[str]:
+    """Lines of a table over links, models and numbers of ranks."""
+    lines = [
         "| link | model | " + " | ".join(f"{ranks} ranks" for ranks in RANKS) + " |",
         "|---|---|" + "---|" * len(RANKS),
     ]
     for link in LINKS:
         for name, model in result["models"].items():
             rows = [row for row in model["modelled"] if row["link"] == link]
-            cells = [f"{r['gradients_ms']:.2f} / {r['gate_sums_ms']:.2f}" for r in rows]
+            cells = [f"{row[first]:.2f} / {row[second]:.2f}" for row in rows]
             lines.append(f"| {link} | {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return lines
 
 
 def write(result: dict[str, Any]) -> None:
@@ -240,7 +268,11 @@ def main() -> None:
     elif arguments.size:
         print(json.dumps(sizes(arguments.size)))
     elif arguments.table:
-        write(json.loads(RESULT.read_text()))
+        result = json.loads(RESULT.read_text())
+        for model in result["models"].values():
+            model["modelled"] = modelled(model["size"])
+        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+        write(result)
     else:
         models: dict[str, Any] = {}
         for name in MODELS:  # one process each: the memory of big models goes with it
