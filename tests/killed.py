@@ -1,16 +1,18 @@
 """A program that trains, or goes on with a run, and kills itself at a moment that is asked for.
 
-    python killed.py FOLDER MOMENT NUMBER
+    python killed.py FOLDER MOMENT NUMBER [RANK ...]
 
 SIGKILL comes before the NUMBERth event of a kind: `step` (in the middle of one: the gradients are
 there, the optimiser has not moved), `slice` (of a tensor, in the middle of a removal), `write` (a
 change of the disk by a checkpoint: a file, a sync, a rename), `validation` (statistics of a batch,
-or accuracy), `end` (a file of the finished run). `never` lets it end.
+or accuracy), `end` (a file of the finished run). `never` lets it end. With several processes it
+comes to those of these ranks.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
 import warnings
@@ -20,19 +22,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from guyot import calibration, report, running, storage
+from guyot import calibration, report, running
 from guyot.config import RunConfig
-from guyot.errors import GuyotWarning
+from guyot.errors import GuyotWarning, ParallelError
 from guyot.models import resnet
+from guyot.parallel import launched
 from guyot.running import RunFolder
+from guyot.storage import files, folders
 
 MOMENTS = ("step", "slice", "write", "validation", "end")
 
 
+class Sometimes(nn.Module):
+    """A branch that some steps skip: its parameters are unused then, on some ranks or on all."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and random.random() < 0.5:
+            return x
+        return x + self.linear(x)
+
+
 def tiny(classes: int = 10) -> nn.Module:
-    return resnet(8, classes, widths=(6, 8, 10), in_channels=1)
+    """Draws from the generators of torch and Python in every step."""
+    body = resnet(8, classes, widths=(6, 8, 10), in_channels=1)
+    return nn.Sequential(nn.Dropout(0.1), body, Sometimes(classes))
 
 
 def config(**choices: Any) -> RunConfig:
@@ -68,9 +87,10 @@ def arm(moment: str, number: int) -> None:
         "step": [(torch.optim.SGD, "step")],
         "slice": [(surgery, "select"), (surgery, "replace_module")],
         "write": [
-            (storage, "write_json"),
-            (storage, "save_file"),
-            (storage, "_sync"),
+            (files, "write_json"),
+            (files, "save_file"),
+            (files, "sync"),
+            (folders, "sync"),
             (os, "rename"),
             (os, "rmdir"),
         ],
@@ -84,13 +104,20 @@ def arm(moment: str, number: int) -> None:
 
 def main() -> None:
     folder, moment, number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    sys.modules["guyot.running.job"].measure = partial(report.measure, seconds=0.0)
+    ranks = [int(rank) for rank in sys.argv[4:]] or [0]
+    job: Any = sys.modules["guyot.running.job"]
+    job.measure = partial(report.measure, seconds=0.0)
     warnings.simplefilter("ignore", GuyotWarning)
-    arm(moment, number)
-    if (folder / "config.json").exists():
-        running.resume(folder)
-    else:
-        running.train(config(), folder)
+    if launched()[0] in ranks:
+        arm(moment, number)
+    try:
+        if (folder / "config.json").exists():
+            running.resume(folder, timeout=60)
+        else:
+            several = launched()[1] == 3  # 32 cannot be split
+            running.train(config(batch_size=36 if several else 32), folder, timeout=60)
+    except ParallelError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -105,18 +105,15 @@ def test_the_folder_is_as_documented(tmp_path: Path) -> None:
     assert path.name == "step-000000030"
     assert sorted(file.name for file in path.iterdir()) == FILES
     manifest = json.loads((path / "manifest.json").read_text())
-    assert (manifest["format"], manifest["version"], manifest["step"]) == (
-        "guyot checkpoint",
-        1,
-        30,
-    )
+    found = manifest["format"], manifest["version"], manifest["step"]
+    assert found == ("guyot checkpoint", 2, 30)
     assert manifest["torch"] == torch.__version__
     structure = json.loads((path / "structure.json").read_text())
     plain = rebuild(CASES["cifar"].build(), (CASES["cifar"].inputs(),), structure)
     plain.load_state_dict(load_file(path / "model.safetensors"))
     assert same(dict(plain.state_dict()), dict(run.model.state_dict()))
     state = json.loads((path / "state.json").read_text())
-    assert list(state) == ["discovery", "parts", "random", "position"]
+    assert list(state) == ["discovery", "parts", "random", "position", "ranks"]
     assert list(state["parts"]) == ["average", "optimizer", "schedule"]
 
 
@@ -260,7 +257,12 @@ def test_truncated_and_flipped_files_are_named(saved: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("manifest.json", set_to("version", to=2), r"this is version 2, and this guyot reads vers"),
+        (
+            "manifest.json",
+            set_to("version", to=1),
+            r"version 1, and this guyot reads version 2",
+        ),
+        ("manifest.json", set_to("version", to=3), r"this is version 3, and this guyot reads vers"),
         ("manifest.json", set_to("format", to="zip"), "this is no checkpoint of guyot"),
         ("structure.json", set_to("units", "0", to=[0, 1]), r"units.0 has 2 entries, expected \d+"),
         ("state.json", set_to("discovery", to=None), "discovery is False, expected True"),
@@ -293,6 +295,11 @@ def test_truncated_and_flipped_files_are_named(saved: Path, name: str) -> None:
             ),
             r"optimizer does not fit: state.0.momentum_buffer: the state is a uint8 tensor",
         ),
+        ("state.json", set_to("discovery", "version", to=1), "version 1 and this guyot reads 2"),
+        ("state.json", set_to("ranks", to={}), "ranks is a dict, expected a list"),
+        ("state.json", set_to("ranks", to=[3]), r"ranks\[0\] is a int, expected a mapping"),
+        ("state.json", set_to("ranks", to=[{"x": {}}]), r"ranks\[0\].x is unexpected"),
+        ("state.json", set_to("ranks", to=[{"random": 3}]), r"ranks\[0\].random is a int, exp"),
         ("state.json", set_to("random", "torch", to=[1]), "random does not fit"),
         ("state.json", set_to("random", "python", to=[1]), "random does not fit"),
         ("state.json", set_to("random", "numpy", to=["MT19937"]), "random does not fit"),
@@ -341,6 +348,12 @@ def test_another_version_of_torch_is_told(saved: Path) -> None:
     edit(saved, "manifest.json", set_to("torch", to="1.0"))
     with pytest.warns(GuyotWarning, match=r"manifest.json: torch 1.0 wrote it .* not bit for bit"):
         checkpointer(Run("mlp"), saved.parent).resume()
+
+
+def test_another_number_of_processes_is_told(saved: Path) -> None:
+    edit(saved, "state.json", set_to("ranks", to=[{}, {"position": {"epoch": 7}}]))
+    with pytest.warns(GuyotWarning, match=r"state.json: 3 processes wrote it and 1 goes on, but"):
+        assert checkpointer(Run("mlp"), saved.parent).resume() == {"epoch": 3}
 
 
 def test_other_gpus_are_told(saved: Path) -> None:

@@ -31,6 +31,7 @@ from guyot.estimators import SideSums, estimator
 from guyot.parallel import Ranks, launched, local_device, processes
 from guyot.running.together import resolve_together
 
+pytestmark = pytest.mark.timeout(1200)  # processes share what cores there are
 WORKERS = Path(__file__).with_name("workers.py")
 
 
@@ -42,7 +43,7 @@ def torchrun(*arguments: str, processes: int = 2, fails: bool = False) -> str:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         check=False,
     )
     assert (done.returncode != 0) == fails, done.stderr[-4000:]
@@ -99,6 +100,44 @@ def test_a_run_goes_on_with_other_numbers_of_processes(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if line["event"] == "epoch"] == list(range(1, 7))
     assert running.load_run(run)(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+
+
+def launch(*command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_launchers_run_the_command_unchanged(tmp_path: Path) -> None:
+    """torchrun and `accelerate launch` start two processes of the same command: one network.
+
+    Without GPUs Accelerate starts one process whatever --num_processes says, but with --multi_gpu.
+    """
+    train = """-m guyot train --data digits --epochs 5 --batch-size 64 --target 0.6 --round-to 4
+        --seed 3 --threads 1 --device cpu --deterministic --out""".split()
+    accelerate = """-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1
+        --mixed_precision no --dynamo_backend no --num_cpu_threads_per_process 1""".split()
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node=2".split()
+    runs = {}
+    for name, launcher in (("accelerate", accelerate), ("torchrun", torchrun)):
+        folder = tmp_path / name
+        said = launch(*launcher, *train, str(folder))
+        assert "find_unused_parameters" not in said and "bucket view strides" not in said, said
+        result = json.loads((folder / "result.json").read_text())
+        assert result["status"] == "finished"
+        assert result["after"]["macs"] / result["before"]["macs"] == pytest.approx(0.6, abs=0.03)
+        (last,) = [*(folder / "checkpoints").glob("*/state.json")][-1:]
+        assert len(json.loads(last.read_text())["ranks"]) == 1  # of a second process
+        runs[name] = (folder / "model.safetensors").read_bytes()
+    assert runs["accelerate"] == runs["torchrun"]
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

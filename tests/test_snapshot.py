@@ -147,7 +147,7 @@ def change(state: dict[str, Any], path: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("version", 7, "has version 7 and this guyot reads 1"),
+        ("version", 7, "has version 7 and this guyot reads 2"),
         ("version", None, "has version None"),
         ("run", 3, r"another run: the state is 3, expected a mapping"),
         ("removals", "none", "removals is no list"),
@@ -158,8 +158,9 @@ def change(state: dict[str, Any], path: str, value: Any) -> None:
         ("controller.plan", torch.ones(3), r"controller.plan is a float32 tensor of shape \(3,\)"),
         ("controller.estimator.mean_one", [1.0], "controller.estimator.mean_one is a list of 1"),
         ("controller.budget.nu", "much", "controller.budget.nu is 'much'"),
-        ("gates.sampled", None, "gates.sampled is None"),
         ("generator", torch.ones(2), r"generator is a float32 tensor of shape \(2,\)"),
+        ("generator", torch.zeros_like(torch.get_rng_state()), "generator is no state of a gen"),
+        ("gates", None, "gates is unexpected"),
         ("counters.settled", "yes", "counters.settled is 'yes', expected False"),
         ("counters.extra", 1, "counters.extra is unexpected"),
     ],

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from guyot import Discovery, DiscoveryConfig, GuyotWarning, UnsupportedError, find_structures
 from guyot.errors import ParallelError
+from guyot.gates import Gate, Gates
 from guyot.parallel import Ranks, resized
 from guyot.surgery import operate
 from guyot.types import KeepPlan, Structures
@@ -239,7 +241,7 @@ def learn(model: nn.Module, discovery: Discovery | None, optimizer: Any, share: 
             discovery.step()
 
 
-def small() -> nn.Module:
+def small() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(7, 24), nn.ReLU(), nn.Linear(24, 3)).double()
 
@@ -486,6 +488,53 @@ def compiled() -> None:
     assert same(*wrapped.parameters())
 
 
+def the_plan_for_sharded_parameters_holds() -> None:
+    """What docs/parallel.md plans for FSDP2: gates where it gathers, rows dealt out anew.
+
+    Discovery refuses sharded parameters; here gates are put on by hand, and leave alone what is
+    sharded, which FSDP2 reads under the parameter's own name before the first forward pass.
+    """
+    rank, mesh = dist.get_rank(), init_device_mesh("cpu", (2,))
+    plain, sharded = small().float(), small().float()
+    structures = find_structures(plain, (torch.ones(2, 7),))
+    for layer in (sharded[0], sharded[2], sharded):
+        fully_shard(layer, mesh=mesh)
+    x = torch.randn(4, 7, generator=torch.Generator().manual_seed(9 + rank))
+    gradients = []
+    with pytest.MonkeyPatch.context() as patch:
+        masked = Gate.masked
+        patch.setattr(
+            Gate,
+            "masked",
+            lambda gate, weight, training: (
+                weight if isinstance(weight, DTensor) else masked(gate, weight, training)
+            ),
+        )
+        for model in (plain, sharded):
+            gates = Gates(structures, torch.device("cpu"))
+            keep = torch.rand(24, generator=torch.Generator().manual_seed(rank)) < 0.7
+            gates.sampled.copy_(keep)  # every rank has its own
+            gates.attach(model)
+            model(x).square().mean().backward()
+            gradients.append(gates.gradient)
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().sum() > 0 and not same(gradients[0])
+    for mine, theirs in zip(plain.parameters(), sharded.parameters(), strict=True):
+        assert mine.grad is not None and isinstance(theirs.grad, DTensor)
+        mean = torch.stack(everywhere(mine.grad)).mean(0)
+        torch.testing.assert_close(theirs.grad.full_tensor(), mean)
+
+    weight = next(sharded.parameters())
+    assert isinstance(weight, DTensor)
+    rows, columns = [0, 3, 5, 6, 7, 8, 23], [1, 2, 6]
+    whole = weight.full_tensor().detach()
+    left = distribute_tensor(whole[rows], mesh, [Shard(0)])
+    assert left.to_local().shape == ((4, 7), (3, 7))[rank]
+    assert torch.equal(left.full_tensor(), whole[rows])
+    here = slice(12 * rank, 12 * rank + 12)
+    assert torch.equal(weight.to_local()[:, columns], whole[here][:, columns])  # nothing is sent
+
+
 SCENARIOS: dict[str, Callable[[], None]] = {
     scenario.__name__: scenario
     for scenario in (
@@ -508,6 +557,7 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         a_state_fits_any_number_of_ranks,
         accelerate,
         compiled,
+        the_plan_for_sharded_parameters_holds,
     )
 }
 

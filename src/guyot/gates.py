@@ -144,15 +144,6 @@ class Gates:
         """Forget the gradients."""
         self.gradient.zero_()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The present sample and the most probable gates, float32, shape (gates,)."""
-        return {"sampled": self.sampled.clone(), "probable": self.probable.clone()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` gave."""
-        self.sampled.copy_(state["sampled"])
-        self.probable.copy_(state["probable"])
-
     def attach(self, model: nn.Module) -> None:
         """Put the gates on the modules of a model."""
         axes = {tensor.name: tensor.axes for tensor in self.structures.tensors}

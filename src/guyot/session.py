@@ -131,6 +131,7 @@ class Discovery(Readings):
             self.original, dials, self._phases, config, sgd_weight_decay(optimizer)
         )
         self._gates: Gates | None = None
+        self._source = self._controller.generator.get_state()  # before the present gates were drawn
         self._device = next(self.model.parameters()).device
         wrapper = wrapper_of(model)
         self._ranks = Ranks(None if wrapper is None else wrapper.process_group, self._device)
@@ -200,6 +201,7 @@ class Discovery(Readings):
         return self._gates
 
     def _draw(self, gates: Gates) -> None:
+        self._source = self._controller.generator.get_state()
         generator = self._ranks.stream(self._controller.generator)
         gates.sampled.copy_(self._controller.sample(generator))
         gates.probable.copy_(most_probable(self._theta, self._controller.alive, self.structures))
@@ -361,7 +363,8 @@ class Discovery(Readings):
                 f"{self._step}: call it after step()"
             )
         counters = {name: getattr(self, attribute) for name, attribute in _COUNTERS.items()}
-        return snapshot(self.original, self._controller, self.removals, self._gates, counters)
+        source = None if self._gates is None else self._source
+        return snapshot(self.original, self._controller, self.removals, source, counters)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was called: cut the full model down, put the gates on.
@@ -381,10 +384,10 @@ class Discovery(Readings):
                 "anew, as for the first start"
             )
         self._surgeon.repeat(checked(state, self.state_dict(), self._surgeon))
-        if state["gates"] is not None:
-            self._attach().load_state_dict(state["gates"])
         self._controller.load_state_dict(state["controller"])
-        self._controller.generator.set_state(state["generator"].cpu())
+        if state["generator"] is not None:
+            self._controller.generator.set_state(state["generator"].cpu())
+            self._draw(self._attach())
         for name, attribute in _COUNTERS.items():
             setattr(self, attribute, state["counters"][name])
         if self._finished:

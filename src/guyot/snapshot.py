@@ -1,7 +1,9 @@
 """The state of a `Discovery` as a tree of tensors and plain values, and what is refused on return.
 
 Weights and the optimiser's state are not in it: loops, Lightning and others save those themselves.
-The whole of it is small: some vectors over gates, and the record of removals.
+The whole of it is small: some vectors over gates, and the record of removals. It is the same on all
+ranks, though each samples gates of its own: what is kept is the state of the generator that they
+come from, and every rank draws its own again.
 """
 
 from __future__ import annotations
@@ -11,16 +13,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from guyot.controller import Controller
 from guyot.errors import MisconfiguredError
-from guyot.gates import Gates
 from guyot.record import Removal
 from guyot.surgeon import Surgeon
 from guyot.trees import difference, mapped
 from guyot.types import Structures
 
-VERSION = 1
+VERSION = 2
 """Of the tree."""
 
 _DO = "build the model and the Discovery as for the first start"
@@ -30,7 +32,7 @@ def snapshot(
     original: Structures,
     controller: Controller,
     removals: list[Removal],
-    gates: Gates | None,
+    source: Tensor | None,
     counters: Mapping[str, int | float | bool | None],
 ) -> dict[str, Any]:
     """The tree.
@@ -39,7 +41,7 @@ def snapshot(
         original: structures of the full network.
         controller: everything that is numbered by gates.
         removals: in order.
-        gates: None while they are off.
+        source: state of the generator before the present gates were drawn; None without gates.
         counters: plain values of the session.
     """
     return {
@@ -48,8 +50,7 @@ def snapshot(
         "removals": [removal.to_dict() for removal in removals],
         "counters": dict(counters),
         "controller": controller.state_dict(),
-        "generator": controller.generator.get_state(),
-        "gates": None if gates is None else gates.state_dict(),
+        "generator": source,
     }
 
 
@@ -92,11 +93,22 @@ def checked(state: Mapping[str, Any], fresh: Mapping[str, Any], surgeon: Surgeon
     total = surgeon.rehearse(removals).index.total
     expected: dict[str, Any] = {**fresh, "removals": state["removals"], "run": state["run"]}
     expected["controller"] = mapped(fresh["controller"], lambda vector: vector.new_empty(total))
-    vector = torch.empty(total)
-    if state.get("gates") is not None:
-        expected["gates"] = {"sampled": vector, "probable": vector}
+    if state.get("generator") is not None:
+        expected["generator"] = torch.Generator().get_state()
     if isinstance(state.get("controller"), Mapping) and state["controller"].get("plan") is not None:
-        expected["controller"]["plan"] = vector.bool()
-    if found := difference(expected, state):
+        expected["controller"]["plan"] = torch.empty(total, dtype=torch.bool)
+    found = difference(expected, state)
+    if found is None and state["generator"] is not None:
+        found = _unusable(state["generator"])
+    if found:
         raise MisconfiguredError(f"the state of the discovery does not fit: {found}; {_DO}")
     return removals
+
+
+def _unusable(source: Tensor) -> str | None:
+    """Why a generator cannot have a state, in words."""
+    try:
+        torch.Generator().set_state(source.cpu())
+    except RuntimeError as error:
+        return f"generator is no state of a generator ({str(error).splitlines()[0]})"
+    return None

@@ -76,16 +76,19 @@ FAST_ALLOCATOR = {
 and torch asks for huge pages: a ResNet-20 step on the CPU takes about 0.8 of its time."""
 
 
-def restart_with_fast_allocator() -> None:
+def restart_with_fast_allocator(**variables: str) -> None:
     """Start this program anew under :data:`FAST_ALLOCATOR`, once; for programs, not libraries.
 
     The variables are read when a process starts, so setting them later has no effect. Does nothing
     on other systems than Linux or when one of them is set already.
+
+    Args:
+        **variables: further ones, unless they are set already.
     """
     if not sys.platform.startswith("linux") or any(name in os.environ for name in FAST_ALLOCATOR):
         return
     sys.stdout.flush()
-    os.execve(sys.executable, sys.orig_argv, os.environ | FAST_ALLOCATOR)
+    os.execve(sys.executable, sys.orig_argv, FAST_ALLOCATOR | variables | os.environ)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -19,5 +20,7 @@ def main() -> None:
     if sys.argv[1:2] == ["train"] and "--help" not in sys.argv:
         from guyot.training import restart_with_fast_allocator
 
-        restart_with_fast_allocator()
+        # stacks of C++ would bury what is said when a process of several is lost
+        quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"} if "WORLD_SIZE" in os.environ else {}
+        restart_with_fast_allocator(**quiet)
     app()

@@ -69,6 +69,31 @@ class Ranks:
         """Whether a flag is set on any rank."""
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)))
 
+    def told(self, flag: bool) -> bool:
+        """Whether a flag is set on rank 0."""
+        return bool(self.first(torch.tensor([float(flag)], device=self.device)))
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """The bytes of every rank, on rank 0; nothing on the others."""
+        if self.size == 1:
+            return [data]
+        lengths = self._all(torch.tensor([len(data)], device=self.device))
+        mine = torch.zeros(max(lengths), dtype=torch.uint8)
+        mine[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        mine = mine.to(self.device)
+        found = None if self.rank else [torch.empty_like(mine) for _ in range(self.size)]
+        with self._talking():
+            dist.gather(mine, found, group=self._group, group_dst=0)
+        pairs = zip(found or [], lengths, strict=False)
+        return [padded[:length].cpu().numpy().tobytes() for padded, length in pairs]
+
+    def _all(self, number: Tensor) -> list[int]:
+        """An integer of every rank, on every rank."""
+        found = [torch.empty_like(number) for _ in range(self.size)]
+        with self._talking():
+            dist.all_gather(found, number, group=self._group)
+        return [int(value) for value in found]
+
     @contextlib.contextmanager
     def together(self) -> Generator[None]:
         """What follows the body happens on all ranks or on none.
@@ -126,10 +151,7 @@ class Ranks:
                 digest.update(part.encode() + b"\0")
         number = int.from_bytes(digest.digest(), "big", signed=True)
         mine = torch.tensor([number], device=self.device)
-        found = [torch.empty_like(mine) for _ in range(self.size)]
-        with self._talking():
-            dist.all_gather(found, mine, group=self._group)
-        hashes = [int(value) for value in found]
+        hashes = self._all(mine)
         common, _ = Counter(hashes).most_common(1)[0]  # of equally many, that of the lowest rank
         others = [rank for rank, value in enumerate(hashes) if value != common]
         if others:

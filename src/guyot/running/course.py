@@ -17,6 +17,7 @@ from guyot.checkpoint import Checkpointer
 from guyot.config import RunConfig, interval_of
 from guyot.data import Batches
 from guyot.errors import DivergedError, GuyotWarning, MisconfiguredError, StorageError
+from guyot.parallel import Ranks
 from guyot.running.folder import RunFolder
 from guyot.running.journal import Journal
 from guyot.running.machine import environment
@@ -39,6 +40,7 @@ class Course:
         model: the network that trains.
         folder: of the run.
         journal: of the run.
+        ranks: that train together; rank 0 says when there is something to save.
 
     Attributes:
         epoch: complete epochs.
@@ -53,9 +55,11 @@ class Course:
         model: nn.Module,
         folder: RunFolder,
         journal: Journal,
+        ranks: Ranks,
     ) -> None:
         self._config, self._batches, self._checkpoints = config, batches, checkpoints
         self._model, self._folder, self._journal = model, folder, journal
+        self._ranks = ranks
         self._steps, self._seconds = interval_of(config.checkpoint_every)
         self._data = fingerprint(batches)
         self._before, self._started = 0.0, time.perf_counter()
@@ -74,8 +78,17 @@ class Course:
         """Wall-clock of the run so far, without what was lost when it was killed."""
         return self._before + time.perf_counter() - self._started
 
-    def stepped(self, loss: float) -> None:
+    @property
+    def overdue(self) -> bool:
+        """Whether the last checkpoint is older than it should be, by the clock of this rank."""
+        return time.monotonic() - self._saved[1] >= self._seconds
+
+    def stepped(self, loss: float, overdue: bool) -> None:
         """An optimiser step is over.
+
+        Args:
+            loss: of all ranks.
+            overdue: whether a rank is.
 
         Raises:
             DivergedError: its loss and those of the steps before were NaN or inf.
@@ -87,8 +100,7 @@ class Course:
                 f"{self.step}: choose a smaller learning rate than lr={self._config.lr:g}; "
                 f"{self._good}"
             )
-        step, moment = self._saved
-        if self.step - step >= self._steps or time.monotonic() - moment >= self._seconds:
+        if overdue or self.step - self._saved[0] >= self._steps:
             self.save()
 
     def next_epoch(self) -> None:
@@ -103,10 +115,10 @@ class Course:
         Warns:
             GuyotWarning: it cannot be written; the run goes on with the one before.
         """
-        if not self._config.keep or self._bad or not _finite(self._model):
+        if not self._config.keep or self._bad:
             return
-        there = self._checkpoints.checkpoints
-        if self.step > self._saved[0] or not there:
+        missing = self.step > self._saved[0] or not self._checkpoints.checkpoints
+        if self._ranks.told(missing and _finite(self._model)):
             try:
                 self._checkpoints.save(self.step, self._position())
             except StorageError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guyot.checkpoint import Checkpointer
+from guyot.checkpoint import Checkpointer, diverge
 from guyot.config import RunConfig
 from guyot.controller import DiscoveryConfig
 from guyot.data import Batches, Dataset
@@ -26,7 +26,6 @@ from guyot.running.journal import Journal
 from guyot.running.setup import check_forward, cost_of
 from guyot.running.together import (
     Agreement,
-    diverge,
     share_buffers,
     wrapped,
 )
@@ -133,10 +132,10 @@ class Job:
         course = self._course(folder, journal)
         if begin is not None:
             begin(course)
-        diverge(self.ranks)
         agreed = Agreement(self.ranks, stop)
         watcher.started(self.config, steps, *size)
         if course.step == 0:
+            diverge(self.ranks.rank)
             journal.began(steps)
         else:
             watcher.resumed(course.step)
@@ -171,23 +170,23 @@ class Job:
     def _course(self, folder: RunFolder, journal: Journal) -> Course:
         checkpoints = Checkpointer(
             folder.checkpoints,
-            self.model,
+            self.trained,
             self.discovery,
             keep=max(1, self.config.keep),
             optimizer=self.optimizer,
             scheduler=self.scheduler,
         )
-        config = self.config if not self.ranks.rank else dataclasses.replace(self.config, keep=0)
-        return Course(config, self.batches, checkpoints, self.model, folder, journal)
+        model, ranks = self.model, self.ranks
+        return Course(self.config, self.batches, checkpoints, model, folder, journal, ranks)
 
     def _epoch(
         self, course: Course, journal: Journal, watcher: Watcher, agreed: Agreement
     ) -> EpochResult:
         def stepped(step: int, loss: float) -> None:
-            loss = agreed.step(loss)
+            loss, overdue = agreed.step(loss, course.overdue)
             journal.stepped(course.step, loss)
             watcher.stepped(step, loss)
-            course.stepped(loss)
+            course.stepped(loss, overdue)
 
         journal.rest()
         return train_epoch(

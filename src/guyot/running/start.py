@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -99,10 +100,8 @@ def resume(
             job = Job(config, load_data(config), ranks)
 
             def begin(course: Course) -> None:
-                for rank in (0, 1):  # the first one puts the folder in order
-                    with ranks.together():
-                        if min(ranks.rank, 1) == rank:
-                            course.resume(checkpoint)
+                with ranks.together():
+                    course.resume(checkpoint)
 
             return job.run(run, watcher or Silent(), stop, begin)
 
@@ -116,10 +115,13 @@ def _run_of(path: Path) -> tuple[Path, Path | None]:
 
 @contextlib.contextmanager
 def _settings_restored() -> Generator[None]:
-    """torch's global settings are as before, whatever a run needs."""
+    """Global settings are as before, whatever a run needs."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
-        yield
+        with warnings.catch_warnings():
+            # of DistributedDataParallel, about dims of one entry in the channels_last layout
+            warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)

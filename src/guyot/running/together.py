@@ -47,8 +47,14 @@ def resolve_together(config: RunConfig, ranks: Ranks) -> RunConfig:
 
 
 def wrapped(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """The model in `DistributedDataParallel` if there are several ranks."""
-    return model if ranks.size == 1 else DistributedDataParallel(model)
+    """The model in `DistributedDataParallel` if there are several ranks.
+
+    Parameters that a step does not use are looked for, in models with skipped branches for
+    instance. Then buckets stay in one order, too, and a run that goes on adds up as it did before.
+    """
+    if ranks.size == 1:
+        return model
+    return DistributedDataParallel(model, find_unused_parameters=True)
 
 
 def share_buffers(model: nn.Module, ranks: Ranks) -> None:
@@ -58,32 +64,27 @@ def share_buffers(model: nn.Module, ranks: Ranks) -> None:
             buffer.copy_(ranks.first(buffer))
 
 
-def diverge(ranks: Ranks) -> None:
-    """Give every rank but the first random numbers of its own, dropout for instance."""
-    if ranks.rank:
-        torch.manual_seed(int(torch.randint(2**62, (1,))) + ranks.rank)
-
-
 class Agreement:
-    """What all ranks know of a step: the loss over all of its images, and whether to stop.
+    """What all ranks know of a step: the loss over all of its images, and what some rank wants.
 
     Args:
         ranks: who agrees.
-        stop: whether this rank wants to.
+        stop: whether this rank wants to stop.
     """
 
     def __init__(self, ranks: Ranks, stop: Callable[[], bool]) -> None:
         self._ranks, self._stop = ranks, stop
         self._agreed = False
 
-    def step(self, loss: float) -> float:
-        """Mean loss over the ranks, nats; one message of two numbers."""
+    def step(self, loss: float, overdue: bool) -> tuple[float, bool]:
+        """Mean loss over the ranks, nats, and whether any is overdue; one message of 3 numbers."""
         if self._ranks.size == 1:
-            return loss
-        mine = torch.tensor([loss, float(self._stop())], device=self._ranks.device)
-        mean, wishes = self._ranks.mean(mine).tolist()
-        self._agreed = wishes > 0
-        return mean
+            return loss, overdue
+        wishes = [float(self._stop()), float(overdue)]
+        mine = torch.tensor([loss, *wishes], device=self._ranks.device)
+        mean, stop, late = self._ranks.mean(mine).tolist()
+        self._agreed = stop > 0
+        return mean, late > 0
 
     def __call__(self) -> bool:
         """Whether to stop; the same on all ranks between two steps."""

@@ -1,32 +1,25 @@
-"""Checkpoints of a run: folders of safetensors and JSON from which it goes on bit for bit.
-
-The folder `step-000000120` of a checkpoint holds
-
-- manifest.json: format, version, step, and the versions of what wrote it
-- structure.json: what is left of the network, for `guyot.rebuild`
-- model.safetensors: weights and buffers under their own names
-- state.json and state.safetensors: everything else, see `guyot.storage`
-- SHA256SUMS: checksums of the files above
-"""
+"""`Checkpointer`: writes checkpoints, and takes a run back to one."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
-import random
 import re
 import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from guyot.checks import keeps_elementwise_state
+from guyot.checkpoint.others import collected, misfit, own, warn_number
+from guyot.checkpoint.parts import REMEDY, Stateful, restore
+from guyot.checkpoint.randomness import diverge, random_state, set_random_state
 from guyot.errors import GuyotError, GuyotWarning, MisconfiguredError, UnsupportedError
+from guyot.parallel import Ranks
 from guyot.session import Discovery
 from guyot.storage import (
     published,
@@ -40,29 +33,15 @@ from guyot.storage import (
     write_tensors,
     write_tree,
 )
-from guyot.surgery import unwrap
+from guyot.surgery import unwrap, wrapper_of
 from guyot.trees import difference
 
 FORMAT = "guyot checkpoint"
-VERSION = 1
+VERSION = 2
 
 _FILES = ("manifest.json", "structure.json", "model.safetensors", "state.json", "state.safetensors")
 _NAME = re.compile(r"step-(\d{9,})")
 _WHOLE = {"units": {}, "removed_layers": []}
-_UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
-"""What the `load_state_dict` of others may raise at a state that is not theirs."""
-
-
-class Stateful(Protocol):
-    """An optimiser, a scheduler, a gradient scaler, an average of the weights, ..."""
-
-    def state_dict(self) -> Any:
-        """What must survive: tensors and plain values."""
-        ...
-
-    def load_state_dict(self, state_dict: Any, /) -> Any:
-        """Restore what `state_dict` gave."""
-        ...
 
 
 class Checkpointer:
@@ -72,9 +51,14 @@ class Checkpointer:
     restored. A checkpoint appears whole or not at all, and only then the oldest one is removed.
     Random states of Python, NumPy and torch (the CPU's and every GPU's) are part of it.
 
+    With several processes give the model in its `DistributedDataParallel`. All of them call `save`
+    and `resume`; rank 0 writes, also what only the others know: their random states and positions,
+    and parts that differ. With as many processes a run goes on bit for bit, with more or fewer
+    with other random numbers.
+
     Args:
         folder: where the checkpoints go.
-        model: the network; with a discovery, the one it was made with.
+        model: the network; with a discovery, the one it was made with, in the same wrapper.
         discovery: None for a run without one.
         keep: how many checkpoints stay.
         **parts: everything else with `state_dict()` and `load_state_dict()`.
@@ -123,6 +107,9 @@ class Checkpointer:
         self.folder = Path(folder)
         self.keep = keep
         self._model, self._discovery, self._parts = unwrap(model), discovery, parts
+        self._wrapper = wrapper_of(model)
+        group = None if self._wrapper is None else self._wrapper.process_group
+        self._ranks = Ranks(group, next(self._model.parameters()).device)
 
     @property
     def checkpoints(self) -> list[Path]:
@@ -146,7 +133,7 @@ class Checkpointer:
                 plain values.
 
         Returns:
-            The folder of the checkpoint.
+            The folder of the checkpoint; on other ranks than 0 it may not be there yet.
 
         Raises:
             UnsupportedError: a state holds something else than tensors and plain values.
@@ -156,12 +143,15 @@ class Checkpointer:
         """
         target = self.folder / f"step-{step:09}"
         discovery = self._discovery
-        state = {
+        state: dict[str, Any] = {
             "discovery": None if discovery is None else discovery.state_dict(),
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
-            "random": _random_state(),
+            "random": random_state(),
             "position": dict(position or {}),
         }
+        state["ranks"] = collected(self._ranks, self._known(state))
+        if self._ranks.rank:
+            return target
         with published(target) as folder:
             write_json(folder / "manifest.json", _manifest(step))
             structure = _WHOLE if discovery is None else discovery.structure
@@ -191,14 +181,9 @@ class Checkpointer:
                 does not fit what is here; names the file and the difference. Make everything anew
                 before another attempt.
         """
-        if checkpoint is None:
-            if self.folder.is_dir():
-                sweep(self.folder)
-            there = self.checkpoints
-            if not there:
-                return None
-            checkpoint = there[-1]
-        folder = Path(checkpoint)
+        folder = self._found(checkpoint)
+        if folder is None:
+            return None
         verify(folder, _FILES)
         _check_manifest(folder / "manifest.json")
         weights = read_tensors(folder / "model.safetensors")
@@ -211,37 +196,76 @@ class Checkpointer:
             raise MisconfiguredError(f"{folder / 'state.json'}: {error}") from error
         self._check_structure(folder / "structure.json")
         if found := difference(_weights(self._model), weights):
-            raise MisconfiguredError(f"{folder / 'model.safetensors'}: {found}; {_DO}")
+            raise MisconfiguredError(f"{folder / 'model.safetensors'}: {found}; {REMEDY}")
         self._model.load_state_dict(weights)
+        return self._restore(state, folder / "state.json")
+
+    def _restore(self, state: Mapping[str, Any], file: Path) -> dict[str, Any]:
+        """Give everything but the network its state; the position."""
+        mine = own(state["ranks"], self._ranks)
+        known = state if mine is None else {**state, **mine}
+        if "buffers" in known:
+            buffers = dict(self._model.named_buffers())
+            if found := difference(buffers, known["buffers"]):
+                raise MisconfiguredError(f"{file}: buffers: {found}; {REMEDY}")
+            for name, buffer in buffers.items():
+                buffer.copy_(known["buffers"][name])
         for name, part in self._parts.items():
-            _load(part, name, state["parts"][name], folder / "state.json")
-        _set_random_state(state["random"], folder / "state.json")
-        return state["position"]
+            restore(part, name, known.get(f"parts.{name}", state["parts"][name]), file)
+        set_random_state(known["random"], file)
+        if mine is None:
+            diverge(self._ranks.rank)
+            if not self._ranks.rank:
+                warn_number(file, len(state["ranks"]) + 1, self._ranks.size)
+        return known["position"]
+
+    def _found(self, checkpoint: str | Path | None) -> Path | None:
+        """The checkpoint that was asked for, the same one on all ranks."""
+        if checkpoint is None:
+            with self._ranks.together():
+                if self.folder.is_dir() and not self._ranks.rank:
+                    sweep(self.folder)
+            there = self.checkpoints
+            checkpoint = there[-1] if there else None
+        self._ranks.agree("the checkpoint to go on from", str(checkpoint and Path(checkpoint).name))
+        return None if checkpoint is None else Path(checkpoint)
+
+    def _known(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """What another rank may know otherwise; an optimiser's state is the same on all."""
+        known = {"random": state["random"], "position": state["position"]}
+        for name, part in self._parts.items():
+            if not isinstance(part, torch.optim.Optimizer):
+                known[f"parts.{name}"] = state["parts"][name]
+        if self._wrapper is not None and not self._wrapper.broadcast_buffers:
+            known["buffers"] = dict(self._model.named_buffers())
+        return known
 
     def _check_shape(self, folder: Path, state: Any) -> None:
         """Refuse a state without the entries that this run has."""
-        own = {
+        expected = {
             "discovery": self._discovery is not None,
             "parts": dict.fromkeys(self._parts, True),
             "random": True,
             "position": True,
+            "ranks": True,
         }
         found: Any = state
         if isinstance(state, Mapping):
-            found = {key: isinstance(value, Mapping) for key, value in state.items()}
+            found = {
+                key: key == "ranks" or isinstance(value, Mapping) for key, value in state.items()
+            }
             if isinstance(state.get("parts"), Mapping):
                 found["parts"] = dict.fromkeys(state["parts"], True)
-        if wrong := difference(own, found, values=True):
-            raise MisconfiguredError(f"{folder / 'state.json'}: {wrong}; {_DO}")
+        wrong = difference(expected, found, values=True)
+        names = ["random", "position", "buffers", *(f"parts.{name}" for name in self._parts)]
+        if wrong := wrong or misfit(state["ranks"], names):
+            raise MisconfiguredError(f"{folder / 'state.json'}: {wrong}; {REMEDY}")
 
     def _check_structure(self, file: Path) -> None:
         """Refuse a structure file that says something else than the record of removals."""
         own = _WHOLE if self._discovery is None else self._discovery.structure
         if found := difference(own, read_json(file), values=True):
-            raise MisconfiguredError(f"{file}: {found}; {_DO}")
-
-
-_DO = "build model, discovery and the rest as for the first start"
+            raise MisconfiguredError(f"{file}: {found}; {REMEDY}")
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
@@ -286,74 +310,3 @@ def _check_manifest(file: Path) -> None:
             GuyotWarning,
             stacklevel=3,
         )
-
-
-def _load(part: Stateful, name: str, state: Any, file: Path) -> None:
-    """Give a part its state; whatever it objects to names the file."""
-    problem = None
-    if isinstance(part, torch.optim.lr_scheduler.LRScheduler):
-        own = part.state_dict()
-        found = state
-        if isinstance(state, Mapping):  # some schedulers get entries as they go
-            found = {key: state[key] for key in own if key in state}
-        problem = difference(own, found)
-    elif isinstance(part, torch.optim.Optimizer):
-        problem = _misfit(part, state)
-    if problem is None:
-        try:
-            cast(Stateful, part).load_state_dict(state)
-        except (*_UNFIT, RuntimeError) as error:
-            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if problem is not None:
-        raise MisconfiguredError(f"{file}: {name} does not fit: {problem}; {_DO}")
-
-
-def _misfit(optimizer: torch.optim.Optimizer, state: Any) -> str | None:
-    """In what an optimiser's state is not that of this optimiser."""
-    own = {**optimizer.state_dict(), "state": {}}
-    if not isinstance(state, Mapping) or not isinstance(state.get("state"), Mapping):
-        return difference(own, state) or "state is no mapping"
-    if found := difference(own, {**state, "state": {}}):
-        return found
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    elementwise = keeps_elementwise_state(optimizer)
-    for number, entries in state["state"].items():
-        if number not in range(len(parameters)) or not isinstance(entries, Mapping):
-            return f"state.{number} is of no parameter"
-        for key, value in entries.items():
-            if elementwise and isinstance(value, Tensor) and value.dim():
-                expected = parameters[number].detach().to(value.dtype)
-                if found := difference(expected, value):
-                    return f"state.{number}.{key}: {found}"
-    return None
-
-
-def _random_state() -> dict[str, Any]:
-    """Of Python, NumPy's global generator, and torch."""
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - other libraries draw from it
-    return {
-        "python": random.getstate(),
-        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _set_random_state(state: Any, file: Path) -> None:
-    """Restore what `_random_state` gave."""
-    try:
-        random.setstate(state["python"])
-        kind, keys, *rest = state["numpy"]
-        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-        torch.set_rng_state(state["torch"])
-        if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["cuda"])
-        elif len(state["cuda"]) != torch.cuda.device_count():
-            warnings.warn(
-                f"{file}: it holds the random states of {len(state['cuda'])} GPUs and "
-                f"{torch.cuda.device_count()} are here; theirs start anew",
-                GuyotWarning,
-                stacklevel=3,
-            )
-    except (*_UNFIT, RuntimeError) as error:
-        raise MisconfiguredError(f"{file}: random does not fit: {error}") from error
