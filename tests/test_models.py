@@ -1,10 +1,12 @@
 import sys
+from math import prod
 from pathlib import Path
 
 import pytest
 import torch
 
-from guyot import models
+from guyot import find_structures, models
+from guyot.axis import size_of
 from guyot.errors import MisconfiguredError
 
 IMAGE = torch.zeros(1, 3, 32, 32)
@@ -158,6 +160,15 @@ def test_networks_of_ones_own():
     _, inputs = models.build_with_inputs("my_networks:with_inputs")
     assert [tensor.shape for tensor in inputs] == [(5, 2)]
     assert models.build_with_inputs("my_networks:mlp")[1] is None
+
+
+def test_the_products_of_attention_count():
+    """PyTorch's counter does not know the kernel that attention takes on a CPU."""
+    network = models.build("timm:vit_tiny_patch16_224", 10, (3, 32, 32))
+    structures = find_structures(network, (IMAGE.repeat(2, 1, 1, 1),))
+    sizes = [group.size for group in structures.groups]
+    counted = sum(prod(size_of(x, sizes) for x in o.axes) for o in structures.operations)
+    assert models.count_macs(network, IMAGE) == counted
 
 
 @pytest.mark.usefixtures("own")
