@@ -19,6 +19,7 @@ from guyot import MisconfiguredError
 from guyot.config import RunConfig
 from guyot.running import load_run
 from guyot.sweep import Sweep, name_of, objective, run
+from guyot.sweep.study import open_study
 
 QUICK = ["--epochs", "5", "--threads", "1", "--round-to", "4"]
 
@@ -54,6 +55,12 @@ def until(condition: Any, process: subprocess.Popen[str]) -> None:
 def test_a_grid_runs_once(tmp_path: Path) -> None:
     told: list[str] = []
     sweep = Sweep(base(), {"target": [0.5, 0.8]}, objectives=("accuracy", "macs", "params"))
+    study = open_study(sweep, tmp_path, None)
+    for target in (0.5, 0.8):  # as two machines do that begin at the same moment
+        dials = {"target": target}
+        asked = {"name": name_of(sweep.config(dials)), "dials": dials}
+        study.enqueue_trial(dials, user_attrs=asked)
+        study.enqueue_trial(dials, user_attrs=asked)
     found = run(sweep, tmp_path, workers=2, told=told.append)
     assert not found["failed"] and len(found["trials"]) == 2
     assert sum("begins" in line for line in told) == sum("ends" in line for line in told) == 2
@@ -147,6 +154,15 @@ def test_a_trial_is_its_configuration() -> None:
         (["--nu", "1", "--workers", "0"], "--workers=0: give at least 1"),
         (["--nu", "0.1..1", "--trials", "0"], "--trials=0: give at least 1"),
         (["--target", "0.5,1.5"], "--target=1.5: give the share"),
+        (
+            ["--target", "0.5", "--storage", "sqlite:////no/s"],
+            "--storage='sqlite:.* cannot be used",
+        ),
+        (["--target", "0.5", "--storage", "x"], r"--storage='x' cannot be used \(.*give the URL"),
+        (
+            ["--target", "0.5", "--storage", "mysql+no://me:secret@host/name"],
+            r"--storage='mysql\+no://me:\*\*\*@host/name' cannot be used",
+        ),
     ],
 )
 def test_bad_input(tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -15,6 +15,7 @@ DATA = ("digits", "cifar10", "cifar100", "imagefolder:DIR")
 ESTIMATORS = ("two-sided", "straight-through", "taylor")
 WISHES = ("ignore", "freeze", "tie")
 DECAYS = ("cosine", "linear")
+DIALS = ("target", "nu", "alpha", "beta")
 ON_CORRUPT = ("stop", "skip")
 MAX_THREADS = 1024
 MAX_IMAGE_SIZE = 4096

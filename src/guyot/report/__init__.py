@@ -1,7 +1,7 @@
 """What a run tells: measured latency, what was found, the table before => after, the page."""
 
 from guyot.report.describe import Width, widths
-from guyot.report.history import History, read_runs
+from guyot.report.history import TRIALS, History, read_runs
 from guyot.report.inspection import GroupEntry, Inspection, LayerEntry, Price, inspection_of
 from guyot.report.latency import Latency, measure
 from guyot.report.outcome import Network, Outcome, to_dict
@@ -11,6 +11,7 @@ from guyot.report.plots import write_plots
 from guyot.report.table import count_text, lines
 
 __all__ = [
+    "TRIALS",
     "GroupEntry",
     "History",
     "Inspection",

@@ -12,9 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from guyot.config import DIALS
 from guyot.errors import MisconfiguredError
 
 Line = Mapping[str, Any]
+
+TRIALS = "trials"
+"""Folder of a sweep that holds the folders of its runs."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +126,17 @@ class History:
 
 
 def read_runs(folders: Iterable[str | Path]) -> list[History]:
-    """Read run folders.
+    """Read run folders, and the trials in the folders of sweeps.
+
+    Trials are named by the dials in which they differ; one that has not begun training is left out.
 
     Raises:
         MisconfiguredError: one is not a run folder, or is given twice; all problems at once.
     """
-    paths = [Path(folder) for folder in folders]
-    names = _names(paths)
+    given = [Path(folder) for folder in folders]
+    found_names = dict(zip(given, _names(given), strict=True))
+    named = [pair for path in given for pair in _expanded(path, found_names[path], len(given) > 1)]
+    paths, names = [path for path, _ in named], [name for _, name in named]
     problems: list[str] = []
     found: list[History] = []
     for path, name in zip(paths, names, strict=True):
@@ -141,6 +149,25 @@ def read_runs(folders: Iterable[str | Path]) -> list[History]:
     if problems:
         raise MisconfiguredError("; ".join(problems))
     return found
+
+
+def _expanded(path: Path, name: str, several: bool) -> list[tuple[Path, str]]:
+    """The run, or those of a sweep that have begun, in the order of their dials."""
+    trials = [run.parent for run in sorted(path.glob(f"{TRIALS}/*/metrics.jsonl"))]
+    if not trials:
+        return [(path, name)]
+    configs = [json.loads((run / "config.json").read_text(encoding="utf-8")) for run in trials]
+    dials = [dial for dial in DIALS if len({config[dial] for config in configs}) > 1] or DIALS[:1]
+    values = [[config[dial] for dial in dials] for config in configs]
+    names = [
+        ", ".join(f"{d} {v:.4g}" for d, v in zip(dials, found, strict=True) if v is not None)
+        for found in values
+    ]
+    if len(set(names)) < len(names):
+        names = [run.name for run in trials]
+    prefix = f"{name}: " if several else ""
+    order = sorted(range(len(trials)), key=lambda n: [(v is None, v) for v in values[n]])
+    return [(trials[n], prefix + names[n]) for n in order]
 
 
 def _read(folder: Path, name: str) -> History:

@@ -16,10 +16,10 @@ from typing import Any
 
 from guyot.errors import MisconfiguredError
 from guyot.sweep.crew import Crew
-from guyot.sweep.plan import DIALS, OBJECTIVES, Sweep, name_of, objective
+from guyot.sweep.plan import OBJECTIVES, Sweep, name_of, objective
 from guyot.sweep.study import enqueue, open_study, outcome, requeue
 
-__all__ = ["DIALS", "OBJECTIVES", "Sweep", "name_of", "objective", "outcome", "run"]
+__all__ = ["OBJECTIVES", "Sweep", "name_of", "objective", "outcome", "run"]
 
 
 def run(

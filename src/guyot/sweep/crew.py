@@ -20,8 +20,9 @@ from typing import Any
 from guyot import running
 from guyot.config import RunConfig
 from guyot.errors import MisconfiguredError
+from guyot.report import TRIALS
 from guyot.sweep.plan import Sweep, name_of, objective
-from guyot.sweep.study import STALE, give_back, optuna_module
+from guyot.sweep.study import STALE, asked_before, give_back, optuna_module
 
 _PATIENCE = 120.0
 
@@ -58,9 +59,10 @@ class Crew:
 
     def _start(self) -> None:
         trial = self._study.ask()
-        if not self._sweep.ranges and "dials" not in trial.user_attrs:  # somebody was faster
+        known = trial.user_attrs
+        if (not self._sweep.ranges and "dials" not in known) or asked_before(self._study, trial):
             self._study.tell(trial, state=optuna_module().trial.TrialState.FAIL)
-            return
+            return  # somebody was faster
         dials = dict(trial.user_attrs.get("dials", {}))
         for name, (low, high) in self._sweep.ranges.items():
             log = name == "nu" and low > 0
@@ -77,7 +79,7 @@ class Crew:
             trial.set_user_attr(key, value)
         self._told(f"{name} begins: {_text(dials)}")
         process = multiprocessing.get_context("spawn").Process(
-            target=_work, args=(config.to_dict(), str(self._folder / "trials" / name), os.getpid())
+            target=_work, args=(config.to_dict(), str(self._folder / TRIALS / name), os.getpid())
         )
         process.start()
         self._jobs.append(_Job(trial, name, process))
@@ -93,9 +95,9 @@ class Crew:
                 job.trial.set_user_attr("seen", self._seen)
 
     def _end(self, job: _Job) -> None:
-        result = _result(self._folder / "trials" / job.name)
+        result = _result(self._folder / TRIALS / job.name)
         if result is None:
-            error = _error(self._folder / "trials" / f"{job.name}.log", job.process.exitcode)
+            error = _error(self._folder / TRIALS / f"{job.name}.log", job.process.exitcode)
             job.trial.set_user_attr("error", error)
             self._study.tell(job.trial, state=optuna_module().trial.TrialState.FAIL)
             self._told(f"{job.name} failed: {error}")
@@ -111,7 +113,7 @@ class Crew:
             job.process.terminate()
         for job in self._jobs:
             job.process.join()
-            if _result(self._folder / "trials" / job.name) is not None:
+            if _result(self._folder / TRIALS / job.name) is not None:
                 self._end(job)
             else:
                 attributes = job.trial.user_attrs

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from guyot.config import RunConfig
+from guyot.config import DIALS, RunConfig
 from guyot.errors import MisconfiguredError
 
 OBJECTIVES = {
@@ -18,7 +18,6 @@ OBJECTIVES = {
     "params": "minimize",
     "latency": "minimize",
 }
-DIALS = ("nu", "target", "alpha", "beta")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping
@@ -12,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from guyot.errors import MisconfiguredError
+from guyot.report import TRIALS
 from guyot.sweep.plan import OBJECTIVES, Sweep, name_of
 
 STALE = 600.0
 """Seconds without a sign of life after which a trial of another machine is queued again."""
+_ASKED = {"COMPLETE", "RUNNING", "WAITING"}
+"""States of trials that need not be asked for again."""
 
 
 def optuna_module() -> Any:
@@ -33,16 +37,15 @@ def open_study(sweep: Sweep, folder: Path, storage: str | None) -> Any:
     """Open the sweep's study, or make it."""
     optuna = optuna_module()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    (folder / "trials").mkdir(parents=True, exist_ok=True)
+    (folder / TRIALS).mkdir(parents=True, exist_ok=True)
     url = storage or f"sqlite:///{(folder / 'sweep.db').absolute()}"
-    study = optuna.create_study(
-        storage=url,
+    study = _created(
+        url,
         study_name="guyot" if storage is None else f"guyot-{folder.name}",
         directions=[OBJECTIVES[name] for name in sweep.objectives],
         sampler=optuna.samplers.TPESampler(seed=sweep.base.seed, constant_liar=True)
         if sweep.ranges
         else optuna.samplers.RandomSampler(),
-        load_if_exists=True,
     )
     identity = {"base": sweep.base.to_dict(), "objectives": list(sweep.objectives)}
     identity = json.loads(json.dumps(identity))
@@ -58,6 +61,35 @@ def open_study(sweep: Sweep, folder: Path, storage: str | None) -> Any:
             "the settings of that sweep"
         )
     return study
+
+
+def _created(url: str, **choices: Any) -> Any:
+    """The study in that database; another machine may be making its tables at this moment.
+
+    Raises:
+        MisconfiguredError: the database cannot be used.
+    """
+    database_error = importlib.import_module("sqlalchemy.exc").SQLAlchemyError
+    for patience in (0.5, 2.0, 0.0):
+        try:
+            return optuna_module().create_study(storage=url, load_if_exists=True, **choices)
+        except (ImportError, ValueError, database_error) as error:
+            if not (patience and isinstance(error, database_error)):
+                raise MisconfiguredError(_unopened(url, error)) from error
+            time.sleep(patience)
+    raise AssertionError("not reached")
+
+
+def _unopened(url: str, error: Exception) -> str:
+    """Why a database cannot be used, without the password in its address."""
+    shown = re.sub(r"(?<=:)[^:/@]+(?=@)", "***", url)
+    cause = error.__cause__ or error
+    reason = str(cause).strip().partition("\n")[0] or type(cause).__name__
+    return (
+        f"storage={shown!r} cannot be used ({reason}): give the URL of a database, such "
+        "as postgresql+psycopg2://user@host/name, install its driver, or leave storage out for "
+        "SQLite in the folder"
+    )
 
 
 def _finished(study: Any) -> list[Any]:
@@ -94,12 +126,21 @@ def _alive(attributes: Mapping[str, Any]) -> bool:
 
 def enqueue(study: Any, sweep: Sweep) -> None:
     """Ask for what nobody has asked for."""
-    states = {"COMPLETE", "RUNNING", "WAITING"}
-    known = {trial.user_attrs.get("name") for trial in study.trials if trial.state.name in states}
+    known = {trial.user_attrs.get("name") for trial in study.trials if trial.state.name in _ASKED}
     for dials in sweep.configs():
         name = name_of(sweep.config(dials))
         if name not in known:
             study.enqueue_trial(dials, user_attrs={"name": name, "dials": dials})
+
+
+def asked_before(study: Any, trial: Any) -> bool:
+    """Whether an earlier trial is the same: two machines may have asked for it at once."""
+    name = trial.user_attrs.get("name")
+    return name is not None and any(
+        other.user_attrs.get("name") == name
+        for other in study.trials
+        if other.number < trial.number and other.state.name in _ASKED
+    )
 
 
 def outcome(study: Any, sweep: Sweep, folder: Path) -> dict[str, Any]:
@@ -112,7 +153,7 @@ def outcome(study: Any, sweep: Sweep, folder: Path) -> dict[str, Any]:
         won = trial.number in best or trials.get(name, {}).get("pareto", False)
         trials[name] = {
             "name": name,
-            "folder": str(folder / "trials" / name),
+            "folder": str(folder / TRIALS / name),
             "dials": trial.user_attrs["dials"],
             **values,
             "pareto": won,

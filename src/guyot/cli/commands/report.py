@@ -11,7 +11,9 @@ from guyot.errors import MisconfiguredError
 
 Runs = Annotated[
     list[Path],
-    typer.Argument(metavar="RUN", help="Folders guyot train wrote.", show_default=False),
+    typer.Argument(
+        metavar="RUN", help="Folders of guyot train or guyot sweep.", show_default=False
+    ),
 ]
 Output = Annotated[Path, option(OUTPUT, "The page (report.html); replaced if it exists.")]
 Plots = Annotated[Path | None, option(OUTPUT, "Folder for every plot as SVG and PNG, for papers.")]

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from guyot.cli.app import INTERRUPTED, Json, Quiet, app, option, print_json
-from guyot.config import RunConfig
+from guyot.config import DIALS, RunConfig
 from guyot.errors import MisconfiguredError
 from guyot.report import count_text
 from guyot.storage import read_json
-from guyot.sweep import DIALS, OBJECTIVES, Sweep, run
+from guyot.sweep import OBJECTIVES, Sweep, run
 
 _WHAT, _VARY, _RUN = "What to train", "What to try", "The sweep"
 
