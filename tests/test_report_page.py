@@ -8,23 +8,31 @@ import shutil
 import sys
 from collections.abc import Iterator
 from functools import partial
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from guyot import report, running
+from guyot import find_structures, report, running
 from guyot.config import RunConfig
 from guyot.errors import MisconfiguredError
 from guyot.report import History, read_runs, render, write_plots
+from guyot.report.page.drawing import Drawing, draw
+from guyot.report.page.labels import label, overlap
 from guyot.report.page.network import blocks
-from guyot.report.page.planes import front, spread
+from guyot.report.page.planes import front
 from guyot.report.page.scale import Scale, log_ticks, ticks
+from guyot.report.page.style import style
 from guyot.report.page.summary import goal
+from guyot.running.journal import describe
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 FLAGS = [
@@ -82,6 +90,66 @@ def test_blocks_add_up_to_the_network(runs: list[History]):
         drawn = {box.name: box.after for block in found for box in block.boxes if box.group != None}  # noqa: E711
         assert drawn == after
     assert runs[1].removed_layers and blocks(runs[2]) == []
+
+
+def drawn(model: nn.Module, *shape: int) -> tuple[History, Drawing]:
+    structures = find_structures(model, (torch.randn(2, *shape),))
+    network = describe(structures, [range(group.size) for group in structures.groups])
+    run = History("drawn", {}, network, [], None)
+    return run, draw(blocks(run))
+
+
+def test_attention_and_what_follows_it_are_told_apart():
+    model = timm.models.VisionTransformer(
+        img_size=8, patch_size=4, embed_dim=16, num_heads=4, depth=2, num_classes=3
+    )
+    _, drawing = drawn(model, 3, 8, 8)
+    assert [f"{row.label} {row.inside}".strip() for row in drawing.rows] == [
+        "patch_embed.proj", "blocks.0 attn", "blocks.0:2 mlp", "blocks.1 attn", "blocks.1:2 mlp",
+        "head",
+    ]  # fmt: skip
+    heads, neurons = drawing.rows[1].boxes[0], drawing.rows[2].boxes[0]
+    assert (heads.before, len(heads.cuts), neurons.before, neurons.cuts) == (4, 3, 64, [])
+    assert "4 of 4 entries each" in drawing.rows[1].words
+
+
+def test_two_operators_of_a_module_on_the_trunk_share_a_row():
+    model = torchvision.models.densenet.DenseNet(
+        8, (2, 2, 1, 1), num_init_features=16, num_classes=3
+    )
+    run, drawing = drawn(model, 3, 32, 32)
+    assert [row.label for row in drawing.rows] == [
+        "features.conv0",
+        "features.denseblock1.denselayer1",
+        "features.denseblock1.denselayer2",
+        "features.transition1.conv",
+        "features.denseblock2.denselayer1",
+        "features.denseblock2.denselayer2",
+        "features.transition2.conv",
+        "features.denseblock3.denselayer1",
+        "features.transition3.conv",
+        "features.denseblock4.denselayer1",
+        "classifier",
+    ]
+    assert [len(row.boxes) for row in drawing.rows] == [1, 2, 2, 1, 2, 2, 1, 2, 1, 2, 1]
+    macs = sum(operation["macs"] for operation in run.network["operations"])
+    assert sum(row.block.macs for row in drawing.rows) == macs
+    plain = nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(5)))
+    assert len(drawn(nn.ModuleDict({"features": plain})["features"], 3, 4, 4)[1].rows) == 5
+
+
+def test_a_sweep_is_its_trials_named_by_their_dials(folders: list[Path], tmp_path: Path):
+    for number, target in enumerate((0.7, 0.5)):
+        trial = shutil.copytree(folders[0], tmp_path / "curve" / "trials" / f"hash{number}")
+        config = json.loads((trial / "config.json").read_text()) | {"target": target}
+        (trial / "config.json").write_text(json.dumps(config))
+    (tmp_path / "curve" / "trials" / "queued").mkdir()
+    assert [run.name for run in read_runs([tmp_path / "curve"])] == ["target 0.5", "target 0.7"]
+    names = [run.name for run in read_runs([folders[2], tmp_path / "curve"])]
+    assert names == ["full", "curve: target 0.5", "curve: target 0.7"]
+    for trial in (tmp_path / "curve" / "trials").glob("hash*"):
+        shutil.copyfile(folders[0] / "config.json", trial / "config.json")
+    assert [run.name for run in read_runs([tmp_path / "curve"])] == ["hash0", "hash1"]
 
 
 @pytest.mark.parametrize(
@@ -175,6 +243,12 @@ def test_logarithmic_ticks_are_inside(low: float, factor: float):
     assert all(a < b for a, b in pairwise(places)) and places[0] >= 0 and places[-1] <= 1 + 1e-9
 
 
+def test_many_runs_differ_in_hue_or_marker_and_in_hue_or_dash():
+    looks = [style(number) for number in range(49)]
+    assert len({(look.hue, look.marker) for look in looks}) == 49
+    assert len({(look.hue, look.dash) for look in looks}) == 49
+
+
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=8))
 def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]]):
     costs, gains = [float(c) for c, _ in points], [float(g) for _, g in points]
@@ -186,10 +260,19 @@ def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]]):
     assert {points[place] for place in front(costs, gains)} == unbeaten
 
 
-@given(st.lists(st.floats(0, 300), min_size=1, max_size=12))
-def test_labels_do_not_overlap(places: list[float]):
-    found = sorted(spread(places, 13, 300))
-    assert all(b - a > 12.999 for a, b in pairwise(found)) and found[-1] <= 300
+@given(
+    st.lists(st.tuples(st.floats(70, 520), st.floats(20, 280)), min_size=1, max_size=8),
+    st.integers(1, 18),
+)
+def test_labels_cover_neither_marks_nor_labels(points: list[tuple[float, float]], length: int):
+    room = (66.0, 22.0, 540.0, 282.0)
+    found = label(points, ["m" * length] * len(points), room)
+    marks = [(x - 7, y - 7, x + 7, y + 7) for x, y in points]
+    for one, other in combinations([place.box for place in found], 2):
+        assert overlap(one, other) == 0
+    for place in found:
+        assert sum(overlap(place.box, mark) for mark in marks) == 0
+        assert room[0] <= place.box[0] and place.box[2] <= room[2] + 1e-6
 
 
 def test_every_plot_is_written_for_papers(runs: list[History], tmp_path: Path):
@@ -303,7 +386,7 @@ def contrast(one: tuple[int, ...], other: tuple[int, ...]) -> float:
 
 
 @needs_chromium
-@pytest.mark.parametrize("width", [700, 1280, 1440])
+@pytest.mark.parametrize("width", [400, 700, 1280, 1440])
 def test_nothing_sticks_out(page: Any, width: int):
     page.set_viewport_size({"width": width, "height": 900})
     assert page.evaluate("document.documentElement.scrollWidth") <= width

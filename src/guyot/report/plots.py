@@ -14,6 +14,7 @@ from guyot.report.page.heat import rows_of
 from guyot.report.page.network import blocks
 from guyot.report.page.planes import COSTS, ends, front
 from guyot.report.page.style import DASHES, HUES, MATPLOTLIB_MARKERS
+from guyot.report.page.style import marker as marker_of
 
 _WIDTH = 6.9
 """Inches: the text width of a page with one column."""
@@ -107,7 +108,7 @@ def _curves(figure: Any, runs: Sequence[History], shown: Sequence[Quantity]) -> 
             look = {"color": HUES[number % len(HUES)], "linestyle": _dash(number)}
             found = points(run, quantity)
             style = "steps-post" if quantity.stepped else "default"
-            marker = MATPLOTLIB_MARKERS[number % len(MATPLOTLIB_MARKERS)]
+            marker = MATPLOTLIB_MARKERS[marker_of(number)]
             axis.plot(
                 *zip(*found, strict=True) if found else ([], []),
                 drawstyle=style,
@@ -145,7 +146,7 @@ def _plane(
         linewidth=0.8,
     )
     for number, x, y in zip(end.numbers, end.costs, end.accuracies, strict=True):
-        marker = MATPLOTLIB_MARKERS[number % len(MATPLOTLIB_MARKERS)]
+        marker = MATPLOTLIB_MARKERS[marker_of(number)]
         axis.plot(
             x,
             100 * y,

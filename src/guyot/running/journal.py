@@ -167,6 +167,7 @@ def describe(structures: Structures, rows: Sequence[Sequence[int]]) -> dict[str,
             {
                 "name": group.name,
                 "size": group.size,
+                "stride": group.stride,
                 "layers": sorted(set.intersection(*(inside[m.tensor] for m in group.members))),
                 "rows": list(units),
             }

@@ -144,7 +144,7 @@ def _block(row: Row) -> Mapping[str, Any]:
     numbers = [box.group for box in block.boxes if box.group is not None]
     share = percent(block.left / block.macs) if block.macs else "0"
     return {
-        "name": block.name,
+        "name": f"{block.name} {block.inside}".rstrip(),
         "layer": block.layer,
         "groups": numbers,
         "macs": f"{row.macs_text} ({share})",

@@ -17,7 +17,7 @@ _LETTERS = 34
 
 @dataclass(frozen=True)
 class Bar:
-    """A box with its places."""
+    """A box with its places; `cuts` tell heads apart."""
 
     group: int | None
     before: int
@@ -25,6 +25,7 @@ class Bar:
     full: float
     filled: float
     text: str
+    cuts: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Row:
     block: Block
     y: float
     label: str
+    inside: str
     words: str
     boxes: Sequence[Bar]
     macs_full: float
@@ -74,12 +76,15 @@ def draw(blocks: Sequence[Block]) -> Drawing:
 
 def _row(block: Block, y: float, most: int, beside: int) -> Row:
     text = _change(count_text(block.macs), count_text(block.left) if block.left else "gone")
-    units = [f"{box.name} {_change(str(box.before), _left(box))}" for box in block.boxes]
+    units = [
+        f"{box.name} {_change(str(box.before), _left(box))}{_each(box)}" for box in block.boxes
+    ]
     return Row(
         block,
         y,
-        shorten(block.name, _LETTERS),
-        ", ".join([block.name, *(["gone"] if block.gone else []), *units, f"MACs {text}"]),
+        shorten(block.name, _LETTERS - len(block.inside)),
+        block.inside,
+        ", ".join([_full(block), *(["gone"] if block.gone else []), *units, f"MACs {text}"]),
         _bars(block.boxes, beside),
         _MACS_BAR * block.macs / most,
         _MACS_BAR * block.left / most,
@@ -98,9 +103,25 @@ def _bars(boxes: Sequence[Box], beside: int) -> list[Bar]:
             full,
             full * box.after / max(1, box.before),
             _change(str(box.before), _left(box)),
+            _cuts(box, _BOXES + place * room, full),
         )
         for place, box in enumerate(boxes)
     ]
+
+
+def _cuts(box: Box, x: float, full: float) -> list[float]:
+    """Where one unit ends and the next begins, if units are wide and few: heads."""
+    if box.stride == 1 or full < 5 * box.before:
+        return []
+    return [x + full * place / box.before for place in range(1, box.before)]
+
+
+def _full(block: Block) -> str:
+    return f"{block.name} {block.inside}".rstrip()
+
+
+def _each(box: Box) -> str:
+    return f" of {box.stride} entries each" if box.stride > 1 else ""
 
 
 def _left(box: Box) -> str:

@@ -1,16 +1,21 @@
 """The network drawn block by block: widths and MACs before and after, and what vanished.
 
-A block is a residual branch, or an operator that is in none. It lists the unit groups that live
-inside it; a group on the residual stream stands where it is produced outside of branches.
+A block is a residual branch, or an operator that is in none; two or three such operators of one
+module stand together. A block lists the unit groups that live inside it; a group on the residual
+stream stands where it is produced outside of branches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from guyot.report.history import History, Line
+
+_TOGETHER = 3
+"""Operators of one module that share a row."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +27,14 @@ class Box:
         name: of the group.
         before: units.
         after: units that are left.
+        stride: entries of one unit: 1, or the size of a head.
     """
 
     group: int | None
     name: str
     before: int
     after: int
+    stride: int = 1
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Block:
 
     Attributes:
         name: of the branch or operator.
+        inside: the one module of the branch that computes, where its name says more.
         layer: number of the branch; None for an operator on the trunk.
         gone: the branch went.
         boxes: the groups inside.
@@ -50,6 +58,7 @@ class Block:
     boxes: Sequence[Box]
     macs: int
     left: int
+    inside: str = ""
     apart: bool = False
 
 
@@ -60,10 +69,12 @@ def blocks(run: History) -> list[Block]:
     for operation in operations:
         for layer in operation["layers"]:
             sizes[layer] = sizes.get(layer, 0) + 1
+    modules = _modules(operations)
     members: dict[int | str, list[Line]] = {}
     for operation in operations:
-        inside = operation["layers"]
-        key = min(inside, key=sizes.__getitem__) if inside else operation["name"]
+        inside: Sequence[int] = operation["layers"]
+        name: str = operation["name"]
+        key: int | str = min(inside, key=sizes.__getitem__) if inside else modules.get(name, name)
         members.setdefault(key, []).append(operation)
     left = run.removals[-1]["operations"] if run.removals else None
     found = [_block(run, key, inside, left) for key, inside in members.items()]
@@ -74,15 +85,41 @@ def blocks(run: History) -> list[Block]:
     ]
 
 
+def _modules(operations: Sequence[Line]) -> dict[str, str]:
+    """Operator on the trunk -> the module that it shares with one or two others beside it."""
+    found: dict[str, str] = {}
+    alone = [(not o["layers"], o["name"].rpartition(".")[0]) for o in operations]
+    for (trunk, module), run in groupby(range(len(operations)), key=alone.__getitem__):
+        names = {operations[place]["name"] for place in run}
+        if trunk and "." in module and 2 <= len(names) <= _TOGETHER:
+            found |= dict.fromkeys(names, module)
+    return found
+
+
+def _inside(name: str, operations: Sequence[str]) -> str:
+    """The part of a branch that all of its operators are in, as `mlp` for the second of a block.
+
+    Example:
+        >>> _inside("blocks.0:2", ["blocks.0.mlp.fc1", "blocks.0.mlp.fc2"])
+        'mlp'
+        >>> _inside("blocks.0", ["blocks.0.conv1", "blocks.0.conv2"])
+        ''
+    """
+    owner = name.partition(":")[0]
+    parts = {n.removeprefix(owner + ".").partition(".")[0] for n in operations}
+    (part,) = parts if len(parts) == 1 else ("",)
+    return part if part and f"{owner}.{part}" != name and part not in name else ""
+
+
 def _block(
     run: History, key: int | str, operations: Sequence[Line], left: Mapping[str, int] | None
 ) -> Block:
     layer = key if isinstance(key, int) else None
     numbers = dict.fromkeys(number for operation in operations for number in operation["groups"])
-    inside = [(number, run.groups[number]) for number in numbers]
+    groups = [(number, run.groups[number]) for number in numbers]
     boxes = [
-        Box(number, group["name"], group["size"], run.width(group))
-        for number, group in inside
+        Box(number, group["name"], group["size"], run.width(group), group.get("stride", 1))
+        for number, group in groups
         if layer is None or layer in group["layers"]
     ]
     if layer is None and not boxes:
@@ -93,7 +130,8 @@ def _block(
     after = macs if left is None else sum(left.get(name, 0) for name in names)
     name = key if isinstance(key, str) else run.layers[key]
     gone = layer is not None and run.layers[layer] in run.removed_layers
-    return Block(name, layer, gone, boxes, macs, after)
+    inside = "" if layer is None else _inside(name, sorted(names))
+    return Block(name, layer, gone, boxes, macs, after, inside)
 
 
 def over_time(run: History) -> dict[str, Any]:
@@ -105,6 +143,7 @@ def over_time(run: History) -> dict[str, Any]:
             {
                 "name": group["name"],
                 "size": group["size"],
+                "stride": group.get("stride", 1),
                 "expected": [line["expected"][number] for line in snapshots],
                 "price": [line["price"][number] for line in snapshots],
                 "earned": [line["earned"][number] for line in snapshots],

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from guyot.report.history import History
 from guyot.report.page.curves import Tick, percent
+from guyot.report.page.labels import Label, label
 from guyot.report.page.scale import Scale, around, path, steps, ticks
 from guyot.report.page.style import Style
 from guyot.report.table import count_text
 
 WIDTH, HEIGHT = 540, 330
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 18, 14, 46
-_LABEL = 13
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,7 @@ class Mark:
     run: int
     x: float
     y: float
-    label_y: float
-    leftward: bool
+    label: Label
     name: str
     style: Style
     words: Sequence[tuple[str, str]]
@@ -123,7 +121,8 @@ def _plane(
     up = Scale(low, min(high, 1.0), HEIGHT - _BOTTOM, _TOP)
     best = [(across(end.costs[i]), up(end.accuracies[i])) for i in front(end.costs, end.accuracies)]
     places = [(across(x), up(y)) for x, y in zip(end.costs, end.accuracies, strict=True)]
-    labels = spread([y for _, y in places], _LABEL, HEIGHT - _BOTTOM)
+    names = [runs[number].name for number in end.numbers]
+    labels = label(places, names, (_LEFT + 2, _TOP + 8, WIDTH, HEIGHT - _BOTTOM - 2))
     return Plane(
         title,
         end.accuracy,
@@ -138,13 +137,12 @@ def _plane(
                 number,
                 x,
                 y,
-                label,
-                x > _LEFT + 0.6 * (WIDTH - _LEFT - _RIGHT),
+                place,
                 runs[number].name,
                 styles[number],
                 [(end.accuracy, percent(accuracy)), (title, count_text(cost))],
             )
-            for number, (x, y), label, accuracy, cost in zip(
+            for number, (x, y), place, accuracy, cost in zip(
                 end.numbers, places, labels, end.accuracies, end.costs, strict=True
             )
         ],
@@ -154,23 +152,5 @@ def _plane(
         ],
         [Tick(up(value), f"{100 * value:g} %") for value in ticks(up.low, up.high, 5)],
         Tick(across(min(full)), "full network") if len(full) == 1 else None,
-        path(steps(best)),
+        path([*steps(best), (WIDTH - _RIGHT, best[-1][1])]),
     )
-
-
-def spread(places: Sequence[float], gap: float, bottom: float) -> list[float]:
-    """Move labels apart downwards until they are `gap` apart, then up above `bottom`.
-
-    Example:
-        >>> spread([10, 12, 50], gap=10, bottom=100)
-        [10, 20, 50]
-    """
-    order = sorted(range(len(places)), key=places.__getitem__)
-    result = list(places)
-    for before, after in pairwise(order):
-        result[after] = max(result[after], result[before] + gap)
-    limit = bottom
-    for place in reversed(order):
-        result[place] = min(result[place], limit)
-        limit = result[place] - gap
-    return result

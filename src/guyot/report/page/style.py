@@ -39,10 +39,20 @@ class Style:
 
 
 def style(number: int) -> Style:
-    """The look of a run; hues and dashes have different periods, so that 56 differ."""
+    """The look of a run: 49 differ in hue or marker, 56 in hue or dash pattern."""
     return Style(
         number,
         HUES[number % len(HUES)],
         DASHES[number % len(DASHES)],
-        tuple(_MARKERS.values())[number % len(_MARKERS)],
+        tuple(_MARKERS.values())[marker(number)],
     )
+
+
+def marker(number: int) -> int:
+    """Which marker a run has; the second round of hues begins with the second one.
+
+    Example:
+        >>> [marker(number) for number in (0, 6, 7, 13, 14)]
+        [0, 6, 1, 0, 2]
+    """
+    return (number + number // len(HUES)) % len(MATPLOTLIB_MARKERS)

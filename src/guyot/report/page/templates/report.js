@@ -154,9 +154,10 @@
           found.push(["layer benefit", nats(layer.benefit[now])], ["layer price", nats(layer.price[now])]);
       }
       for (const number of block.groups) {
-        const { name, size, expected, price, earned } = groups[number];
+        const { name, size, stride, expected, price, earned } = groups[number];
         const short = block.groups.length > 1 ? `${name.split(".").at(-1)} ` : "";
         found.push([`${short}units expected`, `${Number(expected[now].toFixed(1))} of ${size}`]);
+        if (stride > 1) found.push([`${short}entries of a unit`, stride]);
         found.push([`${short}mean θ`, part(expected[now], size)]);
         if (now < steps.length - 1 && expected[now] > 0)
           found.push(

@@ -1,0 +1,77 @@
+"""Where the names of marks stand in a plane, so that none covers another or a mark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels."""
+
+_LETTER, _ABOVE, _BELOW, _MARK, _LINE = 6.6, 10.0, 3.0, 7.0, 14.0
+_ROWS = 12
+"""How many lines away from its mark a name may go."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """A name: its baseline starts, is centred or ends at x, as `anchor` says."""
+
+    x: float
+    y: float
+    anchor: str
+    box: Box
+    far: bool
+
+
+def label(points: Sequence[tuple[float, float]], names: Sequence[str], room: Box) -> list[Label]:
+    """Beside its mark, else above or below it, else the nearest free place.
+
+    Example:
+        >>> found = label([(50, 50), (60, 50)], ["a", "b"], (0, 0, 100, 100))
+        >>> [(label.x, label.anchor) for label in found]
+        [(38, 'end'), (72, 'start')]
+    """
+    marks = [(x - _MARK, y - _MARK, x + _MARK, y + _MARK) for x, y in points]
+    placed: list[Label] = []
+    for (x, y), name in zip(points, names, strict=True):
+        others = [*marks, *(other.box for other in placed)]
+        tried = _places(x, y, _LETTER * len(name))
+        scored = ((_covered(found.box, others, room), n, found) for n, found in enumerate(tried))
+        placed.append(min(scored, key=lambda one: one[:2])[2])
+    return placed
+
+
+def _places(x: float, y: float, length: float) -> Iterator[Label]:
+    """Places for a name of that length, the best first."""
+    yield _at(x + 12, y + 4, "start", length)
+    yield _at(x - 12, y + 4, "end", length)
+    for line, up in product(range(1, _ROWS + 1), (True, False)):
+        baseline = y + 4 + _LINE * (-line if up else line)
+        for anchor, shift in (("middle", 0), ("start", 8), ("end", -8)):
+            yield _at(x + shift, baseline, anchor, length, far=line > 1)
+
+
+def _at(x: float, y: float, anchor: str, length: float, *, far: bool = False) -> Label:
+    left = x - {"start": 0.0, "middle": length / 2, "end": length}[anchor]
+    return Label(x, y, anchor, (left, y - _ABOVE, left + length, y + _BELOW), far)
+
+
+def _covered(box: Box, others: Sequence[Box], room: Box) -> float:
+    """Square pixels that it shares with others, and those outside of the room ten times."""
+    inside = overlap(box, room)
+    outside = (box[2] - box[0]) * (box[3] - box[1]) - inside
+    return 10 * max(0.0, round(outside, 6)) + sum(overlap(box, other) for other in others)
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Area that two boxes share.
+
+    Example:
+        >>> overlap((0, 0, 2, 2), (1, 1, 3, 3)), overlap((0, 0, 1, 1), (2, 0, 3, 1))
+        (1, 0.0)
+    """
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    return width * height if width > 0 and height > 0 else 0.0
