@@ -173,7 +173,7 @@ MODELS = {
         96,
         tuple(range(4, 96, 4)),
         characters,
-        Recipe(epochs=6, batch_size=16, lr=2e-3, weight_decay=0.1, warmup_epochs=0.5),
+        Recipe(epochs=6, batch_size=16, lr=1e-3, weight_decay=0.1, warmup_epochs=0.5),
         "AdamW",
         steps=200,
     ),
