@@ -70,6 +70,62 @@ def cifar() -> str:
     return "\n".join(lines) + f"\n\n`{command}`, {'; '.join(sorted(machines))}.\n"
 
 
+def spread(values: list[float], digits: int) -> str:
+    """Mean, and the standard deviation over seeds where there are several."""
+    known = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{known}"
+
+
+def models() -> str:
+    """One row per model of another library and method."""
+    cells: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for result in load("models"):
+        cells[result["run"]["model"], result["run"]["method"]].append(result)
+    if not cells:
+        return ""
+    titles = "model | steps | method | MACs | MACs kept | params kept | layers gone"
+    lines = [f"| {titles} | test loss, nats | test accuracy | seeds |", "|---" * 10 + "|"]
+    for (model, method), found in sorted(cells.items()):
+        full = cells.get((model, "dense"), [{}])[0]
+        kept = [
+            f"{mean(r[name] for r in found) / full[name]:.3f}" if full else ""
+            for name in ("macs", "params")
+        ]
+        gone = [len(r["structure"]["removed_layers"]) for r in found if "structure" in r]
+        lines.append(
+            f"| {model} | {found[0]['steps']:,} | {method} "
+            f"| {mean(r['macs'] for r in found) / 1e6:.2f} M | {kept[0]} | {kept[1]} "
+            f"| {', '.join(map(str, gone))} "
+            f"| {spread([r['test_loss'] for r in found], 3)} "
+            f"| {spread([100 * r['test_accuracy'] for r in found], 2)} | {len(found)} |"
+        )
+    machines = {
+        f"{r['machine']['cpu']}, {r['machine']['threads']} thread(s), torch {r['machine']['torch']}"
+        for r in load("models")
+    }
+    return (
+        MODELS
+        + "\n".join(lines)
+        + f"\n\n`python benchmarks/models.py --data-dir DIR`, {'; '.join(sorted(machines))}.\n"
+    )
+
+
+MODELS = """
+## Models of other libraries
+
+torchvision's mobilenet_v2 and a vision transformer of timm (patches of 8x8 pixels, width 64, six
+blocks of four heads) on the CIFAR-10 described above, and a GPT-2 of transformers (width 96, four
+blocks of four heads, 64 characters of context) on 1.5 million characters of definitions that timm
+ships; its accuracy is that of the next character. All methods of a model have the same recipe,
+chosen for the dense network on validation data, and the same number of steps, which is small: the
+networks are far from what they reach with time. guyot has its defaults and target 0.5. *uniform*
+is scaled in width alone: `width_mult` of mobilenet_v2, `embed_dim` and `n_embd` of the transformers
+with as many heads as before, the narrowest of no fewer MACs than the target. MACs are those of one
+image, or of one window of text, attention included. *layers gone* gives each seed's number of
+residual branches removed (of 10 in mobilenet_v2, 12 in the vision transformer, 8 in the GPT-2).
+
+"""
+
 QUESTIONS = {
     "gates": "A step with gates against a plain one, at full width",
     "structure": "Finding and verifying the structures",
@@ -121,4 +177,4 @@ def costs() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(INTRODUCTION + cifar() + costs())
+    PAGE.write_text(INTRODUCTION + cifar() + models() + costs())
