@@ -37,7 +37,7 @@ from guyot.models import count_macs
 from guyot.training import Recipe, lr_factor, make_optimizer, restart_with_fast_allocator
 
 RESULTS = ROOT / "results" / "models"
-METHODS = ("dense", "guyot", "uniform")
+METHODS = ("dense", "guyot", "uniform", "shallow")
 TARGET = 0.5
 TEXT = "data/_info/imagenet_synset_to_definition.txt"
 """Where timm keeps the definitions."""
@@ -115,7 +115,8 @@ class Model:
     """One architecture: how it is built, fed and trained.
 
     ``build(width)`` gives it at a width, of which ``widths`` names the full one and then all that
-    the uniform rival may have, ascending. ``steps`` per epoch are given for text only.
+    the uniform rival may have, ascending. ``shallow()`` gives the network with half of its blocks,
+    for those that are stacks of equal blocks. ``steps`` per epoch are given for text only.
     """
 
     build: Callable[[float], nn.Module]
@@ -125,6 +126,7 @@ class Model:
     recipe: Recipe
     optimizer: str
     steps: int | None = None
+    shallow: Callable[[], nn.Module] | None = None
 
 
 def mobilenet(width: float) -> nn.Module:
@@ -135,23 +137,23 @@ def mobilenet(width: float) -> nn.Module:
     return model.to(memory_format=torch.channels_last)
 
 
-def vit(width: float) -> nn.Module:
-    """A vision transformer of timm, 16 patches of 8x8 pixels, 6 blocks of 4 heads; ``width`` is
+def vit(width: float, depth: int = 6) -> nn.Module:
+    """A vision transformer of timm: 16 patches of 8x8 pixels, blocks of 4 heads; ``width`` is
     ``embed_dim``, of which heads and MLPs are fixed shares."""
     from timm.models.vision_transformer import VisionTransformer
 
     return VisionTransformer(
-        img_size=32, patch_size=8, num_classes=10, embed_dim=int(width), depth=6, num_heads=4
+        img_size=32, patch_size=8, num_classes=10, embed_dim=int(width), depth=depth, num_heads=4
     )
 
 
-def gpt2(width: float) -> nn.Module:
-    """A GPT-2 of transformers with 4 blocks of 4 heads; ``width`` is ``n_embd``, of which heads
-    and MLPs are fixed shares."""
+def gpt2(width: float, depth: int = 4) -> nn.Module:
+    """A GPT-2 of transformers with blocks of 4 heads; ``width`` is ``n_embd``, of which heads and
+    MLPs are fixed shares."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=int(width), n_layer=4, n_head=4
+        vocab_size=VOCABULARY, n_positions=CONTEXT, n_embd=int(width), n_layer=depth, n_head=4
     )
     for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
         setattr(config, name, 0.0)
@@ -176,6 +178,7 @@ MODELS = {
         Recipe(epochs=6, batch_size=16, lr=1e-3, weight_decay=0.1, warmup_epochs=0.5),
         "AdamW",
         steps=200,
+        shallow=lambda: gpt2(96, 2),
     ),
     "vit": Model(
         vit,
@@ -184,6 +187,7 @@ MODELS = {
         image,
         Recipe(epochs=2, batch_size=32, lr=1e-3, weight_decay=0.05, warmup_epochs=0.2, bf16=False),
         "AdamW",
+        shallow=lambda: vit(64, 3),
     ),
     "mobilenet_v2": Model(
         mobilenet,
@@ -212,7 +216,13 @@ class Run:
 
 def all_runs() -> list[Run]:
     """Every run of the comparison, in the order in which they are worth having."""
-    return [Run(model, method, seed) for seed in range(3) for model in MODELS for method in METHODS]
+    return [
+        Run(name, method, seed)
+        for seed in range(3)
+        for name, model in MODELS.items()
+        for method in METHODS
+        if method != "shallow" or model.shallow is not None
+    ]
 
 
 @cache
@@ -234,6 +244,9 @@ def network(run: Run) -> nn.Module:
     model = MODELS[run.model]
     width = uniform_width(run.model) if run.method == "uniform" else model.full
     torch.manual_seed(run.seed)
+    if run.method == "shallow":
+        assert model.shallow is not None
+        return model.shallow()
     return model.build(width)
 
 

@@ -120,7 +120,8 @@ ships; its accuracy is that of the next character. All methods of a model have t
 chosen for the dense network on validation data, and the same number of steps, which is small: the
 networks are far from what they reach with time. guyot has its defaults and target 0.5. *uniform*
 is scaled in width alone: `width_mult` of mobilenet_v2, `embed_dim` and `n_embd` of the transformers
-with as many heads as before, the narrowest of no fewer MACs than the target. MACs are those of one
+with as many heads as before, the narrowest of no fewer MACs than the target. *shallow* has full
+width and half of the blocks, where a network is a stack of equal blocks. MACs are those of one
 image, or of one window of text, attention included. *layers gone* gives each seed's number of
 residual branches removed (of 10 in mobilenet_v2, 12 in the vision transformer, 8 in the GPT-2).
 

@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -17,19 +18,32 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture
-def models(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """`benchmarks/models.py`, with a GPT-2 and a vision transformer that train in seconds."""
+def real(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """`benchmarks/models.py`."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    module = importlib.import_module("models")
-    for name, full in (("gpt2", 32), ("vit", 32)):
-        model = module.MODELS[name]
-        recipe = replace(model.recipe, epochs=2, batch_size=4, bf16=False)
-        steps = 50 if model.steps else None
-        tiny = replace(model, full=full, widths=range(4, full, 4), recipe=recipe, steps=steps)
-        monkeypatch.setitem(module.MODELS, name, tiny)
-    yield module
+    yield importlib.import_module("models")
     for name in ("models", "runs"):
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def models(real: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """With a GPT-2 and a vision transformer that train in seconds."""
+    full = 32
+    for name, depth in (("gpt2", 2), ("vit", 3)):
+        model = real.MODELS[name]
+        recipe = replace(model.recipe, epochs=2, batch_size=4, bf16=False)
+        steps = 50 if model.steps else None
+        tiny = replace(
+            model,
+            full=full,
+            widths=range(4, full, 4),
+            recipe=recipe,
+            steps=steps,
+            shallow=partial(model.build, full, depth),
+        )
+        monkeypatch.setitem(real.MODELS, name, tiny)
+    return real
 
 
 def noise() -> Dataset:
@@ -59,7 +73,7 @@ class ReadOnce:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "vit"])
-def test_three_methods_train_the_same_steps(models: ModuleType, name: str) -> None:
+def test_all_methods_train_the_same_steps(models: ModuleType, name: str) -> None:
     results = {}
     for method in models.METHODS:
         run = models.Run(name, method, 0)
@@ -72,7 +86,7 @@ def test_three_methods_train_the_same_steps(models: ModuleType, name: str) -> No
         assert once.times == 1
     full = results["dense"]["macs"]
     assert {result["steps"] for result in results.values()} == {100}
-    assert results["uniform"]["macs"] >= models.TARGET * full
+    assert min(results[rival]["macs"] for rival in ("uniform", "shallow")) >= models.TARGET * full
     assert results["guyot"]["macs"] == pytest.approx(models.TARGET * full, rel=0.15)
     assert results["guyot"]["attained"] == pytest.approx(results["guyot"]["macs"] / full, abs=0.01)
     for result in results.values():
@@ -88,6 +102,15 @@ def test_the_rival_is_the_narrowest_that_is_not_smaller(models: ModuleType, name
     narrower = [width for width in model.widths if width < chosen]
     assert count_macs(model.build(chosen), model.example()) >= half
     assert count_macs(model.build(max(narrower)), model.example()) < half
+
+
+def test_shallow_rivals_keep_at_least_the_target(real: ModuleType) -> None:
+    stacks = [model for model in real.MODELS.values() if model.shallow is not None]
+    assert len(stacks) == 2
+    for model in stacks:
+        networks = (model.build(model.full), model.shallow())
+        full, half = (count_macs(network, model.example()) for network in networks)
+        assert real.TARGET * full <= half < 0.52 * full
 
 
 def test_an_unknown_method_is_named(models: ModuleType) -> None:
