@@ -199,3 +199,30 @@ def test_a_shortcut_may_be_projected_from_what_was_pooled() -> None:
     assert difference < 1e-12 and not list(model.block.parameters())
     pooled = kept.pool(kept.stem(x))
     assert kept.head(torch.cat([pooled, kept.project(pooled)], 1)).shape == model(x).shape
+
+
+class Written(nn.Module):
+    """A branch adds a mask that it makes from its own input's shape and fills in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        mask = hidden.new_zeros(hidden.shape[1:])
+        mask[1:] = -1
+        return x + self.last(hidden + mask)
+
+
+def test_what_writes_into_a_tensor_of_a_branch_goes_with_it() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), Written(), nn.Linear(6, 2))
+    x = torch.randn(2, 3, 4)
+    structures = find_structures(model, (x,))
+    (layer,) = structures.layers
+    assert {name.rpartition(".")[0] for name in layer.tensors} == {"1.first", "1.last"}
+    inside = [kernel.layers for kernel in structures.kernels if kernel.name == "1"]
+    assert inside.count((0,)) == 4 and inside.count(()) == 1  # all but the number -1
+    sliced = copy.deepcopy(model)
+    difference, _ = masked_against_sliced(sliced, structures, KeepPlan({}, frozenset([0])), (x,))
+    assert difference < 1e-10

@@ -62,7 +62,7 @@ class _Cone:
         return sum(node.target in WEIGHTED for node in self.nodes)
 
 
-def _cone(operand: fx.Node, addition: fx.Node, fed: set[fx.Node]) -> _Cone:
+def _cone(operand: fx.Node, addition: fx.Node, fed: set[fx.Node], used: set[fx.Node]) -> _Cone:
     others = {o for o in addition.all_input_nodes if o is not operand}
     nodes: set[fx.Node] = set()
     reads: set[fx.Node] = set()
@@ -70,13 +70,17 @@ def _cone(operand: fx.Node, addition: fx.Node, fed: set[fx.Node]) -> _Cone:
     while waiting:
         node = max(waiting)
         waiting.discard(node)
-        users = set(node.users)
+        users = used.intersection(node.users)
         serves = users <= nodes or (node is operand and users == {addition})
         if serves and node not in others and node.op != "placeholder":
             nodes.add(node)
             waiting.update(node.all_input_nodes)
         elif node in fed or node in others:
             reads.add(node)
+    written = {user for node in nodes for user in node.users if user not in used}
+    while written:  # what writes into a tensor of the branch and is not used itself
+        nodes |= written
+        written = {user for node in written for user in node.users} - nodes
     return _Cone(frozenset(nodes), frozenset(reads))
 
 
@@ -90,10 +94,21 @@ def _fed(trace: Trace) -> set[fx.Node]:
     return fed
 
 
-def _sides(node: fx.Node, fed: set[fx.Node]) -> Iterator[tuple[int, _Cone, fx.Node]]:
+def _used(trace: Trace) -> set[fx.Node]:
+    """Nodes whose results reach an output; others only write into tensors that exist."""
+    used: set[fx.Node] = set()
+    for node in reversed(trace.graph.nodes):
+        if node.op == "output" or any(user in used for user in node.users):
+            used.add(node)
+    return used
+
+
+def _sides(
+    node: fx.Node, fed: set[fx.Node], used: set[fx.Node]
+) -> Iterator[tuple[int, _Cone, fx.Node]]:
     """Operands of an addition that are branches, the heavier first: position, cone, shortcut."""
     operands = node.all_input_nodes
-    cones = [_cone(operand, node, fed) for operand in operands]
+    cones = [_cone(operand, node, fed, used) for operand in operands]
     for side in sorted((0, 1), key=lambda side: -cones[side].weights):
         cone, shortcut = cones[side], operands[1 - side]
         if cone.weights and (shortcut in cone.reads or cone.reads & _pooled(cones[1 - side].reads)):
@@ -154,7 +169,7 @@ def find_branches(
     """
     firsts = {key: canonical[name] for key, name in trace.tensors.items()}
     parameters = {key: name for key, name in firsts.items() if name in trainable}
-    fed = _fed(trace)
+    fed, used = _fed(trace), _used(trace)
     uses = _Uses(trace, canonical)
     position: dict[str, int] = defaultdict(int)
     taken: set[str] = set()
@@ -170,7 +185,7 @@ def find_branches(
         owner = module_of(node)
         place = position[owner]
         position[owner] += 1
-        if node not in fed or not (sides := list(_sides(node, fed))):
+        if node not in fed or not (sides := list(_sides(node, fed, used))):
             continue
         name = owner or "(root)"
         for operand, cone, shortcut in sides:

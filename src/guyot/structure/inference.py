@@ -131,6 +131,8 @@ def _groups(
         reason = leaf.reason or excluded.get(name)
         if reason is None and not readers:
             reason = "no weight reads it"
+        if reason is None and not any(s.tensor in trainable for s in slots if s not in readers):
+            reason = "nothing that learns makes it"
         if reason is not None:
             if reason != SPACE and any(slot.tensor in trainable for slot in slots):
                 frozen |= dict.fromkeys((name, *tied), reason)

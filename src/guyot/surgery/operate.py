@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from guyot.axis import kept_indices, size_of
 from guyot.errors import UnsupportedError
 from guyot.surgery.layers import replace_module, without_branches
-from guyot.surgery.locate import owner_of, tensor_at
+from guyot.surgery.locate import tensor_at
 from guyot.surgery.plan import (
     Shrunk,
     above,
@@ -169,10 +169,9 @@ def _slice(
     indices: Indices,
     optimizers: Sequence[torch.optim.Optimizer],
 ) -> None:
-    module, key = owner_of(model, name)
     tensor = tensor_at(model, name)
     if not isinstance(tensor, nn.Parameter):
-        module.register_buffer(key, select(tensor, indices), key not in _transient(module))
+        tensor.data = select(tensor, indices)  # a module that is written anew has it already
         return
     shape = tensor.shape
     gradient, tensor.grad = tensor.grad, None
@@ -184,10 +183,6 @@ def _slice(
         for entry, value in state.items():
             if isinstance(value, Tensor) and value.shape == shape:
                 state[entry] = select(value, indices)
-
-
-def _transient(module: nn.Module) -> set[str]:
-    return module._non_persistent_buffers_set  # pyright: ignore[reportPrivateUsage]
 
 
 def _set_data(parameter: nn.Parameter, data: Tensor) -> None:

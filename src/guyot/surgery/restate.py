@@ -3,7 +3,8 @@
 `x.reshape(B, N, C)` after an attention takes the heads for as wide as the input, and
 `C // self.num_heads` their size for what is left when some are gone. The `forward` is traced with
 its children as leaves and every such length gets a number or an attribute that follows. PyTorch's
-own `nn.MultiheadAttention`, whose arithmetic is not in its `forward`, is written out.
+own `nn.MultiheadAttention`, whose arithmetic is not in its `forward`, is written out, and so is
+torchvision's attention in windows.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 from guyot.errors import UnsupportedError
 from guyot.surgery.layers import Shallow
 from guyot.surgery.stand_ins import copy_plain
+from guyot.surgery.windows import WindowAttention, in_windows
 from guyot.types import Restated
 
 SHAPING = ("view", "reshape", "unflatten", "expand", "split", "split_with_sizes", "narrow")
@@ -46,6 +48,8 @@ def restate(module: nn.Module, spec: Restated) -> nn.Module:
     constants = dict(spec.constants)
     if isinstance(module, nn.MultiheadAttention):
         graph = _traced(_Attention(module, constants), spec.module, constants)
+    elif in_windows(module):
+        graph = _traced(WindowAttention(module), spec.module, constants)
     else:
         graph = _traced(module, spec.module, constants)
         _state(graph, spec)

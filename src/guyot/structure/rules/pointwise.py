@@ -22,7 +22,7 @@ UNARY = (
     "selu selu_ mish mish_ softplus hardswish hardswish_ hardsigmoid hardsigmoid_ leaky_relu "
     "leaky_relu_ dropout dropout_ feature_dropout alpha_dropout clone contiguous detach detach_ "
     "abs neg exp sqrt rsqrt square clamp clamp_ log_sigmoid to type_as _to_copy alias "
-    "zeros_like ones_like full_like empty_like"
+    "zeros_like ones_like full_like empty_like zero_ fill_ zero fill"
 ).split()
 MANY = (
     "add add_ sub sub_ mul mul_ div div_ maximum minimum where pow addcmul lerp _prelu_kernel"
