@@ -478,19 +478,23 @@ def test_the_cursor_reads_all_curves(page: Any, runs: list[History]):
 
 @needs_chromium
 def test_a_cell_of_a_map_tells_what_was_recorded(page: Any, runs: list[History]):
-    svg = page.locator(".heat svg").nth(2)
-    name = runs[0].groups[1]["name"]
+    number = next(n for n, group in enumerate(runs[0].groups) if runs[0].gone[group["name"]])
+    svg, group = page.locator(".heat svg").nth(1 + number), runs[0].groups[number]
+    name = group["name"]
     assert name in svg.get_attribute("aria-label")
     page.locator("#theme").focus()
     svg.focus()
     page.keyboard.press("End")
     found = {}
-    for _ in range(len(runs[0].groups[1]["rows"])):
+    for _ in range(len(group["rows"])):
         unit, value = re.search(r"unit (\d+)\s.*θ\s+(\w+)", tip(page) or "", re.DOTALL).groups()  # type: ignore[union-attr]
         found[int(unit)] = -1 if value == "gone" else int(value)
+        step = runs[0].gone[name].get(int(unit))
+        assert re.findall(r"went at step\s+(\d+)", tip(page) or "") == ([str(step)] if step else [])
         page.keyboard.press("ArrowDown")
-    recorded = runs[0].snapshots[-1]["theta"][1]
-    assert found == dict(zip(runs[0].groups[1]["rows"], recorded, strict=True))
+    recorded = runs[0].snapshots[-1]["theta"][number]
+    assert found == dict(zip(group["rows"], recorded, strict=True))
+    assert svg.locator(".moment").count() == len(set(runs[0].gone[name].values())) > 0
     box = svg.bounding_box()
     page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.3 * box["height"])
     assert re.match(rf"{name}, unit \d+\s+step\s+\d+\s+θ", tip(page) or "")

@@ -89,7 +89,8 @@ def _plots(runs: Sequence[History]) -> Iterator[tuple[str, float, Callable[[Any]
     for run in runs:
         name = re.sub(r"[^\w.-]+", "-", run.name)
         if found := blocks(run):
-            yield f"{name}-network", 0.16 * len(found) + 0.6, lambda f, b=found: _network(f, b)
+            height = 0.14 * sum(map(_lines, found)) + 0.6
+            yield f"{name}-network", height, lambda f, b=found: _network(f, b)
         if maps := rows_of(run):
             height = 0.85 * -(-len(maps) // 4) + 0.2
             yield f"{name}-keep-probabilities", height, lambda f, r=run, m=maps: _maps(f, r, m)
@@ -162,21 +163,43 @@ def _plane(
 
 def _network(figure: Any, found: Sequence[Any]) -> None:
     left, right = figure.subplots(1, 2, sharey=True)
-    for place, block in enumerate(found):
-        beside = max(1, len(block.boxes))
+    places: list[float] = []
+    bottom = 0.0
+    for block in found:
+        edge, top, bottom = _GONE if block.gone else _SOFT, bottom, bottom + _lines(block)
+        places.append((top + bottom) / 2)
         for number, box in enumerate(block.boxes):
-            edge = _GONE if block.gone else _SOFT
-            height = 0.7 / beside
-            y = place - 0.35 + height * (number + 0.5)
-            share = box.after / max(1, box.before)
-            _bar(left, y, height, (1.0, share), edge)
-            left.text(1.03, y, f"{box.before} → {box.after or 'gone'}", va="center", fontsize=6)
-        _bar(right, place, 0.7, (block.macs, block.left), _GONE if block.gone else _SOFT)
+            y, share = top + number + 0.5, box.after / max(1, box.before)
+            _bar(left, y, 0.7, (1.0, share), edge)
+            if box.stride > 1:
+                cuts = [unit / box.before for unit in range(1, box.before)]
+                left.vlines(cuts, y - 0.35, y + 0.35, color="white", linewidth=0.6)
+            left.text(1.03, y, _change(box.before, box.after), va="center", fontsize=6)
+        _bar(right, places[-1], 0.7, (block.macs, block.left), edge)
     left.set(title="units before (outline) and after", xlim=(0, 1.35), xticks=[])
-    left.set_yticks(range(len(found)), [block.name for block in found], fontsize=6)
-    left.invert_yaxis()
+    names = [f"{block.name} {block.inside}".rstrip() for block in found]
+    left.set_yticks(places, names, fontsize=6)
+    left.set_ylim(bottom + 0.2, -0.2)
     right.set(title="MACs before (outline) and after", xlim=(0, None))
     right.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useMathText=True)
+
+
+def _lines(block: Any) -> int:
+    return max(1, len(block.boxes))
+
+
+def _change(before: int, after: int) -> str:
+    return str(before) if after == before else f"{before} → {after or 'gone'}"
+
+
+def _end(name: str, letters: int) -> str:
+    """The end of a long name, which tells it from its neighbours.
+
+    Example:
+        >>> _end("features.denseblock1.denselayer12.conv1", 28)
+        '…seblock1.denselayer12.conv1'
+    """
+    return name if len(name) <= letters else f"…{name[1 - letters :]}"
 
 
 def _bar(axis: Any, y: float, height: float, lengths: tuple[float, float], edge: str) -> None:
@@ -209,8 +232,7 @@ def _maps(figure: Any, run: History, maps: Sequence[Any]) -> None:
             if step is not None:
                 axis.plot([step, step], [row, row + 1], color=_GONE, linewidth=1)
                 axis.fill_between([step, extent[1]], row, row + 1, color="#e4e1d9", linewidth=0)
-        left = rows.after or "gone"
-        change = f"{rows.before}" if left == rows.before else f"{rows.before} → {left}"
-        axis.set_title(f"{rows.title}  {change}", fontsize=6)
+        change = _change(rows.before, rows.after)
+        axis.set_title(f"{_end(rows.title, 38 - len(change))}  {change}", fontsize=5)
         axis.set(yticks=[], xlim=extent, ylim=(count, 0))
         axis.tick_params(labelsize=6)
