@@ -25,7 +25,7 @@ HOUSE = (
     {"snapshot"},
     {"session"},
     {"checkpoint", "config"},
-    {"export", "report", "training", "integrations"},
+    {"export", "family", "report", "training", "integrations"},
     {"running"},
     {"sweep"},
     {"cli", "__init__"},

@@ -10,14 +10,14 @@ import guyot
 from guyot import DiscoveryConfig
 
 NAMES = """
-    Checkpointer Cost Discovery DiscoveryConfig GuyotError GuyotWarning MisconfiguredError Removal
-    SequenceError UnsupportedError find_structures load rebuild save
+    Checkpointer Cost Discovery DiscoveryConfig Family GuyotError GuyotWarning MisconfiguredError
+    Removal SequenceError UnsupportedError find_structures load rebuild save
 """.split()
 
 
 def test_names() -> None:
     assert sorted(guyot.__all__) == sorted(NAMES)
-    assert len(NAMES) <= 14
+    assert len(NAMES) <= 15
     for name in NAMES:
         assert inspect.getdoc(getattr(guyot, name)), f"{name} has no docstring"
 
@@ -35,7 +35,8 @@ def test_what_a_discovery_tells() -> None:
     assert names == set(
         """
         abandon benefits evaluation expected_complexity finish follow full_macs full_params
-        keep_probs load_state_dict logical_macs macs nu params phase prices removals settle
+        finished keep_probs load_state_dict logical_macs macs nu params passed phase prices removals
+        settle
         state_dict step structure structures undecided
         """.split()
     )

@@ -10,6 +10,7 @@ from guyot.errors import (
     SequenceError,
     UnsupportedError,
 )
+from guyot.family import Family
 from guyot.rebuild import rebuild
 from guyot.record import Removal
 from guyot.saved import load, save
@@ -21,6 +22,7 @@ __all__ = [
     "Cost",
     "Discovery",
     "DiscoveryConfig",
+    "Family",
     "GuyotError",
     "GuyotWarning",
     "MisconfiguredError",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from guyot.dynamics import Phases, speed
 from guyot.errors import MisconfiguredError
+
+_APART = 1.02
+"""Least ratio of neighbouring targets of a family: settling meets each of them within 1 %."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,31 @@ class Budget:
         initial, last = state["initial"], state["last"]
         self._initial = None if initial is None else float(initial)
         self._last = None if last is None else int(last)
+
+
+def check_targets(targets: Sequence[float]) -> str | None:
+    """What is wrong with the targets of a family, and the way out; None if nothing is."""
+    given = ",".join(f"{target:g}" for target in targets)
+    if len(targets) < 2:
+        return f"targets={given}: give at least two sizes, such as 0.7,0.5, or one target"
+    for target in targets:
+        if not (math.isfinite(target) and 0 < target < 1):
+            return (
+                f"targets={given}: {target:g} is out of range, give shares of the complexity to "
+                "keep, between 0 and 1"
+            )
+    for larger, smaller in itertools.pairwise(targets):
+        if larger < smaller:
+            return (
+                f"targets={given}: {smaller:g} after {larger:g} is out of order, give the largest "
+                "first, as the network gets smaller"
+            )
+        if larger < _APART * smaller:
+            return (
+                f"targets={given}: {larger:g} and {smaller:g} are the same network, since a target "
+                "is met within 1 %; leave one out"
+            )
+    return None
 
 
 def _bisect(

@@ -14,6 +14,8 @@ from guyot.latency import LatencyTable, latency_of
 from guyot.polynomial import Monomial, Polynomial, macs_of, params_of
 from guyot.types import Structures
 
+_COSTS = ("macs", "params", "latency")
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -89,6 +91,33 @@ class Totals:
     macs: float
     params: float
     latency: float = 0.0
+
+
+def weights_of(cost: str) -> dict[str, float]:
+    """The weights of a `Cost` as they are written on a command line.
+
+    Raises:
+        MisconfiguredError: another word than macs, params and latency, or no number.
+
+    Example:
+        >>> weights_of("latency"), weights_of("macs=1,latency=3")
+        ({'latency': 1.0}, {'macs': 1.0, 'latency': 3.0})
+    """
+    weights: dict[str, float] = {}
+    for part in cost.split(","):
+        name, _, weight = part.strip().partition("=")
+        try:
+            weights[name] = float(weight or 1)
+        except ValueError:
+            weights[name] = math.nan
+        if name not in _COSTS or not 0 <= weights[name] < math.inf:
+            raise MisconfiguredError(
+                f"cost={cost!r}: give weights of {', '.join(_COSTS)}, 0 or more, such as latency "
+                "or macs=1,latency=3"
+            )
+    if not any(weights.values()):
+        raise MisconfiguredError(f"cost={cost!r} weighs nothing: give a weight above 0")
+    return weights
 
 
 class Complexity:

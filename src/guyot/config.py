@@ -9,17 +9,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from guyot.budget import check_targets
+from guyot.complexity import weights_of
 from guyot.errors import MisconfiguredError
 
 DATA = ("digits", "cifar10", "cifar100", "imagefolder:DIR")
 ESTIMATORS = ("two-sided", "straight-through", "taylor")
 WISHES = ("ignore", "freeze", "tie")
+GOALS = ("nu", "target", "targets", "target_ms")
 DECAYS = ("cosine", "linear")
 DIALS = ("target", "nu", "alpha", "beta")
 ON_CORRUPT = ("stop", "skip")
 MAX_THREADS = 1024
 MAX_IMAGE_SIZE = 4096
-COSTS = ("macs", "params", "latency")
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {"model": "digits", "epochs": 60, "batch_size": 64, "threads": 1},
@@ -51,6 +53,7 @@ class RunConfig:
         discovery: False trains the full network.
         nu: nats of training loss worth paying to remove all of the complexity.
         target: share of the complexity to keep; exactly one of `nu` and `target` is given.
+        targets: of a family of runs instead of one, falling, see `guyot.Family`.
         target_ms: the same in milliseconds of one forward pass, where `cost` is latency alone.
         alpha: 1 counts MACs only ... 0 parameters only.
         cost: what complexity means instead of `alpha`: "latency", or weights such as
@@ -99,6 +102,7 @@ class RunConfig:
     discovery: bool = True
     nu: float | None = None
     target: float | None = None
+    targets: tuple[float, ...] = ()
     target_ms: float | None = None
     alpha: float = 1.0
     cost: str | None = None
@@ -122,7 +126,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         problems = _type_problems(self)
         if not problems:
-            for name in WISHES:  # JSON has lists
+            for name in (*WISHES, "targets"):  # JSON has lists
                 object.__setattr__(self, name, tuple(getattr(self, name)))
             problems = [
                 *_data_problems(self),
@@ -138,7 +142,7 @@ class RunConfig:
         """The defaults of a data set, overruled by the choices that are not None."""
         given = {name: value for name, value in choices.items() if value is not None}
         defaults = _DEFAULTS.get(data.partition(":")[0], {})
-        if given.get("discovery", True) and not {"nu", "target", "target_ms"} & given.keys():
+        if given.get("discovery", True) and not set(GOALS) & given.keys():
             given["target"] = 0.5
         return cls(data=data, **(defaults | given))
 
@@ -193,6 +197,10 @@ def _type_problems(config: RunConfig) -> list[str]:
             if not isinstance(value, list | tuple) or not all(map(_is_text, value)):
                 problems.append(f"{field.name}={value!r}: give a list of patterns")
             continue
+        if field.name == "targets":
+            if not isinstance(value, list | tuple) or not all(map(_is_number, value)):
+                problems.append(f"targets={value!r}: give a list of numbers")
+            continue
         kinds = tuple(kind for name in names for kind in _KINDS[name])
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
             problems.append(f"{field.name}={value!r}: give {_NAMES[names[0]]}")
@@ -201,6 +209,10 @@ def _type_problems(config: RunConfig) -> list[str]:
         elif isinstance(value, int) and abs(value) >= 2**31:
             problems.append(f"{field.name}={value}: give a number below 2147483648")
     return problems
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_text(value: object) -> bool:
@@ -296,11 +308,13 @@ def _discovery_problems(config: RunConfig) -> list[str]:
     if not config.discovery:
         return [
             f"{name}={value} has no effect without discovery: leave it out"
-            for name in ("nu", "target", "target_ms", "cost", "latency_table", *WISHES)
+            for name in (*GOALS, "cost", "latency_table", *WISHES)
             if (value := getattr(config, name)) not in (None, ())
         ]
     problems = _cost_problems(config)
-    if sum(goal is not None for goal in (config.nu, config.target, config.target_ms)) != 1:
+    if config.targets:
+        problems += _family_problems(config)
+    elif sum(goal is not None for goal in (config.nu, config.target, config.target_ms)) != 1:
         also = "" if config.target_ms is None else f" and target_ms={config.target_ms}"
         problems.append(
             f"nu={config.nu} and target={config.target}{also}: give one of them, target for a "
@@ -329,31 +343,21 @@ def _discovery_problems(config: RunConfig) -> list[str]:
     return problems
 
 
-def weights_of(cost: str) -> dict[str, float]:
-    """The weights of a `Cost` as they are written on a command line.
-
-    Raises:
-        MisconfiguredError: another word than macs, params and latency, or no number.
-
-    Example:
-        >>> weights_of("latency"), weights_of("macs=1,latency=3")
-        ({'latency': 1.0}, {'macs': 1.0, 'latency': 3.0})
-    """
-    weights: dict[str, float] = {}
-    for part in cost.split(","):
-        name, _, weight = part.strip().partition("=")
-        try:
-            weights[name] = float(weight or 1)
-        except ValueError:
-            weights[name] = math.nan
-        if name not in COSTS or not 0 <= weights[name] < math.inf:
-            raise MisconfiguredError(
-                f"cost={cost!r}: give weights of {', '.join(COSTS)}, 0 or more, such as latency "
-                "or macs=1,latency=3"
-            )
-    if not any(weights.values()):
-        raise MisconfiguredError(f"cost={cost!r} weighs nothing: give a weight above 0")
-    return weights
+def _family_problems(config: RunConfig) -> list[str]:
+    given = ",".join(f"{target:g}" for target in config.targets)
+    problems = [
+        f"targets={given} and {name}={value}: give one of them, targets for several sizes"
+        for name in ("nu", "target", "target_ms")
+        if (value := getattr(config, name)) is not None
+    ]
+    if problem := check_targets(config.targets):
+        problems.append(problem)
+    if not config.keep:
+        problems.append(
+            f"targets={given} and keep=0: the members of a family begin at checkpoints, keep at "
+            "least 1"
+        )
+    return problems
 
 
 def _cost_problems(config: RunConfig) -> list[str]:

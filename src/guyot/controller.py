@@ -7,7 +7,7 @@ would be. It never sees a module; `guyot.session` carries out what it says.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -376,6 +376,7 @@ class Controller:
             **vectors,
             "plan": None if self._plan is None else self._plan.clone(),
             "still": self._still,
+            "skip": self.phases.skip,
             "estimator": self._estimator.state_dict(),
             "zeros": self._zeros.state_dict(),
             "budget": None if self.budget is None else self.budget.state_dict(),
@@ -388,7 +389,9 @@ class Controller:
         plan = state["plan"]
         self._plan = None if plan is None else plan.to("cpu", copy=True)
         self._still = int(state["still"])
+        self.phases = replace(self.phases, skip=int(state["skip"]))
         self._estimator.load_state_dict(state["estimator"])
         self._zeros.load_state_dict(state["zeros"])
         if self.budget is not None:
+            self.budget.phases = self.phases
             self.budget.load_state_dict(state["budget"])

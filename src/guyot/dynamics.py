@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -38,6 +38,7 @@ class Phases:
             way is 0.9 / H * commit * discovery_steps * commitment_max / 2 = 2.25, the drift's
             at most 0.9, so with a settled plan every gate arrives.
         shortest: steps every phase needs.
+        skip: steps of discovery that are left out, see `committing`.
 
     Raises:
         MisconfiguredError: shares out of order, or too few steps; says the smallest total.
@@ -56,6 +57,7 @@ class Phases:
     commit: float = 0.25
     commitment_max: float = 10.0
     shortest: int = 10
+    skip: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < self.discovery_end < 1:
@@ -92,12 +94,12 @@ class Phases:
     @property
     def discovery_stop(self) -> int:
         """First step after discovery."""
-        return round(self.total_steps * self.discovery_end)
+        return round(self.total_steps * self.discovery_end) - self.skip
 
     @property
     def discovery_steps(self) -> int:
-        """Length of discovery."""
-        return self.discovery_stop - self.discovery_start
+        """Length of discovery, were nothing left out: the unit of all speeds."""
+        return self.discovery_stop + self.skip - self.discovery_start
 
     @property
     def horizon(self) -> int:
@@ -112,7 +114,19 @@ class Phases:
 
     def progress(self, step: int) -> float:
         """Share of discovery that is over, in [0, 1]."""
-        return min(1.0, max(0.0, (step - self.discovery_start) / self.discovery_steps))
+        done = step + self.skip - self.discovery_start
+        return min(1.0, max(0.0, done / self.discovery_steps))
+
+    def committing(self, step: int) -> Phases:
+        """The same, but gates begin to commit at a step: the rest of the way there is left out.
+
+        Example:
+            >>> phases = Phases(1000)
+            >>> phases.discovery_stop, phases.committing(200).discovery_stop  # 75 steps to commit
+            (400, 275)
+        """
+        way = math.ceil(self.discovery_start + (1 - self.commit) * self.discovery_steps)
+        return replace(self, skip=max(self.skip, way - step))
 
     def commitment(self, step: int) -> float:
         """mu of `speed`: 0, then rising linearly over the last part of discovery."""

@@ -19,7 +19,6 @@ class Readings:
 
     _controller: Controller
     _record: Record
-    _phases: Phases
     _gates: Gates | None
     _step: int
     _settled: bool
@@ -29,6 +28,10 @@ class Readings:
     def finished(self) -> bool:
         """Whether `finish` or `abandon` was called, if need be before a checkpoint."""
         return self._finished
+
+    @property
+    def _phases(self) -> Phases:
+        return self._controller.phases
 
     @property
     def phase(self) -> Phase:
@@ -78,6 +81,18 @@ class Readings:
             ones = torch.ones_like(self._theta)
             return float(self._controller.complexity.expected(ones))
         return self._controller.expected
+
+    def passed(self, target: float) -> bool:
+        """Whether the most probable network has come down to a share of the complexity.
+
+        True as well once gates commit, since it will hardly get smaller then; False without gates.
+        """
+        if self._gates is None:
+            return False
+        if self._phases.commitment(self._step) > 0:
+            return True
+        likely = self._gates.probable.to(self._theta)
+        return float(self._controller.complexity.expected(likely)) <= target
 
     @property
     def nu(self) -> float:

@@ -109,7 +109,7 @@ class Discovery(Readings):
     ) -> None:
         config = config or DiscoveryConfig()
         dials = Dials(nu, target, alpha, beta)
-        self._phases = Phases(total_steps, warmup=config.warmup, discovery_end=config.discovery_end)
+        phases = Phases(total_steps, warmup=config.warmup, discovery_end=config.discovery_end)
         self._outer = model
         check_model(model)
         self.model = unwrap(model)
@@ -128,7 +128,7 @@ class Discovery(Readings):
         )
         check_prunable(self.original)
         self._controller = Controller(
-            self.original, dials, self._phases, config, sgd_weight_decay(optimizer)
+            self.original, dials, phases, config, sgd_weight_decay(optimizer)
         )
         self._gates: Gates | None = None
         self._source = self._controller.generator.get_state()  # before the present gates were drawn

@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from guyot.controller import Controller
-from guyot.errors import MisconfiguredError
+from guyot.dynamics import Phases
+from guyot.errors import MisconfiguredError, SequenceError
 from guyot.record import Removal
 from guyot.surgeon import Surgeon
 from guyot.trees import difference, mapped
 from guyot.types import Structures
 
-VERSION = 2
+VERSION = 3
 """Of the tree."""
 
 _DO = "build the model and the Discovery as for the first start"
@@ -64,6 +65,42 @@ def identity(original: Structures, controller: Controller) -> dict[str, Any]:
         "layers": [layer.name for layer in original.layers],
         "macs": round(controller.full.macs),
         "params": round(controller.full.params),
+    }
+
+
+def branched(state: Mapping[str, Any], target: float) -> dict[str, Any]:
+    """The state of a run with a larger target that went this way so far and commits from here on.
+
+    With `target=0.25` and a most probable network of 0.7 just now, this is a state of a run with
+    `target=0.7` that has come to the end of its own way down: its gates commit as those of any run
+    do, and it settles after so many steps as any run takes for that.
+
+    Args:
+        state: of a run during discovery.
+        target: share of the complexity to keep.
+
+    Raises:
+        SequenceError: the gates are not on.
+        MisconfiguredError: `target` is not above that of the run.
+    """
+    run, step = state["run"], state["counters"]["step"]
+    if state["generator"] is None:
+        raise SequenceError(
+            f"target={target} at step {step}: branch off while the gates are on, between warm-up "
+            "and fine-tuning"
+        )
+    if run["target"] is None or not run["target"] < target < 1:
+        raise MisconfiguredError(
+            f"target={target} from a run with target={run['target']}: branch off towards a target "
+            "between that of the run and 1"
+        )
+    config = run["config"]
+    shares = {name: config[name] for name in ("warmup", "discovery_end")}
+    skip = Phases(run["total_steps"], **shares).committing(step).skip
+    return {
+        **state,
+        "run": {**run, "target": target},
+        "controller": {**state["controller"], "skip": skip, "plan": None},
     }
 
 

@@ -9,8 +9,8 @@ The folder `step-000000120` of a checkpoint holds
 - SHA256SUMS: checksums of the files above
 """
 
-from guyot.checkpoint.checkpointer import FORMAT, VERSION, Checkpointer
+from guyot.checkpoint.checkpointer import FORMAT, VERSION, Checkpointer, checkpoints_in
 from guyot.checkpoint.parts import Stateful
 from guyot.checkpoint.randomness import diverge
 
-__all__ = ["FORMAT", "VERSION", "Checkpointer", "Stateful", "diverge"]
+__all__ = ["FORMAT", "VERSION", "Checkpointer", "Stateful", "checkpoints_in", "diverge"]

@@ -21,6 +21,7 @@ from guyot.checkpoint.randomness import diverge, random_state, set_random_state
 from guyot.errors import GuyotError, GuyotWarning, MisconfiguredError, UnsupportedError
 from guyot.parallel import Ranks
 from guyot.session import Discovery
+from guyot.snapshot import branched
 from guyot.storage import (
     published,
     read_json,
@@ -62,6 +63,10 @@ class Checkpointer:
         discovery: None for a run without one.
         keep: how many checkpoints stay.
         **parts: everything else with `state_dict()` and `load_state_dict()`.
+
+    Attributes:
+        folder: the same.
+        discovery: the same.
 
     Raises:
         MisconfiguredError: `keep` below 1, a part that has no state, or a discovery of another
@@ -106,7 +111,7 @@ class Checkpointer:
             )
         self.folder = Path(folder)
         self.keep = keep
-        self._model, self._discovery, self._parts = unwrap(model), discovery, parts
+        self._model, self.discovery, self._parts = unwrap(model), discovery, parts
         self._wrapper = wrapper_of(model)
         group = None if self._wrapper is None else self._wrapper.process_group
         self._ranks = Ranks(group, next(self._model.parameters()).device)
@@ -114,12 +119,7 @@ class Checkpointer:
     @property
     def checkpoints(self) -> list[Path]:
         """Those that are there, oldest step first."""
-        found: list[tuple[int, Path]] = []
-        if self.folder.is_dir():
-            for path in self.folder.iterdir():
-                if (match := _NAME.fullmatch(path.name)) and path.is_dir():
-                    found.append((int(match[1]), path))
-        return [path for _, path in sorted(found)]
+        return checkpoints_in(self.folder)
 
     def save(self, step: int, position: Mapping[str, Any] | None = None) -> Path:
         """Write a checkpoint; call it between two steps.
@@ -142,27 +142,91 @@ class Checkpointer:
             SequenceError: in the middle of a step.
         """
         target = self.folder / f"step-{step:09}"
-        discovery = self._discovery
+        state = None if self.discovery is None else self.discovery.state_dict()
+        self._write(target, step, state, position)
+        if self._ranks.rank:
+            return target
+        there = self.checkpoints
+        number = there.index(target)
+        for path in [*there[number + 1 :], *there[: max(0, number + 1 - self.keep)]]:
+            removed(path)
+        return target
+
+    def branch(
+        self,
+        folder: str | Path,
+        target: float,
+        step: int,
+        position: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write a checkpoint from which a run with a larger target goes on, during discovery.
+
+        Make everything of that run as for a first start, with its own target, and `resume()` from
+        a `Checkpointer` on that folder: its gates commit there and then, see `guyot.Family`.
+
+        Args:
+            folder: of the checkpoints of that run.
+            target: share of the complexity that it keeps.
+            step: optimiser steps so far.
+            position: as for `save`.
+
+        Returns:
+            The folder of the checkpoint; on other ranks than 0 it may not be there yet.
+
+        Raises:
+            MisconfiguredError: no target above that of this run, or a run without a discovery.
+            SequenceError: the gates are not on.
+            StorageError: it cannot be written.
+        """
+        if self.discovery is None:
+            raise MisconfiguredError(
+                f"target={target} from a run without a discovery: a run branches off while "
+                "structures go"
+            )
+        path = Path(folder) / f"step-{step:09}"
+        self._write(path, step, branched(self.discovery.state_dict(), target), position)
+        return path
+
+    def go_back(self, folder: str | Path, step: int) -> bool:
+        """Remove branches of later steps, which belong to a future that this run has left.
+
+        Args:
+            folder: as for `branch`.
+            step: optimiser steps so far.
+
+        Returns:
+            Whether one is left.
+        """
+        left = False
+        for path in checkpoints_in(Path(folder)):
+            if int(path.name.rpartition("-")[2]) <= step:
+                left = True
+            elif not self._ranks.rank:
+                removed(path)
+        return left
+
+    def _write(
+        self,
+        target: Path,
+        step: int,
+        discovery: Mapping[str, Any] | None,
+        position: Mapping[str, Any] | None,
+    ) -> None:
         state: dict[str, Any] = {
-            "discovery": None if discovery is None else discovery.state_dict(),
+            "discovery": discovery,
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
             "random": random_state(),
             "position": dict(position or {}),
         }
         state["ranks"] = collected(self._ranks, self._known(state))
         if self._ranks.rank:
-            return target
+            return
         with published(target) as folder:
             write_json(folder / "manifest.json", _manifest(step))
-            structure = _WHOLE if discovery is None else discovery.structure
+            structure = _WHOLE if self.discovery is None else self.discovery.structure
             write_json(folder / "structure.json", structure)
             write_tensors(folder / "model.safetensors", _weights(self._model))
             write_tree(folder, "state", state)
-        there = self.checkpoints
-        number = there.index(target)
-        for path in [*there[number + 1 :], *there[: max(0, number + 1 - self.keep)]]:
-            removed(path)
-        return target
 
     def resume(self, checkpoint: str | Path | None = None) -> dict[str, Any] | None:
         """Go on from a checkpoint.
@@ -190,8 +254,8 @@ class Checkpointer:
         state = read_tree(folder, "state")
         self._check_shape(folder, state)
         try:
-            if self._discovery is not None:
-                self._discovery.load_state_dict(state["discovery"])
+            if self.discovery is not None:
+                self.discovery.load_state_dict(state["discovery"])
         except GuyotError as error:
             raise MisconfiguredError(f"{folder / 'state.json'}: {error}") from error
         self._check_structure(folder / "structure.json")
@@ -243,7 +307,7 @@ class Checkpointer:
     def _check_shape(self, folder: Path, state: Any) -> None:
         """Refuse a state without the entries that this run has."""
         expected = {
-            "discovery": self._discovery is not None,
+            "discovery": self.discovery is not None,
             "parts": dict.fromkeys(self._parts, True),
             "random": True,
             "position": True,
@@ -263,9 +327,19 @@ class Checkpointer:
 
     def _check_structure(self, file: Path) -> None:
         """Refuse a structure file that says something else than the record of removals."""
-        own = _WHOLE if self._discovery is None else self._discovery.structure
+        own = _WHOLE if self.discovery is None else self.discovery.structure
         if found := difference(own, read_json(file), values=True):
             raise MisconfiguredError(f"{file}: {found}; {REMEDY}")
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest step first."""
+    found: list[tuple[int, Path]] = []
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if (match := _NAME.fullmatch(path.name)) and path.is_dir():
+                found.append((int(match[1]), path))
+    return [path for _, path in sorted(found)]
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -67,7 +67,8 @@ class Display:
         self._began()
         self._full, self._epochs = (macs, params), config.epochs
         if self._bar is not None:
-            self._bar.update(self._task, total=steps * config.epochs, description="")
+            total = steps * config.epochs
+            self._bar.update(self._task, total=total, completed=0, description="")
         self.say(
             f"model {config.model}, data {config.data}: {macs / 1e6:.4g} M MACs, "
             f"{params / 1e6:.4g} M parameters"
@@ -89,6 +90,10 @@ class Display:
         """Says which layers went; units show in the columns."""
         for layer in removal.layers:
             self.say(f"         the layer {layer} is gone")
+
+    def branched(self, target: float) -> None:
+        """Says which member begins here."""
+        self.say(f"         down to {target:.4g}: that member will go on from here")
 
     def epoch_ended(self, progress: Epoch) -> None:
         """One row."""

@@ -8,7 +8,7 @@ from guyot.report.outcome import Network, Outcome, to_dict
 from guyot.report.page.build import render
 from guyot.report.page.summary import summary
 from guyot.report.plots import write_plots
-from guyot.report.table import count_text, lines
+from guyot.report.table import count_text, lines, member_lines
 
 __all__ = [
     "TRIALS",
@@ -25,6 +25,7 @@ __all__ = [
     "inspection_of",
     "lines",
     "measure",
+    "member_lines",
     "read_runs",
     "render",
     "summary",

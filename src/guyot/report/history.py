@@ -126,7 +126,7 @@ class History:
 
 
 def read_runs(folders: Iterable[str | Path]) -> list[History]:
-    """Read run folders, and the trials in the folders of sweeps.
+    """Read run folders, the trials in the folders of sweeps, and the members of families.
 
     Trials are named by the dials in which they differ; one that has not begun training is left out.
 
@@ -152,7 +152,10 @@ def read_runs(folders: Iterable[str | Path]) -> list[History]:
 
 
 def _expanded(path: Path, name: str, several: bool) -> list[tuple[Path, str]]:
-    """The run, or those of a sweep that have begun, in the order of their dials."""
+    """The run, or those of a family or a sweep that have begun, in the order of their dials."""
+    prefix = f"{name}: " if several else ""
+    if members := _members(path):
+        return [(run, f"{prefix}target {run.name}") for run in members]
     trials = [run.parent for run in sorted(path.glob(f"{TRIALS}/*/metrics.jsonl"))]
     if not trials:
         return [(path, name)]
@@ -165,9 +168,19 @@ def _expanded(path: Path, name: str, several: bool) -> list[tuple[Path, str]]:
     ]
     if len(set(names)) < len(names):
         names = [run.name for run in trials]
-    prefix = f"{name}: " if several else ""
     order = sorted(range(len(trials)), key=lambda n: [(v is None, v) for v in values[n]])
     return [(trials[n], prefix + names[n]) for n in order]
+
+
+def _members(path: Path) -> list[Path]:
+    """The run folders of a family that have begun; none if it is no family."""
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []  # refused where it is read
+    targets = config.get("targets") if isinstance(config, dict) else None
+    members = [path / f"{target:g}" for target in targets or ()]
+    return [run for run in members if (run / "metrics.jsonl").exists()]
 
 
 def _read(folder: Path, name: str) -> History:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from guyot.report.describe import Width
 from guyot.report.latency import Latency
@@ -51,6 +52,33 @@ def _figures(outcome: Outcome) -> Iterator[tuple[str, str, str, str]]:
         yield "validation accuracy", "", f"{outcome.validation_accuracy:.2%}", ""
     if count := len(outcome.layers):
         yield "residual branches", str(count), str(count - len(outcome.removed_layers)), ""
+
+
+def member_lines(members: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A row for every member of a family.
+
+    Args:
+        members: `target` and `folder`, and what `result.json` of a member holds, if it does.
+    """
+    rows = [["target", "MACs", "share", "parameters", "test", "batch 1", "folder"]]
+    for member in members:
+        figures = ["", "", "", "", "", member["status"]]
+        if "after" in member:
+            before, after = member["before"], member["after"]
+            accuracy, latency = after["test_accuracy"], after["latency"].get("1")
+            figures = [
+                *_pair(before["macs"], after["macs"], count_text)[1:],
+                count_text(after["params"]),
+                "-" if accuracy is None else f"{accuracy:.2%}",
+                "-" if latency is None else f"{latency['median']:.2f} ms",
+                member["folder"] if member["status"] == "finished" else member["status"],
+            ]
+        rows.append([f"{member['target']:g}", *figures])
+    wide = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return [
+        "  ".join([*(f"{cell:>{w}}" for cell, w in zip(row, wide, strict=False)), row[-1]]).rstrip()
+        for row in rows
+    ]
 
 
 def _pair(before: int, after: int, text: Callable[[int], str]) -> tuple[str, str, str]:

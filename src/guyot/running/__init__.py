@@ -1,6 +1,7 @@
 """The jobs of the command line: a `RunConfig` in, a run folder out; a model in, a table out."""
 
 from guyot.running.deploy import Delivery, Evaluation, evaluate_run, export_run
+from guyot.running.family import Summary, is_family, resume_family, train_family
 from guyot.running.folder import RunFolder, load_run
 from guyot.running.profiled import profile_lines, profile_model, profile_summary
 from guyot.running.start import resume, train
@@ -12,13 +13,17 @@ __all__ = [
     "Progress",
     "RunFolder",
     "Silent",
+    "Summary",
     "Watcher",
     "evaluate_run",
     "export_run",
+    "is_family",
     "load_run",
     "profile_lines",
     "profile_model",
     "profile_summary",
     "resume",
+    "resume_family",
     "train",
+    "train_family",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 import warnings
@@ -17,6 +18,7 @@ from guyot.checkpoint import Checkpointer
 from guyot.config import RunConfig, interval_of
 from guyot.data import Batches
 from guyot.errors import DivergedError, GuyotWarning, MisconfiguredError, StorageError
+from guyot.family import Family
 from guyot.parallel import Ranks
 from guyot.running.folder import RunFolder
 from guyot.running.journal import Journal
@@ -24,8 +26,8 @@ from guyot.running.machine import environment
 from guyot.training import Tally
 from guyot.trees import difference
 
-_MAY_CHANGE = {"checkpoint_every", "keep", "max_nan_steps"}
-"""Settings that do not change what comes out."""
+_MAY_CHANGE = {"checkpoint_every", "keep", "latency_table", "max_nan_steps"}
+"""Settings that do not change what comes out; what a latency table holds, the discovery checks."""
 
 
 class Course:
@@ -41,6 +43,7 @@ class Course:
         folder: of the run.
         journal: of the run.
         ranks: that train together; rank 0 says when there is something to save.
+        family: of the run whose target is the smallest; None: it keeps no branches.
 
     Attributes:
         epoch: complete epochs.
@@ -56,10 +59,11 @@ class Course:
         folder: RunFolder,
         journal: Journal,
         ranks: Ranks,
+        family: Family | None = None,
     ) -> None:
         self._config, self._batches, self._checkpoints = config, batches, checkpoints
         self._model, self._folder, self._journal = model, folder, journal
-        self._ranks = ranks
+        self._ranks, self._family = ranks, family
         self._steps, self._seconds = interval_of(config.checkpoint_every)
         self._data = fingerprint(batches)
         self._before, self._started = 0.0, time.perf_counter()
@@ -100,8 +104,19 @@ class Course:
                 f"{self.step}: choose a smaller learning rate than lr={self._config.lr:g}; "
                 f"{self._good}"
             )
+        if self._family is not None and not self._bad:
+            self._branch(self._family)
         if overdue or self.step - self._saved[0] >= self._steps:
             self.save()
+
+    def _branch(self, family: Family) -> None:
+        """Let members of the family begin here."""
+
+        def position(target: float) -> dict[str, Any]:
+            return self._position(dataclasses.replace(self._config, target=target))
+
+        for target in family.keep(self._checkpoints, self.step, position):
+            self._journal.branched(self.step, target)
 
     def next_epoch(self) -> None:
         """An epoch is complete, with its lines in the journal."""
@@ -120,7 +135,7 @@ class Course:
         missing = self.step > self._saved[0] or not self._checkpoints.checkpoints
         if self._ranks.told(missing and _finite(self._model)):
             try:
-                self._checkpoints.save(self.step, self._position())
+                self._checkpoints.save(self.step, self._position(self._config))
             except StorageError as error:
                 warnings.warn(
                     f"no checkpoint at step {self.step}: {error}; {self._good}",
@@ -134,9 +149,9 @@ class Course:
         there = self._checkpoints.checkpoints
         return f"the last good checkpoint is {there[-1]}" if there else "there is no checkpoint"
 
-    def _position(self) -> dict[str, Any]:
+    def _position(self, config: RunConfig) -> dict[str, Any]:
         return {
-            "config": _deciding(self._config.to_dict()),
+            "config": _deciding(config.to_dict()),
             "data": self._data,
             "epoch": self.epoch,
             "tally": self.tally.state_dict(),
@@ -154,7 +169,12 @@ class Course:
         position = self._checkpoints.resume(checkpoint)
         if position is None:
             self._folder.go_on(0, environment())
-            return
+        else:
+            self._go_on(position, checkpoint)
+        if self._family is not None:
+            self._family.go_on(self._checkpoints, self.step)
+
+    def _go_on(self, position: Mapping[str, Any], checkpoint: Path | None) -> None:
         path = checkpoint or self._checkpoints.checkpoints[-1]
         config = _deciding(self._config.to_dict())
         if found := difference(config, position.get("config"), values=True):

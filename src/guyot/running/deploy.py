@@ -163,6 +163,11 @@ def _finished(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
         raise MisconfiguredError(
             f"{str(folder)!r} is not a run folder ({error}): give one that `guyot train` wrote"
         ) from error
+    if config.targets:
+        members = ", ".join(str(folder / f"{target:g}") for target in config.targets)
+        raise MisconfiguredError(
+            f"{str(folder)!r} is a family of runs: give one of its members, {members}"
+        )
     for name in (STRUCTURE, WEIGHTS):
         if not (folder / name).is_file():
             raise MisconfiguredError(

@@ -70,8 +70,8 @@ class RunFolder:
         ended: Any = read_json(result) if result.exists() else None
         if isinstance(ended, Mapping) and ended.get("status") == "finished":
             raise MisconfiguredError(
-                f"resume={str(self.path)!r} is finished, there is nothing to go on with: its "
-                "network is in model.safetensors"
+                f"resume={str(self.path)!r} is finished, there is nothing to go on with: what "
+                "came out is in the folder"
             )
 
     @property

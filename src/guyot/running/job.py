@@ -17,6 +17,7 @@ from guyot.config import RunConfig
 from guyot.controller import DiscoveryConfig
 from guyot.data import Batches, Dataset
 from guyot.errors import MisconfiguredError
+from guyot.family import Family
 from guyot.models import build, count_macs
 from guyot.parallel import Ranks
 from guyot.report import Latency, Network, Outcome, measure, to_dict, widths
@@ -118,6 +119,7 @@ class Job:
         watcher: Watcher,
         stop: Callable[[], bool],
         begin: Callable[[Course], None] | None = None,
+        family: Family | None = None,
     ) -> Outcome:
         """All epochs, then the figures; or what there is when it is stopped.
 
@@ -126,10 +128,11 @@ class Job:
             watcher: told how it goes.
             stop: whether to stop here.
             begin: takes the course to a checkpoint; None: a new run.
+            family: to keep branches for; None: for none.
         """
         size, steps = (self.before.macs, self.before.params), len(self.batches)
         journal = Journal(folder, watcher, self.discovery, self.config.epochs * steps, size)
-        course = self._course(folder, journal)
+        course = self._course(folder, journal, family)
         if begin is not None:
             begin(course)
         agreed = Agreement(self.ranks, stop)
@@ -167,7 +170,7 @@ class Job:
         folder.result(to_dict(outcome))
         return outcome
 
-    def _course(self, folder: RunFolder, journal: Journal) -> Course:
+    def _course(self, folder: RunFolder, journal: Journal, family: Family | None) -> Course:
         checkpoints = Checkpointer(
             folder.checkpoints,
             self.trained,
@@ -176,8 +179,16 @@ class Job:
             optimizer=self.optimizer,
             scheduler=self.scheduler,
         )
-        model, ranks = self.model, self.ranks
-        return Course(self.config, self.batches, checkpoints, model, folder, journal, ranks)
+        return Course(
+            self.config,
+            self.batches,
+            checkpoints,
+            self.model,
+            folder,
+            journal,
+            self.ranks,
+            family,
+        )
 
     def _epoch(
         self, course: Course, journal: Journal, watcher: Watcher, agreed: Agreement

@@ -111,6 +111,11 @@ class Journal:
         self._folder.metric("epoch", dataclasses.asdict(progress))
         self._watcher.epoch_ended(progress)
 
+    def branched(self, step: int, target: float) -> None:
+        """The member of a family with this target begins here."""
+        self._folder.metric("branch", {"step": step, "target": target})
+        self._watcher.branched(target)
+
     def ended(self, step: int) -> None:
         """Training is over; what happened since the last step."""
         self.removals()

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from guyot.complexity import Cost
-from guyot.config import RunConfig, weights_of
+from guyot.complexity import Cost, weights_of
+from guyot.config import RunConfig
 from guyot.data import Dataset, load
 from guyot.errors import MisconfiguredError
 from guyot.latency import LatencyTable

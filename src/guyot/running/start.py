@@ -11,6 +11,7 @@ import torch
 
 from guyot.config import RunConfig
 from guyot.errors import MisconfiguredError
+from guyot.family import Family
 from guyot.parallel import TIMEOUT, local_device, processes
 from guyot.report import Outcome
 from guyot.running.course import Course
@@ -30,6 +31,7 @@ def train(
     *,
     tensorboard: bool = False,
     timeout: float = TIMEOUT,
+    family: Family | None = None,
 ) -> Outcome:
     """Train as configured and write the run folder.
 
@@ -43,10 +45,16 @@ def train(
             checkpoint from before that is left, so the run can go on.
         tensorboard: write an event file for TensorBoard, too, in the folder's `tensorboard`.
         timeout: seconds for which several processes wait for one another.
+        family: keeps the beginnings of its other members; this is the run with the smallest target.
 
     Raises:
         GuyotError: what the user can put right.
     """
+    if config.targets:
+        raise MisconfiguredError(
+            f"targets={','.join(f'{target:g}' for target in config.targets)} are those of several "
+            "runs: train_family trains them"
+        )
     path, then = Path(out), f"guyot train --resume {out} goes on, with any number of processes"
     device = local_device(config.device)
     with _settings_restored(), processes(device, timeout, then) as ranks:
@@ -58,7 +66,7 @@ def train(
         job = Job(config, dataset, ranks)
         with folder.locked(), contextlib.closing(folder):
             folder.begin(config, environment())
-            return job.run(folder, watcher or Silent(), stop)
+            return job.run(folder, watcher or Silent(), stop, family=family)
 
 
 def resume(
@@ -67,6 +75,7 @@ def resume(
     stop: Callable[[], bool] = lambda: False,
     *,
     timeout: float = TIMEOUT,
+    family: Family | None = None,
 ) -> Outcome:
     """Go on with a run from its latest checkpoint, or from its start if there is none yet.
 
@@ -78,6 +87,7 @@ def resume(
         watcher: told how it goes.
         stop: as for `train`.
         timeout: as for `train`; the number of processes need not be what it was.
+        family: as for `train`.
 
     Raises:
         GuyotError: what the user can put right.
@@ -103,7 +113,7 @@ def resume(
                 with ranks.together():
                     course.resume(checkpoint)
 
-            return job.run(run, watcher or Silent(), stop, begin)
+            return job.run(run, watcher or Silent(), stop, begin, family)
 
 
 def _run_of(path: Path) -> tuple[Path, Path | None]:

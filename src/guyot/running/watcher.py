@@ -57,6 +57,9 @@ class Watcher(Protocol):
     def removed(self, removal: Removal) -> None:
         """Structures went for good."""
 
+    def branched(self, target: float) -> None:
+        """The member of a family with a larger target begins here, and will go on later."""
+
     def epoch_ended(self, progress: Progress) -> None:
         """One more epoch is complete."""
 
@@ -77,6 +80,9 @@ class Silent:
         """Ignored."""
 
     def removed(self, removal: Removal) -> None:
+        """Ignored."""
+
+    def branched(self, target: float) -> None:
         """Ignored."""
 
     def epoch_ended(self, progress: Progress) -> None:

@@ -14,7 +14,7 @@ from guyot import report, running
 from guyot.cli.app import INTERRUPTED, Json, Quiet, app, option, print_json
 from guyot.cli.display import Display
 from guyot.cli.interrupt import Interruption
-from guyot.config import DATA, DECAYS, ESTIMATORS, ON_CORRUPT, RunConfig
+from guyot.config import DATA, DECAYS, ESTIMATORS, GOALS, ON_CORRUPT, RunConfig
 from guyot.errors import MisconfiguredError
 from guyot.models import MODELS
 from guyot.parallel import TIMEOUT, launched
@@ -64,6 +64,9 @@ LabelSmoothing = Annotated[
     float | None, option(_HOW, f"From 0 to below 1 ({RunConfig.label_smoothing}).")
 ]
 Target = Annotated[float | None, option(_FIND, "Share of the complexity to keep (0.5); or:")]
+Targets = Annotated[
+    str | None, option(_FIND, "Several sizes from one run, such as 0.7,0.5,0.35,0.25; or:")
+]
 TargetMs = Annotated[
     float | None, option(_FIND, "The same in milliseconds, with --cost latency; or:")
 ]
@@ -163,6 +166,7 @@ def train(  # noqa: PLR0913 - one parameter per option
     label_smoothing: LabelSmoothing = None,
     max_nan_steps: MaxNanSteps = None,
     target: Target = None,
+    targets: Targets = None,
     target_ms: TargetMs = None,
     nu: Nu = None,
     alpha: Alpha = None,
@@ -203,25 +207,39 @@ def train(  # noqa: PLR0913 - one parameter per option
     patience = TIMEOUT if timeout is None else timeout
     if resume is not None:
         _check_alone(ctx)
-        _run(resume, partial(running.resume, resume, timeout=patience), quiet, json)
+        go_on = running.resume_family if running.is_family(resume) else running.resume
+        _run(resume, partial(go_on, resume, timeout=patience), quiet, json)
         return
     settings = [field.name for field in dataclasses.fields(RunConfig) if field.name in given]
     choices = {name: given[name] for name in settings if given[name] is not None}
     wanted = _configured(config, choices, no_discovery)
     folder = out or _default_folder(wanted)
-    start = partial(running.train, wanted, folder, tensorboard=tensorboard, timeout=patience)
+    start = running.train_family if wanted.targets else running.train
+    start = partial(start, wanted, folder, tensorboard=tensorboard, timeout=patience)
     _run(folder, start, quiet, json)
+
+
+def _numbers(targets: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(target) for target in targets.split(","))
+    except ValueError as error:
+        raise MisconfiguredError(
+            f"targets={targets!r}: give shares of the complexity to keep with commas between "
+            "them, such as 0.7,0.5,0.35,0.25"
+        ) from error
 
 
 def _configured(file: Path | None, choices: dict[str, Any], no_discovery: bool) -> RunConfig:
     """The settings of a file if there is one, overruled by the options."""
     if no_discovery:
         choices["discovery"] = False
+    if "targets" in choices:
+        choices["targets"] = _numbers(choices["targets"])
     if file is None:
         return RunConfig.of(**{"data": RunConfig.data, **choices})
     settings = RunConfig.from_dict(read_json(file)).to_dict()
-    if {"nu", "target", "target_ms"} & choices.keys() or no_discovery:
-        settings["nu"] = settings["target"] = settings["target_ms"] = None
+    if set(GOALS) & choices.keys() or no_discovery:
+        settings |= dict.fromkeys(GOALS) | {"targets": ()}
     return RunConfig.from_dict(settings | choices)
 
 
@@ -237,8 +255,10 @@ def _check_alone(ctx: typer.Context) -> None:
         )
 
 
-def _run(folder: Path, start: Callable[..., Outcome], quiet: bool, json: bool) -> None:
-    """Run, print the table, and leave with the right exit code."""
+def _run(
+    folder: Path, start: Callable[..., Outcome | running.Summary], quiet: bool, json: bool
+) -> None:
+    """Run, print what came out, and leave with the right exit code."""
     first = launched()[0] == 0
     console, quiet = Console(stderr=json), quiet or not first
 
@@ -255,13 +275,19 @@ def _run(folder: Path, start: Callable[..., Outcome], quiet: bool, json: bool) -
         left = f"{folder} is incomplete; {more}" if stop.armed else "nothing was written"
         typer.echo(f"aborted: {left}", err=True)
         raise typer.Exit(INTERRUPTED) from None
+    if isinstance(outcome, Outcome):
+        interrupted, values = outcome.interrupted is not None, report.to_dict(outcome)
+        lines = report.lines(outcome)
+    else:
+        interrupted, values = outcome["status"] != "finished", outcome
+        lines = report.member_lines(outcome["members"])
     if json and first:
-        print_json({"folder": str(folder), **report.to_dict(outcome)})
+        print_json({"folder": str(folder), **values})
     elif first:
-        typer.echo("\n".join(["", *report.lines(outcome), "", f"Everything is in {folder}"]))
-        if outcome.interrupted is not None:
+        typer.echo("\n".join(["", *lines, "", f"Everything is in {folder}"]))
+        if interrupted:
             typer.echo(more)
-    if outcome.interrupted is not None:
+    if interrupted:
         raise typer.Exit(INTERRUPTED)
 
 
