@@ -79,9 +79,7 @@ def test_members_begin_with_the_smallest_and_end_at_their_size(
         assert all("momentum_buffer" in s for s in mine["optimizer"]["state"].values())
         assert run.discovery.phase is Phase.DISCOVERY
         starts.append(member.start)
-        run.train(member.start, member.start + 6)
-        assert run.discovery.phase is Phase.DISCOVERY
-        run.train(member.start + 6, member.start + 7)  # a quarter of 30 steps is over
+        run.train(member.start, member.start + 1)
         assert run.discovery.phase is Phase.FINE_TUNE
         run, _ = trained(family, target)
         assert run.discovery.attained == pytest.approx(target, rel=0.02)
@@ -132,22 +130,17 @@ def test_a_size_that_is_never_passed_begins_where_gates_commit(tmp_path: Path) -
 
 
 @given(st.integers(100, 5000), st.data())
-def test_committing_leaves_out_the_rest_of_the_way(total: int, data: st.DataObject) -> None:
+def test_discovery_may_end_early(total: int, data: st.DataObject) -> None:
     phases = Phases(total)
     step = data.draw(st.integers(phases.discovery_start, phases.discovery_stop - 1))
-    early = phases.committing(step)
+    early = phases.ending(step)
     assert (early.discovery_steps, early.horizon) == (phases.discovery_steps, phases.horizon)
-    assert early.discovery_stop <= phases.discovery_stop
-    assert early.progress(step) >= 1 - phases.commit - 1e-12
-    if early != phases:
-        length = early.discovery_stop - step
-        assert abs(length - phases.commit * phases.discovery_steps) < 1
-        assert early.progress(step - 1) < 1 - phases.commit
-        for ahead in range(length + 1):
-            usual = phases.discovery_stop - length + ahead
-            assert early.commitment(step + ahead) == pytest.approx(phases.commitment(usual))
-    assert early.at(early.discovery_stop - 1) is Phase.DISCOVERY
-    assert early.at(early.discovery_stop) is Phase.FINE_TUNE
+    assert (early.progress(step), early.commitment(step)) == (
+        phases.progress(step),
+        phases.commitment(step),
+    )
+    assert early.at(step) is Phase.DISCOVERY and early.at(step + 1) is Phase.FINE_TUNE
+    assert early.ending(step) == early
 
 
 @pytest.mark.parametrize(

@@ -275,3 +275,22 @@ def test_the_command_is_interrupted_and_goes_on(tmp_path: Path) -> None:
     assert [member["status"] for member in summary["members"]] == ["finished", "finished"]
     again = subprocess.run([*command, "--resume", str(run)], env=environment, check=False)
     assert again.returncode == 2
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_family(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, "-m", "guyot", "train", *QUICK, "--targets", "0.7,0.4", "--out", str(run)],
+        env=os.environ | {"PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    members = read(run / "result.json")["members"]
+    assert [member["status"] for member in members] == ["finished", "finished"]
+    branch = [line for line in lines(run / "0.4") if line["event"] == "branch"]
+    assert branch[0]["target"] == 0.7

@@ -38,7 +38,7 @@ class Phases:
             way is 0.9 / H * commit * discovery_steps * commitment_max / 2 = 2.25, the drift's
             at most 0.9, so with a settled plan every gate arrives.
         shortest: steps every phase needs.
-        skip: steps of discovery that are left out, see `committing`.
+        skip: steps of discovery that are left out at its end, see `ending`.
 
     Raises:
         MisconfiguredError: shares out of order, or too few steps; says the smallest total.
@@ -114,19 +114,18 @@ class Phases:
 
     def progress(self, step: int) -> float:
         """Share of discovery that is over, in [0, 1]."""
-        done = step + self.skip - self.discovery_start
-        return min(1.0, max(0.0, done / self.discovery_steps))
+        return min(1.0, max(0.0, (step - self.discovery_start) / self.discovery_steps))
 
-    def committing(self, step: int) -> Phases:
-        """The same, but gates begin to commit at a step: the rest of the way there is left out.
+    def ending(self, step: int) -> Phases:
+        """The same, but this step is the last one with gates.
 
         Example:
             >>> phases = Phases(1000)
-            >>> phases.discovery_stop, phases.committing(200).discovery_stop  # 75 steps to commit
-            (400, 275)
+            >>> phases.discovery_stop, phases.ending(200).discovery_stop
+            (400, 201)
         """
-        way = math.ceil(self.discovery_start + (1 - self.commit) * self.discovery_steps)
-        return replace(self, skip=max(self.skip, way - step))
+        left = self.discovery_stop - step - 1
+        return replace(self, skip=self.skip + max(0, left))
 
     def commitment(self, step: int) -> float:
         """mu of `speed`: 0, then rising linearly over the last part of discovery."""

@@ -18,8 +18,8 @@ class Family:
     """Networks of several sizes for little more than the training of one.
 
     The run with the smallest target goes all the way down. Where its most probable network passes a
-    larger target, a checkpoint is kept: from there a run with that target goes on, decides its own
-    gates as any run does, and is fine-tuned by the rest of the user's own schedule.
+    larger target, a checkpoint is kept: from there a run with that target goes on. It settles at
+    once and is fine-tuned by the rest of the user's own schedule.
     So every member has the whole training, and what lies above the branch is paid for once [ours].
 
     A loop that trains one network becomes a function of the target, called for the targets in the

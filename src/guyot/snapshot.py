@@ -69,11 +69,10 @@ def identity(original: Structures, controller: Controller) -> dict[str, Any]:
 
 
 def branched(state: Mapping[str, Any], target: float) -> dict[str, Any]:
-    """The state of a run with a larger target that went this way so far and commits from here on.
+    """The state of a run with a larger target that went this way so far and settles here.
 
     With `target=0.25` and a most probable network of 0.7 just now, this is a state of a run with
-    `target=0.7` that has come to the end of its own way down: its gates commit as those of any run
-    do, and it settles after so many steps as any run takes for that.
+    `target=0.7` that has come to its end of discovery: the next step is the last with gates.
 
     Args:
         state: of a run during discovery.
@@ -96,7 +95,7 @@ def branched(state: Mapping[str, Any], target: float) -> dict[str, Any]:
         )
     config = run["config"]
     shares = {name: config[name] for name in ("warmup", "discovery_end")}
-    skip = Phases(run["total_steps"], **shares).committing(step).skip
+    skip = Phases(run["total_steps"], **shares).ending(step).skip
     return {
         **state,
         "run": {**run, "target": target},

@@ -162,7 +162,7 @@ class Checkpointer:
         """Write a checkpoint from which a run with a larger target goes on, during discovery.
 
         Make everything of that run as for a first start, with its own target, and `resume()` from
-        a `Checkpointer` on that folder: its gates commit there and then, see `guyot.Family`.
+        a `Checkpointer` on that folder: it settles with the next step, see `guyot.Family`.
 
         Args:
             folder: of the checkpoints of that run.

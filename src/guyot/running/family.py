@@ -121,6 +121,7 @@ class _Members:
                     config = self._settings(config, ranks)
                     family = Family(self._path, config.targets)
                     ended = {target for target in family if self._status(target) == "finished"}
+                status = "interrupted"
                 for target in family:
                     if ranks.any(self._stop()):
                         break
@@ -128,7 +129,9 @@ class _Members:
                         outcome = self._member(family, config, target, ranks)
                         if outcome.interrupted is not None:
                             break
-                summary = self._summary(family)
+                else:
+                    status = "finished"
+                summary = self._summary(family, status)
                 whole.result(summary)
                 return summary
 
@@ -199,11 +202,9 @@ class _Members:
     def _status(self, target: float) -> str:
         return str(self._result(target).get("status"))
 
-    def _summary(self, family: Family) -> Summary:
+    def _summary(self, family: Family, status: str) -> Summary:
         members = [
             {"target": target, "folder": f"{target:g}", **self._result(target)}
             for target in family.targets
         ]
-        finished = all(member["status"] == "finished" for member in members)
-        status = "finished" if finished else "interrupted"
         return {"status": status, "targets": list(family.targets), "members": members}
