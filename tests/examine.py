@@ -51,11 +51,16 @@ def count_macs(model: nn.Module, inputs: tuple[Any, ...]) -> int | float:
     The counter does not know the fused attention of a CPU, so that is switched off.
     """
     counter = FlopCounterMode(display=False)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trainable:  # the counter fails where a module is called with a parameter
+        parameter.requires_grad_(False)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model.eval()(*(x[:1] for x in inputs))
     torch.backends.mha.set_fastpath_enabled(fused)
+    for parameter in trainable:
+        parameter.requires_grad_(True)
     macs = counter.get_total_flops() / 2
     return int(macs) if macs.is_integer() else macs
 

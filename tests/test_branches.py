@@ -226,3 +226,31 @@ def test_what_writes_into_a_tensor_of_a_branch_goes_with_it() -> None:
     sliced = copy.deepcopy(model)
     difference, _ = masked_against_sliced(sliced, structures, KeepPlan({}, frozenset([0])), (x,))
     assert difference < 1e-10
+
+
+class Halves(nn.Module):
+    """States the length of a half, which follows also when the block inside loses its branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.merge = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 4, 1)
+        self.block = Block(4, nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, two = self.expand(x).split(4, dim=1)
+        return self.merge(torch.cat([self.block(one), two], 1))
+
+
+def test_lengths_follow_around_a_block_without_its_branch() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 4)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Halves(), nn.Conv2d(4, 2, 1))
+    structures = find_structures(model, (x,))
+    assert [layer.name for layer in structures.layers] == ["1.block"]
+    assert [spec.module for spec in structures.restated] == ["1"]
+    kept = {number: torch.tensor([0, 2, 3]) for number, g in enumerate(structures.groups)}
+    plan = KeepPlan(kept, frozenset([0]))
+    difference, left = masked_against_sliced(model, structures, plan, (x,))
+    assert difference < 1e-12
+    assert not left.layers and not list(model[1].block.parameters())
+    assert model[1].expand.out_channels == 6 and len(left.groups) == len(structures.groups)

@@ -162,6 +162,7 @@ class Scaled(nn.Module):
         self.conv = nn.Conv2d(4, 4, 3, padding=1)
         self.norm = nn.BatchNorm2d(4)
         self.relu = nn.ReLU(inplace=True)
+        self.skip = nn.Identity()
         self.steps = steps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -182,11 +183,15 @@ def function_sum(block: nn.Module, x: Tensor) -> Tensor:
     return functional.relu(torch.add(x, block.norm(block.conv(x))), inplace=True)
 
 
+def through_identity(block: nn.Module, x: Tensor) -> Tensor:
+    return block.relu(block.norm(block.conv(x)) + block.skip(x))
+
+
 def before_activation(block: nn.Module, x: Tensor) -> Tensor:
     return x + block.conv(torch.relu(block.norm(x)))
 
 
-STEPS = [in_place_sum, method_sum, function_sum, before_activation]
+STEPS = [in_place_sum, method_sum, function_sum, through_identity, before_activation]
 
 
 @pytest.mark.parametrize("steps", STEPS, ids=lambda steps: steps.__name__)

@@ -72,6 +72,7 @@ BRANCHES: dict[str, Branches] = {
     "timm.models.cait.LayerScaleBlockClassAttn": 2,
     "timm.models.convmixer.Residual": 1,
     "timm.models.convnext.ConvNeXtBlock": flag("shortcut"),
+    "timm.models.crossvit.CrossAttentionBlock": 1,
     "timm.models.cspnet.BottleneckBlock": 1,
     "timm.models.cspnet.DarkBlock": 1,
     "timm.models.davit.ChannelBlock": 2,
@@ -130,7 +131,10 @@ BRANCHES: dict[str, Branches] = {
     "timm.models.resnet.Bottleneck": 1,
     "timm.models.resnetv2.PreActBasic": 1,
     "timm.models.resnetv2.PreActBottleneck": 1,
-    "timm.models.rexnet.LinearBottleneck": flag("use_shortcut"),
+    # Where it widens, only some of the channels have a shortcut.
+    "timm.models.rexnet.LinearBottleneck": (
+        lambda block: int(block.use_shortcut and block.in_channels == block.out_channels)
+    ),
     "timm.models.sknet.SelectiveKernelBasic": 1,
     "timm.models.starnet.Block": 1,
     "timm.models.swin_transformer.SwinTransformerBlock": 2,
@@ -248,7 +252,7 @@ TIMM_OPTIONS: dict[str, tuple[int, dict[str, Any]]] = {
     "inception_resnet_v2": (96, {}),
     "inception_v4": (96, {}),
     "levit_128s": (224, {}),
-    "maxvit_rmlp_pico_rw_256": (256, {}),
+    "maxvit_rmlp_pico_rw_256": (64, {"img_size": 64}),
     "mixer_s32_224": (64, {"img_size": 64}),
     "nest_tiny": (224, {}),
     "pit_ti_224": (224, {}),

@@ -127,13 +127,16 @@ def without_branches(owner: nn.Module, name: str, layers: Sequence[Layer]) -> nn
 
 def _out_of_place(owner: nn.Module, graph: fx.Graph) -> None:
     """Operators that now act on the module's own input must not overwrite it."""
+    own = {node for node in graph.nodes if node.op == "placeholder"}
     for node in graph.nodes:
-        if not node.args or getattr(node.args[0], "op", "") != "placeholder":
+        if not node.args or node.args[0] not in own:
             continue
         if node.op == "call_module":
             module = owner.get_submodule(node.target)
             if getattr(module, "inplace", False):
                 setattr(module, "inplace", False)  # noqa: B010  (a module of unknown type)
+            elif next(module.parameters(), None) is None:
+                own.add(node)  # an identity, or dropout in evaluation mode
         elif node.kwargs.get("inplace"):
             node.kwargs = {**node.kwargs, "inplace": False}
         elif node.target is operator.iadd:

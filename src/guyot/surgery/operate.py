@@ -18,11 +18,11 @@ from guyot.surgery.layers import replace_module, without_branches
 from guyot.surgery.locate import tensor_at
 from guyot.surgery.plan import (
     Shrunk,
-    above,
     all_removed_layers,
     due,
     present,
     removed_tensors,
+    settled,
     shrink,
 )
 from guyot.surgery.restate import restate
@@ -73,7 +73,7 @@ def operate(
             parameter = tensor_at(model, tensor.name)
             _check_state(optimizer, tensor.name, parameter, tensor.name in sliced)
     rebuilt, stand_ins = _rebuilt(model, structures, all_removed_layers(structures, plan))
-    without = {module for name in gone_names for module in above(name)}
+    without = settled(structures, plan)
     for spec in due(structures, plan):
         if spec.module not in without:
             rebuilt[spec.module] = restate(model.get_submodule(spec.module), spec)

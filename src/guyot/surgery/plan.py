@@ -140,7 +140,7 @@ def shrink(structures: Structures, plan: KeepPlan) -> Shrunk:
     renumber = {old: new for new, old in enumerate(left)}
     gates.append(torch.tensor([index.layer(n) for n in left], dtype=torch.int64))
 
-    without = {prefix for name in gone for prefix in above(name)}
+    without = settled(structures, plan)
 
     def axes(old: Sequence[Axis]) -> tuple[Axis, ...]:
         return tuple(_substitute(axis, meaning) for axis in old)
@@ -199,6 +199,19 @@ def _pending(
         for spec in structures.restated
         if spec.module not in done
     )
+
+
+def settled(structures: Structures, plan: KeepPlan) -> set[str]:
+    """Modules not to be written anew: they lose all their tensors, or a branch of their own."""
+    gone = removed_tensors(structures, plan)
+    left = {
+        module
+        for tensor in structures.tensors
+        if tensor.name not in gone
+        for module in above(tensor.name)
+    }
+    owners = {structures.layers[n].owner for n in all_removed_layers(structures, plan)}
+    return ({module for name in gone for module in above(name)} - left) | owners
 
 
 def due(structures: Structures, plan: KeepPlan) -> tuple[Restated, ...]:
