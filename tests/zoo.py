@@ -158,7 +158,12 @@ BRANCHES: dict[str, Branches] = {
     "transformers.models.llama.modeling_llama.LlamaDecoderLayer": 2,
     "transformers.models.t5.modeling_t5.T5LayerCrossAttention": 1,
     "transformers.models.t5.modeling_t5.T5LayerFF": 1,
-    "transformers.models.t5.modeling_t5.T5LayerSelfAttention": 1,
+    # The first attention of a stack also computes the bias of positions that all others add, in
+    # one forward with its queries, keys and values, which torch.fx cannot trace: without its
+    # branch nobody would compute the bias, so it stays, and guyot says so.
+    "transformers.models.t5.modeling_t5.T5LayerSelfAttention": (
+        lambda block: int(not block.SelfAttention.has_relative_attention_bias)
+    ),
     "transformers.models.vit.modeling_vit.ViTLayer": 2,
 }
 """Class of a block -> residual branches in its own `forward`."""
