@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from guyot import UnsupportedError, find_structures
+from guyot import UnsupportedError, find_structures, rebuild
 from guyot.surgery import operate
 from guyot.surgery.restate import restate
 from guyot.types import KeepPlan, Restated, Structures
@@ -99,6 +99,19 @@ def test_heads_go_in_turn(name: str, recwarn: pytest.WarningsRecorder) -> None:
     torch.testing.assert_close(once(x), masked(x))
     once.train()(x).sum().backward()
     assert all(p.grad is not None for p in once.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_with_fewer_heads_is_built_again(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = MODELS[name](), torch.randn(2, 4, 5)
+    again = copy.deepcopy(model)
+    structures = find_structures(model, (x,))
+    number = heads(structures)
+    operate(model, structures, KeepPlan({number: torch.tensor([0, 2])}))
+    kept = {"units": {structures.groups[number].name: [0, 2]}, "removed_layers": []}
+    rebuild(again, (x,), kept).load_state_dict(model.state_dict())
+    assert torch.equal(again.eval()(x), model.eval()(x))
 
 
 def test_dropout_follows_the_mode() -> None:

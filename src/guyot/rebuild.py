@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from guyot.errors import MisconfiguredError
+from guyot.errors import GuyotWarning, MisconfiguredError
 from guyot.structure import Inputs, find_structures
 from guyot.surgery import operate
 from guyot.types import KeepPlan
@@ -34,7 +35,9 @@ def rebuild(model: nn.Module, example_inputs: Inputs, structure: Mapping[str, An
         >>> rebuild(mlp, (torch.ones(1, 8),), found)[2]
         Linear(in_features=3, out_features=4, bias=True)
     """
-    structures = find_structures(model, example_inputs, verify=False)
+    with warnings.catch_warnings():  # the run said what cannot go
+        warnings.simplefilter("ignore", GuyotWarning)
+        structures = find_structures(model, example_inputs)  # verified: it tells what to restate
     groups = {group.name: (number, group) for number, group in enumerate(structures.groups)}
     layers = {layer.name: number for number, layer in enumerate(structures.layers)}
     kept: dict[int, torch.Tensor] = {}
