@@ -46,7 +46,7 @@ def structures_of(name: str, batch: int = 2) -> tuple[nn.Module, Structures]:
 
 def measurement(structures: Structures, plan: KeepPlan) -> Measurement:
     left = zip(structures.groups, present(structures, plan), strict=True)
-    widths = {group.name: int(mask.sum()) for group, mask in left}
+    widths = {group.name: int(mask.sum()) for group, mask in left if not bool(mask.all())}
     return Measurement(widths, tuple(structures.layers[n].name for n in plan.removed_layers))
 
 
