@@ -56,6 +56,7 @@ BRANCHES: dict[str, Branches] = {
     "torchvision.models.swin_transformer.SwinTransformerBlock": 2,
     "torchvision.models.swin_transformer.SwinTransformerBlockV2": 2,
     "torchvision.models.vision_transformer.EncoderBlock": 2,
+    "timm.layers.global_context.GlobalContext": flag("mlp_add"),
     "timm.models._efficientnet_blocks.ConvBnAct": flag("has_skip"),
     "timm.models._efficientnet_blocks.DepthwiseSeparableConv": flag("has_skip"),
     "timm.models._efficientnet_blocks.EdgeResidual": flag("has_skip"),
