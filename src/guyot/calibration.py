@@ -26,17 +26,14 @@ def most_probable(theta: Tensor, alive: Tensor, structures: Structures) -> Tenso
         0/1, dtype and shape of `theta`.
     """
     index = structures.index
-    group = index.group_of_gate.to(theta.device)
-    groups = len(structures.groups) + index.layers
     likely = (theta >= 0.5) & alive
-    best = torch.zeros(groups, device=theta.device).scatter_reduce(0, group, theta, "amax")
-    filled = torch.zeros_like(best).scatter_reduce(0, group, likely.to(best), "amax")
-    place = torch.arange(index.total, device=theta.device)
-    top = torch.where(theta == best[group], place, index.total)
-    first = torch.full_like(place[:groups], index.total).scatter_reduce(0, group, top, "amin")
-    rescued = (filled[group] == 0) & (place == first[group])
-    rescued[index.layer_slice] = False
-    return (likely | rescued).to(theta)
+    groups = index.group_of_gate.to(theta.device)[likely]
+    filled = torch.bincount(groups, minlength=len(structures.groups))
+    for group, count in enumerate(filled[: len(structures.groups)].tolist()):
+        if not count:
+            where = index.units(group)
+            likely[where.start + int(theta[where].argmax())] = True
+    return likely.to(theta)
 
 
 @contextlib.contextmanager

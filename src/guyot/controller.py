@@ -239,8 +239,9 @@ class Controller:
     @property
     def decided(self) -> bool:
         """All gates have been 1 or given up for `patience`, and a target is reached."""
-        reached = self.dials.target is None or self.expected <= 1.01 * self.dials.target
-        return reached and self._still >= self._zeros.patience
+        if self._still < self._zeros.patience:
+            return False
+        return self.dials.target is None or self.expected <= 1.01 * self.dials.target
 
     @property
     def expected(self) -> float:

@@ -20,7 +20,7 @@ from guyot.axis import groups_in, spread
 from guyot.surgery import first_names, raw_parameter, tensor_at
 from guyot.types import Axis, Structures, Units
 
-Term = tuple[Callable[[bool], Tensor], tuple[int, ...] | None]
+Term = Callable[[bool], Tensor]
 Place = tuple[slice, Callable[[Tensor], Tensor]]
 
 _WHOLE = "_gated_model"
@@ -39,9 +39,9 @@ class Gate:
 
     def masked(self, weight: Tensor, training: bool) -> Tensor:
         """The weight times the sampled gates (training) or the most probable ones."""
-        for values, view in self._terms:
+        for values in self._terms:
             mask = values(training)
-            weight = weight * (mask if view is None else mask.view(view)).to(weight.dtype)
+            weight = weight * (mask if mask.dtype is weight.dtype else mask.to(weight.dtype))
         return weight
 
 
@@ -75,7 +75,7 @@ def put_gate(module: nn.Module, key: str, gate: Gate, model: nn.Module) -> None:
 
     Example:
         >>> linear = nn.Linear(2, 1)
-        >>> put_gate(linear, "weight", Gate([(lambda training: torch.zeros(2), (1, 2))]), linear)
+        >>> put_gate(linear, "weight", Gate([lambda training: torch.zeros(1, 2)]), linear)
         >>> bool(linear.weight.any()), isinstance(linear, nn.Linear), [*linear.state_dict()]
         (False, True, ['weight', 'bias'])
     """
@@ -102,7 +102,7 @@ class Norms(NamedTuple):
 
 
 class Gates:
-    """All gates of a network: one flat vector of values, one of gradients.
+    """All gates of a network, in one flat vector of values.
 
     Args:
         structures: what there is to gate.
@@ -111,7 +111,6 @@ class Gates:
     Attributes:
         sampled: 0/1 values used in training mode, float32, shape (gates,).
         probable: 0/1 values used in evaluation mode, float32, shape (gates,).
-        gradient: dC/dxi of the sampled gates, summed over backward passes since `zero_grad`.
     """
 
     def __init__(self, structures: Structures, device: torch.device) -> None:
@@ -119,30 +118,35 @@ class Gates:
         self.structures = structures
         self.sampled = torch.ones(index.total, device=device)
         self.probable = torch.ones(index.total, device=device)
-        self.gradient = torch.zeros(index.total, device=device)
         self._attached: dict[nn.Module, type[nn.Module]] = {}
         self._places: list[tuple[Tensor, Gate, list[Place]]] = []
-        self._groups = [self._leaf(index.units(g)) for g in range(len(structures.groups))]
-        self._layers = [self._leaf(index.layer(n)) for n in range(len(structures.layers))]
+        self._leaves: dict[tuple[int, tuple[int, ...]], tuple[slice, Tensor]] = {}
 
-    def _leaf(self, where: slice | int) -> tuple[Tensor, Tensor]:
-        """Views for training (an autograd leaf whose .grad is a view too) and evaluation."""
-        leaf = self.sampled[where].detach().requires_grad_()
-        gradient = self.gradient[where]
-        leaf.grad = gradient
+    def _mask(self, where: slice, shape: tuple[int, ...]) -> Term:
+        """Some gates in the shape in which they broadcast: an autograd leaf while training."""
+        if (key := (where.start, shape)) not in self._leaves:
+            leaf = self.sampled[where].view(shape).detach().requires_grad_()
+            self._leaves[key] = where, leaf
+        _, leaf = self._leaves[key]
+        probable = self.probable[where].view(shape)
+        return lambda training: leaf if training else probable
 
-        def rejoin(leaf: Tensor) -> None:
-            """Where autograd made a new gradient (`create_graph=True`), go on with our view."""
-            if leaf.grad is not None and leaf.grad.data_ptr() != gradient.data_ptr():
-                gradient.copy_(leaf.grad.detach())
-                leaf.grad = gradient
+    @property
+    def gradient(self) -> Tensor:
+        """dC/dxi of the sampled gates, summed over backward passes since `zero_grad`.
 
-        leaf.register_post_accumulate_grad_hook(rejoin)
-        return leaf, self.probable[where]
+        float32, shape (gates,).
+        """
+        total = torch.zeros_like(self.sampled)
+        for where, leaf in self._leaves.values():
+            if leaf.grad is not None:
+                total[where].add_(leaf.grad.detach().flatten())
+        return total
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        self.gradient.zero_()
+        for _, leaf in self._leaves.values():
+            leaf.grad = None
 
     def attach(self, model: nn.Module) -> None:
         """Put the gates on the modules of a model."""
@@ -152,17 +156,15 @@ class Gates:
         places: dict[str, list[Place]] = defaultdict(list)
         for slot in {s: None for group in self.structures.groups for s in group.readers}:
             own, dim = axes[slot.tensor], slot.dim
-            terms[slot.tensor].append((self._vector(own, dim), _view(own, dim)))
+            terms[slot.tensor].append(self._over(own, dim))
             for group in dict.fromkeys(groups_in(own[dim])):
                 fold = self._fold(own, group, dim)
                 places[slot.tensor].append((index.units(group), fold))
         for number, layer in enumerate(self.structures.layers):
-            train, probable = self._layers[number]
+            where = slice(index.layer(number), index.layer(number) + 1)
             for writer in layer.writers:
-                terms[writer].append((_choice(train, probable), ()))
-                places[writer].append(
-                    (slice(index.layer(number), index.layer(number) + 1), torch.sum)
-                )
+                terms[writer].append(self._mask(where, ()))
+                places[writer].append((where, torch.sum))
         aliases: dict[str, dict[tuple[nn.Module, str], None]] = defaultdict(dict)
         for name, first in first_names(model).items():
             path, _, key = name.rpartition(".")
@@ -200,7 +202,7 @@ class Gates:
             share: of the ranks that sampled 1, the others' gradients being 0, shape (gates,).
         """
         active, share = active.to(self.sampled), share.to(self.sampled)
-        weight, gradient, inner = (torch.zeros_like(self.gradient) for _ in range(3))
+        weight, gradient, inner = (torch.zeros_like(self.sampled) for _ in range(3))
         for parameter, _, places in self._places:
             if parameter.grad is None:
                 continue
@@ -212,18 +214,19 @@ class Gates:
         gradient = gradient.sqrt() / torch.where(share > 0, share, 1)
         return Norms(weight.sqrt(), gradient / scale.clamp(min=1e-30))
 
-    def _vector(self, axes: Sequence[Axis], dim: int) -> Callable[[bool], Tensor]:
+    def _over(self, axes: Sequence[Axis], dim: int) -> Term:
         """The mask over a dimension, differentiable in training mode."""
-        axis = axes[dim]
+        index, axis = self.structures.index, axes[dim]
         if isinstance(axis, Units):
-            return _choice(*self._groups[axis.group])
+            shape = tuple(-1 if place == dim else 1 for place in range(len(axes)))
+            return self._mask(index.units(axis.group), shape)
         device = self.sampled.device
 
         def mask(training: bool) -> Tensor:
             return spread(
                 axes,
                 dim,
-                lambda group: self._groups[group][0 if training else 1],
+                lambda group: self._mask(index.units(group), (-1,))(training),
                 lambda size: torch.ones(size, device=device),
             )
 
@@ -250,19 +253,8 @@ class Gates:
         return fold
 
 
-def _view(axes: Sequence[Axis], dim: int) -> tuple[int, ...] | None:
-    """The shape in which a vector over a dimension broadcasts; None for what has its shape."""
-    if not isinstance(axes[dim], Units):
-        return None
-    return tuple(-1 if place == dim else 1 for place in range(len(axes)))
-
-
 def _sum_but(tensor: Tensor, dim: int) -> Tensor:
     return tensor.sum([other for other in range(tensor.dim()) if other != dim])
-
-
-def _choice(train: Tensor, probable: Tensor) -> Callable[[bool], Tensor]:
-    return lambda training: train if training else probable
 
 
 def with_gradients(
