@@ -13,7 +13,7 @@ PACKAGE = Path(guyot.__file__).parent
 # From the ground up. A room imports only rooms on lower floors; inside a room everything goes.
 HOUSE = (
     {"types", "errors", "trees"},
-    {"axis", "parallel", "patterns", "polynomial", "storage"},
+    {"axis", "parallel", "patterns", "polynomial", "randomness", "storage"},
     {"surgery", "models", "data", "latency"},
     {"structure"},
     {"complexity", "gates", "estimators", "calibration", "quantum", "rebuild", "record", "rules"}

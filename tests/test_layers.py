@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import io
+import random
 import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cases import CASES, Nested, TwoBranches, counted
@@ -15,8 +17,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from guyot import GuyotWarning, find_structures
+from guyot.errors import UnsupportedError
 from guyot.models.cifar import BasicBlock
-from guyot.surgery import operate
+from guyot.randomness import seed_all
+from guyot.surgery import check_rewritable, operate
 from guyot.types import KeepPlan, Structures
 
 
@@ -340,6 +344,37 @@ def test_branches_that_cannot_go_are_said(name: str) -> None:
     assert not structures.layers
     (said,) = (f.reason for f in structures.frozen if f.name == "1")
     assert re.search(r"cannot be rebuilt without its branch: .*; .*" + reason, said)
+
+
+class Tossed(nn.Module):
+    """Training skips the branch, by a coin that a trace of `forward` tosses once and for all."""
+
+    def __init__(self, toss: Callable[[], float]) -> None:
+        super().__init__()
+        self.linear, self.toss = nn.Linear(6, 6), toss
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training and self.toss() < 0.5 else x + self.linear(x)
+
+
+SOURCES = (random.random, np.random.rand, lambda: torch.rand(()).item())
+
+
+@pytest.mark.parametrize("toss", SOURCES)
+def test_chance_has_no_say_in_the_structure(toss: Callable[[], float]) -> None:
+    model = nn.Sequential(nn.Linear(3, 6), *(Tossed(toss) for _ in range(4)), nn.Linear(6, 2))
+    found: list[Structures] = []
+    for seed in range(5):
+        seed_all(seed)
+        found.append(find_structures(model, (torch.ones(4, 3),)))
+        drawn = [source() for source in SOURCES]
+        seed_all(seed)
+        assert drawn == [source() for source in SOURCES]
+    assert all(str(other) == str(found[0]) for other in found)
+    assert [layer.name for layer in found[0].layers] == ["1", "2", "3", "4"]
+    assert all(layer.stand_ins for layer in found[0].layers)
+    with pytest.raises(UnsupportedError, match=r"forward of 1 .*depends on random numbers"):
+        check_rewritable(model[1], "1", 0)
 
 
 def test_module_called_twice_keeps_its_branch() -> None:

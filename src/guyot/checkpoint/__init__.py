@@ -11,6 +11,5 @@ The folder `step-000000120` of a checkpoint holds
 
 from guyot.checkpoint.checkpointer import FORMAT, VERSION, Checkpointer, checkpoints_in
 from guyot.checkpoint.parts import Stateful
-from guyot.checkpoint.randomness import diverge
 
-__all__ = ["FORMAT", "VERSION", "Checkpointer", "Stateful", "checkpoints_in", "diverge"]
+__all__ = ["FORMAT", "VERSION", "Checkpointer", "Stateful", "checkpoints_in"]

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from guyot.checkpoint.others import collected, misfit, own, warn_number
-from guyot.checkpoint.parts import REMEDY, Stateful, restore
-from guyot.checkpoint.randomness import diverge, random_state, set_random_state
+from guyot.checkpoint.parts import REMEDY, Stateful, restore, restore_random
 from guyot.errors import GuyotError, GuyotWarning, MisconfiguredError, UnsupportedError
 from guyot.parallel import Ranks
+from guyot.randomness import diverge, random_state
 from guyot.session import Discovery
 from guyot.snapshot import branched
 from guyot.storage import (
@@ -276,7 +276,7 @@ class Checkpointer:
                 buffer.copy_(known["buffers"][name])
         for name, part in self._parts.items():
             restore(part, name, known.get(f"parts.{name}", state["parts"][name]), file)
-        set_random_state(known["random"], file)
+        restore_random(known["random"], file)
         if mine is None:
             diverge(self._ranks.rank)
             if not self._ranks.rank:

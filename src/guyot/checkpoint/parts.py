@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from guyot.checks import keeps_elementwise_state
-from guyot.errors import MisconfiguredError
+from guyot.errors import GuyotWarning, MisconfiguredError
+from guyot.randomness import set_random_state
 from guyot.trees import difference
 
 REMEDY = "build model, discovery and the rest as for the first start"
@@ -48,6 +50,22 @@ def restore(part: Stateful, name: str, state: Any, file: Path) -> None:
             problem = str(error).splitlines()[0] if str(error) else type(error).__name__
     if problem is not None:
         raise MisconfiguredError(f"{file}: {name} does not fit: {problem}; {REMEDY}")
+
+
+def restore_random(state: Any, file: Path) -> None:
+    """Give the global sources of random numbers their states; what does not fit names the file."""
+    try:
+        set_random_state(state)
+        saved = len(state["cuda"])
+    except (*UNFIT, RuntimeError) as error:
+        raise MisconfiguredError(f"{file}: random does not fit: {error}") from error
+    if saved != torch.cuda.device_count():
+        warnings.warn(
+            f"{file}: it holds the random states of {saved} GPUs and "
+            f"{torch.cuda.device_count()} are here; theirs start anew",
+            GuyotWarning,
+            stacklevel=3,
+        )
 
 
 def _misfit(optimizer: torch.optim.Optimizer, state: Any) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guyot.checkpoint import Checkpointer, diverge
+from guyot.checkpoint import Checkpointer
 from guyot.config import RunConfig
 from guyot.controller import DiscoveryConfig
 from guyot.data import Batches, Dataset
@@ -20,6 +20,7 @@ from guyot.errors import MisconfiguredError
 from guyot.family import Family
 from guyot.models import build, count_macs
 from guyot.parallel import Ranks
+from guyot.randomness import diverge, seed_all
 from guyot.report import Latency, Network, Outcome, measure, to_dict, widths
 from guyot.running.course import Course
 from guyot.running.folder import RunFolder
@@ -73,6 +74,7 @@ class Job:
         self.test = Batches(dataset, dataset.test, _EVALUATION_BATCH, augment=False)
         images = next(Batches(dataset, dataset.train, 2, augment=False).epoch(0))[0]
         classes = len(dataset.classes)
+        seed_all(config.seed)  # here, since reading data draws the first time and never again
         model = build(config.model, classes, dataset.image_shape)
         check_forward(model, images, config, classes)
         self.model = model.to(config.device).to(memory_format=torch.channels_last)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-import random
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,12 +15,13 @@ from guyot.data import Dataset, load
 from guyot.errors import MisconfiguredError
 from guyot.latency import LatencyTable
 from guyot.quantum import measure_quantum
+from guyot.randomness import isolated
 from guyot.running.machine import remembered
 from guyot.training import prefers_bf16
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """Settle device, threads, precision and rounding; sets the threads and every seed.
+    """Settle device, threads, precision and rounding; sets the threads.
 
     What widths are rounded to is measured if it is not given, for two seconds and once per machine,
     and from then on part of the configuration.
@@ -52,9 +51,6 @@ def resolve(config: RunConfig) -> RunConfig:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    random.seed(config.seed)
-    np.random.seed(config.seed)  # noqa: NPY002 - other libraries may draw from it
-    torch.manual_seed(config.seed)
     threads = torch.get_num_threads()
     return dataclasses.replace(config, device=name, threads=threads, bf16=bf16, round_to=round_to)
 
@@ -123,7 +119,7 @@ def check_forward(model: nn.Module, images: Tensor, config: RunConfig, classes: 
         ", or another image_size" if config.data.startswith("imagefolder") else ""
     )
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), isolated():
             logits = copy.deepcopy(model).train()(images)
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]

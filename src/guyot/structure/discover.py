@@ -10,6 +10,7 @@ from torch import nn
 
 from guyot.errors import GuyotWarning
 from guyot.patterns import Patterns
+from guyot.randomness import isolated
 from guyot.structure.branches import Branch, find_branches
 from guyot.structure.control import BY_USER, Ignored, frozen_by, tie_groups
 from guyot.structure.inference import Inference, infer, name_groups
@@ -65,38 +66,39 @@ def find_structures(
         {'0': 16}
     """
     model = unwrap(model)
-    graph = trace(model, example_inputs)
-    walk = Walk(graph, model)
-    walk.run()
-    ignored = Ignored(walk, model, ignore)
-    names = name_groups(walk)
-    tie_groups(names, tie)
-    trainable = {walk.canonical[name] for name, _ in model.named_parameters()}
-    branches, hopeless = find_branches(graph, walk.canonical, trainable)
-    stays = frozen_by(freeze, names, [*(b.layer.name for b in branches), *hopeless])
-    choices = _choices(model, graph, branches, ignored, stays, hopeless)
-    if not layers:
-        choices, hopeless = [], {}
-    excluded = stays if units else dict.fromkeys(names.of.values(), f"left alone {BY_USER}")
-    refused: dict[str, str] = {}
-    remedies = Remedies(excluded)
+    with isolated():  # a forward that tosses coins gives the same structures every time
+        graph = trace(model, example_inputs)
+        walk = Walk(graph, model)
+        walk.run()
+        ignored = Ignored(walk, model, ignore)
+        names = name_groups(walk)
+        tie_groups(names, tie)
+        trainable = {walk.canonical[name] for name, _ in model.named_parameters()}
+        branches, hopeless = find_branches(graph, walk.canonical, trainable)
+        stays = frozen_by(freeze, names, [*(b.layer.name for b in branches), *hopeless])
+        choices = _choices(model, graph, branches, ignored, stays, hopeless)
+        if not layers:
+            choices, hopeless = [], {}
+        excluded = stays if units else dict.fromkeys(names.of.values(), f"left alone {BY_USER}")
+        refused: dict[str, str] = {}
+        remedies = Remedies(excluded)
 
-    def build() -> Inference:
-        return infer(walk, names, [ways[0] for ways in choices], model, remedies)
+        def build() -> Inference:
+            return infer(walk, names, [ways[0] for ways in choices], model, remedies)
 
-    inference = build()
-    verifier = Verifier(model, example_inputs, graph) if verify else None
-    while verifier and (inference.structures.groups or inference.structures.layers):
-        bad_groups, bad_layers = verifier.failures(inference, [ways[0] for ways in choices])
-        if not bad_groups and not bad_layers:
-            break
-        remedies.after(inference, graph, bad_groups)
-        for number, reason in bad_layers.items():
-            refused[choices[number].pop(0).layer.name] = reason
-        choices = [ways for ways in choices if ways]
         inference = build()
-    for name in (ways[0].layer.name for ways in choices):
-        refused.pop(name, None)
+        verifier = Verifier(model, example_inputs, graph) if verify else None
+        while verifier and (inference.structures.groups or inference.structures.layers):
+            bad_groups, bad_layers = verifier.failures(inference, [ways[0] for ways in choices])
+            if not bad_groups and not bad_layers:
+                break
+            remedies.after(inference, graph, bad_groups)
+            for number, reason in bad_layers.items():
+                refused[choices[number].pop(0).layer.name] = reason
+            choices = [ways for ways in choices if ways]
+            inference = build()
+        for name in (ways[0].layer.name for ways in choices):
+            refused.pop(name, None)
     _warn(excluded, refused)
     _warn_unknown(inference.structures.frozen)
     frozen = inference.structures.frozen + tuple(

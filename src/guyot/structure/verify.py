@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from guyot.axis import best, groups_in
+from guyot.randomness import isolated
 from guyot.structure.branches import Branch
 from guyot.structure.double import DoublePrecision, may_narrow
 from guyot.structure.inference import Inference
@@ -146,7 +147,7 @@ class Verifier:
         modes = {module: module.training for module in model.modules()}
         parameters = [p for p in model.parameters() if p.requires_grad]
         try:
-            with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            with isolated(), torch.enable_grad():
                 outputs = tensors_of(call(model.train(), changed(self.inputs, Tensor.clone)))
                 total = sum(output.sum() for output in outputs if output.requires_grad)
                 if isinstance(total, Tensor):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import fx, nn
 
 from guyot.errors import UnsupportedError
+from guyot.randomness import isolated
 from guyot.types import Layer
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add}
@@ -27,28 +28,43 @@ class Shallow(fx.Tracer):
         return True
 
 
+def in_both_modes(
+    module: nn.Module, name: str, purpose: str, trace: Callable[[nn.Module], fx.Graph]
+) -> tuple[fx.Graph, fx.Graph]:
+    """The graphs of one module's `forward` in training and in evaluation mode.
+
+    Raises:
+        UnsupportedError: `forward` cannot be traced, or draws random numbers as it is traced: the
+            graph would have one outcome for ever.
+    """
+    was_training = module.training
+    graphs: list[fx.Graph] = []
+    problem = f"the forward of {name} ({type(module).__name__}) cannot be {purpose}"
+    try:
+        with isolated() as drawn:
+            for mode in (True, False):
+                module.training = mode
+                graphs.append(trace(module))
+            if drawn():
+                raise UnsupportedError("what it does depends on random numbers")
+    except Exception as error:
+        raise UnsupportedError(f"{problem}: {str(error).strip().splitlines()[0]}") from error
+    finally:
+        module.training = was_training
+    return graphs[0], graphs[1]
+
+
 def _own_graph(owner: nn.Module, name: str) -> fx.Graph:
     """The graph of one module's `forward`, the same in both modes.
 
     Raises:
-        UnsupportedError: `forward` cannot be traced, or depends on `self.training`.
+        UnsupportedError: `forward` cannot be traced, or depends on `self.training` or on chance.
     """
-    was_training = owner.training
-    graphs: list[fx.Graph] = []
-    try:
-        for mode in (True, False):
-            owner.training = mode
-            graphs.append(Shallow().trace(owner))
-    except Exception as error:
-        raise UnsupportedError(
-            f"the forward of {name} ({type(owner).__name__}) cannot be rebuilt without its "
-            f"branch: {str(error).strip().splitlines()[0]}"
-        ) from error
-    finally:
-        owner.training = was_training
-    if str(graphs[0]) != str(graphs[1]):
+    purpose = "rebuilt without its branch"
+    training, evaluating = in_both_modes(owner, name, purpose, Shallow().trace)
+    if str(training) != str(evaluating):
         raise UnsupportedError(f"the forward of {name} depends on self.training")
-    return graphs[0]
+    return training
 
 
 def _is_addition(node: fx.Node) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from guyot.errors import UnsupportedError
-from guyot.surgery.layers import Shallow
+from guyot.surgery.layers import Shallow, in_both_modes
 from guyot.surgery.stand_ins import copy_plain
 from guyot.surgery.windows import WindowAttention, in_windows
 from guyot.types import Restated
@@ -90,21 +90,10 @@ class _Specialised(Shallow):
 
 def _traced(module: nn.Module, name: str, constants: Mapping[str, object]) -> fx.Graph:
     """The graph of a module's own `forward` for both modes."""
-    was_training = module.training
-    graphs: list[fx.Graph] = []
-    try:
-        for mode in (True, False):
-            module.training = mode
-            graphs.append(_Specialised(constants).trace(module))
-    except Exception as error:
-        raise UnsupportedError(
-            f"the forward of {name} ({type(module).__name__}) cannot be written anew: "
-            f"{str(error).strip().splitlines()[0]}"
-        ) from error
-    finally:
-        module.training = was_training
-    _merge(graphs[0], graphs[1], name)
-    return graphs[0]
+    tracer = _Specialised(constants)
+    training, evaluating = in_both_modes(module, name, "written anew", tracer.trace)
+    _merge(training, evaluating, name)
+    return training
 
 
 def _merge(training: fx.Graph, evaluating: fx.Graph, name: str) -> None:
