@@ -56,7 +56,7 @@ def folder_of(root: Path, spoilt: dict[str, bytes]) -> Path:
 def test_corrupt_images_stop_or_are_left_out(tmp_path: Path):
     spoilt = {"train/a/1.png": b"no picture", "train/b/2.png": png()[:50], "test/a/0.png": b""}
     root, cache = folder_of(tmp_path / "images", spoilt), tmp_path / "cache"
-    with pytest.raises(MisconfiguredError, match=r"a/1.png is not .*and 1 more.*on_corrupt=skip"):
+    with pytest.raises(MisconfiguredError, match=r"a/1.png .*\(its format is not known\) \(and 1"):
         load(f"imagefolder:{root}", cache_dir=cache)
     for _ in range(2):  # decoded, then from the cache: told both times
         with pytest.warns(GuyotWarning, match=r"images are left out") as said:
@@ -66,7 +66,7 @@ def test_corrupt_images_stop_or_are_left_out(tmp_path: Path):
         assert all(any(name in text for text in texts) for name in spoilt)
         assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
         assert len(dataset.test) == 7
-    with pytest.raises(MisconfiguredError, match=r"a/1.png is not a readable image"):
+    with pytest.raises(MisconfiguredError, match=r"1.png is not a readable .*on_corrupt=skip"):
         load(f"imagefolder:{root}", cache_dir=cache)
 
 

@@ -26,12 +26,14 @@ class Decoded:
 
     def add(self, read: Callable[[], bytes], where: str, label: int) -> None:
         """Decode what ``read`` gives; ``where`` names it."""
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
 
         try:
             image = Image.open(io.BytesIO(read())).convert("RGB")
         except Exception as error:  # noqa: BLE001 - a decoder may stumble over anything
             reason = str(error).partition("\n")[0] or type(error).__name__
+            if isinstance(error, UnidentifiedImageError):  # Pillow's text names an address
+                reason = "its format is not known"
             self.corrupt.append(f"{where} is not a readable image ({reason})")
             return
         if self._size is not None:
