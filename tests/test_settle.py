@@ -113,7 +113,10 @@ def nested() -> Structures:
         TensorShape("head", (Fixed(4), Fixed(2)), (), trainable=True),
     )
     operations = tuple(Operation(t.name, t.axes, t.layers) for t in tensors)
-    layers = tuple(Layer(n, (n,), n, 0, 1, (n,)) for n in ("outer", "inner"))
+    layers = (
+        Layer("outer", ("outer",), "outer", 0, 1, ("outer", "inner")),
+        Layer("inner", ("inner",), "inner", 0, 1, ("inner",)),
+    )
     groups = (unit_group("u", 2, ("outer", 0)), unit_group("v", 2, ("inner", 0)))
     return Structures(groups, layers, tensors, operations)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from guyot import MisconfiguredError, find_structures
 from guyot.surgery import masks_of
-from guyot.widths import home_layer, physical_plan, protect, quanta_of
+from guyot.widths import physical_plan, protect, quanta_of
 
 NETWORK = residual_network(stream=5, inner=(4, 7))
 TOTAL = NETWORK.index.total
@@ -79,14 +79,14 @@ def test_protection_is_idempotent_and_pure(
 
 
 def test_home_layers() -> None:
-    assert [home_layer(NETWORK, group) for group in NETWORK.groups] == [None, 0, 1]
+    assert [NETWORK.home_of(group) for group in NETWORK.groups] == [None, 0, 1]
     case = CASES["nested"]
     structures = find_structures(case.build(), (case.inputs(),))
     names = [layer.name for layer in structures.layers]
     homes = {
         group.name: None if home is None else names[home]
         for group in structures.groups
-        for home in [home_layer(structures, group)]
+        for home in [structures.home_of(group)]
     }
     assert homes == {"0": None, "1.first": "1", "1.inner.first": "1.inner", "2.first": "2"}
 

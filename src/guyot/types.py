@@ -289,6 +289,11 @@ class Structures:
         held = [self.holders[slot.tensor] for slot in group.members]
         return frozenset.intersection(*held) if held else frozenset()
 
+    def home_of(self, group: UnitGroup) -> int | None:
+        """The innermost layer that holds all of a group, or None."""
+        homes = sorted(self.layers_around(group))
+        return min(homes, key=lambda n: len(self.layers[n].tensors), default=None)
+
 
 @dataclass(frozen=True)
 class GateIndex:

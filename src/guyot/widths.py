@@ -16,7 +16,7 @@ from torch import Tensor
 from guyot.axis import best
 from guyot.errors import MisconfiguredError
 from guyot.patterns import chosen
-from guyot.types import KeepPlan, Structures, UnitGroup, Units
+from guyot.types import KeepPlan, Structures, Units
 
 
 def quanta_of(structures: Structures, round_to: int | Mapping[str, int]) -> tuple[int, ...]:
@@ -36,6 +36,7 @@ def quanta_of(structures: Structures, round_to: int | Mapping[str, int]) -> tupl
         MisconfiguredError: a number below 1, or a pattern that matches no group.
 
     Example:
+        >>> from guyot.types import UnitGroup
         >>> group = UnitGroup("stem", 32, (), ())
         >>> quanta_of(Structures((group,), (), (), ()), {"*": 4, "st*": 16})
         (16,)
@@ -56,12 +57,6 @@ def quanta_of(structures: Structures, round_to: int | Mapping[str, int]) -> tupl
                 least = gcd(blocks, each[group.block.group])
             each[number] = blocks * (wanted // gcd(wanted, group.stride * least))
     return tuple(each)
-
-
-def home_layer(structures: Structures, group: UnitGroup) -> int | None:
-    """The innermost layer that holds all of a group, or None."""
-    homes = sorted(structures.layers_around(group))
-    return min(homes, key=lambda n: len(structures.layers[n].tensors), default=None)
 
 
 def protect(alive: Tensor, score: Tensor, structures: Structures, quanta: Sequence[int]) -> Tensor:
@@ -85,7 +80,7 @@ def protect(alive: Tensor, score: Tensor, structures: Structures, quanta: Sequen
         where = index.units(number)
         least = min(group.size, quanta[number])
         count = int(alive[where].sum())
-        home = home_layer(structures, group)
+        home = structures.home_of(group)
         if home is not None:
             if count == 0:
                 alive[index.layer(home)] = False
@@ -108,7 +103,7 @@ def physical_plan(structures: Structures, alive: Tensor, quanta: Sequence[int]) 
         quanta: per group.
 
     Example:
-        >>> from guyot.types import Slot
+        >>> from guyot.types import Slot, UnitGroup
         >>> group = UnitGroup("a", 8, (Slot("a.weight", 0),), (Slot("b.weight", 1),))
         >>> alive = torch.tensor([1, 1, 0, 0, 1, 0, 0, 0], dtype=torch.bool)
         >>> physical_plan(Structures((group,), (), (), ()), alive, quanta=[4]).kept[0]

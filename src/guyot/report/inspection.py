@@ -13,7 +13,6 @@ from torch import Tensor
 from guyot.complexity import Complexity
 from guyot.settle import floor
 from guyot.types import Slot, Structures, UnitGroup
-from guyot.widths import home_layer
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def inspection_of(structures: Structures) -> Inspection:
     order = {tensor.name: number for number, tensor in enumerate(structures.tensors)}
     found: list[tuple[int, int, GroupEntry | LayerEntry]] = []
     for number, group in enumerate(structures.groups):
-        home = home_layer(structures, group)
+        home = structures.home_of(group)
         gate = index.offsets[number]
         name = None if home is None else layers[home].name
         entry = GroupEntry(group, name, Price(macs[gate], params[gate]))

@@ -119,7 +119,7 @@ def _rounded(space: Space, units: Order) -> State:
         a, b = int(widths[lower]), int(widths[upper])
         worth = (units.benefit - units.price)[g]
         level[g] = upper if float(worth[b] - worth[a]) > 0 else lower
-        home = space.innermost(g)
+        home = space.homes[g]
         if half == 0 and home is not None:
             on[home] = False
     return State(level, on)
@@ -132,9 +132,9 @@ def _within(space: Space, units: Order, target: float, tolerance: float) -> tupl
     first = space.levels < (sizes - units.zeros)[:, None]
     low = State(torch.minimum((last.sum(1) - 1).clamp(min=0), space.top), units.layer_theta >= 1)
     high = State(torch.minimum(first.sum(1), space.top), units.layer_theta > 0)
-    for g in ((units.zeros == sizes) & space.inside.any(1)).nonzero().flatten().tolist():
-        home = space.innermost(g)
-        low.on[home], high.on[home] = False, False
+    for g in (units.zeros == sizes).nonzero().flatten().tolist():
+        if (home := space.homes[g]) is not None:
+            low.on[home], high.on[home] = False, False
     reach = space.levels < units.alive[:, None]
     everything = (
         State(torch.zeros_like(space.top), torch.zeros_like(low.on)),

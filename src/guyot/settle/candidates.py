@@ -56,6 +56,7 @@ class Space:
         self.levels = torch.tensor(padded, dtype=torch.int64).reshape(len(sizes), depth)
         self.inside = _groups_inside(structures)
         self.parents = _layers_inside(structures)
+        self.homes = [structures.home_of(group) for group in structures.groups]
 
     def effective(self, state: State) -> tuple[Tensor, Tensor]:
         """What is really there: widths (0 in a removed layer) and layers (not in a removed one)."""
@@ -69,11 +70,6 @@ class Space:
         """Exact C^, shape (...)."""
         widths, on = self.effective(state)
         return self.complexity.normalised.at(widths, on)
-
-    def innermost(self, group: int) -> int | None:
-        """The smallest layer the whole group lives in."""
-        candidates = self.inside[group].nonzero().flatten().tolist()
-        return max(candidates, key=lambda c: int(self.parents[c].sum()), default=None)
 
 
 def _groups_inside(structures: Structures) -> Tensor:
