@@ -125,6 +125,19 @@ def test_a_huge_nu_leaves_a_path(name: str, nu: float) -> None:
     assert x.grad is not None and x.grad.abs().sum() > 0
 
 
+def test_a_target_that_is_passed_on_the_way_is_told() -> None:
+    """Structures that raise the loss go, whatever nu; the widths are not to blame."""
+
+    class Harmed(Run):
+        def backward(self, x: Tensor, y: Tensor) -> None:
+            self.model(x).square().mean().backward()
+
+    run = Harmed(target=0.9, steps=150, optimizer=lambda p: torch.optim.SGD(p, 1e-9))
+    with pytest.warns(GuyotWarning, match=r"target=0.9 .* 0\.8\d+ was all that was left .* raised"):
+        run.train()
+    assert run.discovery.macs < 0.89 * run.discovery.full_macs
+
+
 def test_random_numbers_are_left_alone() -> None:
     def with_dropout(model: nn.Module) -> nn.Module:
         return nn.Sequential(nn.Dropout(0.2), model)

@@ -191,14 +191,19 @@ def warn_skipped(skipped: int, step: int, reason: str, way_out: str) -> None:
         )
 
 
-def warn_missed(target: float | None, attained: float, quanta: Sequence[int]) -> None:
-    """Say that a target was not met to 1 %, and why."""
-    warnings.warn(
-        f"target={target} was not met: {attained:.4f} is the closest that the widths allow "
-        f"(multiples of {sorted(set(quanta))}); a smaller round_to comes closer",
-        GuyotWarning,
-        stacklevel=4,
+def warn_missed(target: float | None, attained: float, quanta: Sequence[int], left: bool) -> None:
+    """Say that a target was not met to 1 %, and why; ``left``: something more could have stayed."""
+    why = (
+        f"{attained:.4f} is the closest that the widths allow (multiples of "
+        f"{sorted(set(quanta))}); a smaller round_to comes closer"
     )
+    if not left and target is not None and attained < target:
+        why = (
+            f"{attained:.4f} was all that was left when discovery ended, since units and layers "
+            "raised the loss more than they lowered it; that happens by noise when the learning "
+            "rate is high or discovery has few steps: lower the rate, or train for longer"
+        )
+    warnings.warn(f"target={target} was not met: {why}", GuyotWarning, stacklevel=4)
 
 
 NO_PRICE = 1e-7

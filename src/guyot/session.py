@@ -263,6 +263,7 @@ class Discovery(Readings):
             return
         self._agree()
         choice, self.polarised = self._controller.choose(), self._controller.polarised
+        left = bool((self._controller.alive & ~choice.mask).any())
         self._controller.settle(choice.mask)
         self._gates.probable.copy_(self._controller.alive)
         self._gates.bake()
@@ -270,7 +271,8 @@ class Discovery(Readings):
         self._settled, self.attained = True, choice.attained
         self._controller.settle(torch.ones_like(self._controller.alive))
         if not choice.within:
-            warn_missed(self._controller.dials.target, choice.attained, self._controller.quanta)
+            dials, quanta = self._controller.dials, self._controller.quanta
+            warn_missed(dials.target, choice.attained, quanta, left)
 
     @contextlib.contextmanager
     def evaluation(self, batches: Iterable[Any] | None = None) -> Generator[nn.Module]:
