@@ -352,7 +352,7 @@ def test_another_version_of_torch_is_told(saved: Path) -> None:
 
 def test_another_number_of_processes_is_told(saved: Path) -> None:
     edit(saved, "state.json", set_to("ranks", to=[{}, {"position": {"epoch": 7}}]))
-    with pytest.warns(GuyotWarning, match=r"state.json: 3 processes wrote it and 1 goes on, but"):
+    with pytest.warns(GuyotWarning, match=r"state.json: 3 processes wrote it and 1 .*as 3 would"):
         assert checkpointer(Run("mlp"), saved.parent).resume() == {"epoch": 3}
 
 

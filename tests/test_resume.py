@@ -30,6 +30,7 @@ from guyot.errors import (
 )
 from guyot.running import RunFolder, Silent
 
+pytestmark = pytest.mark.timeout(1200)  # processes share what cores there are
 HERE = Path(__file__).parent
 RESULTS = ("model.safetensors", "structure.json")
 

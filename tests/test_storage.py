@@ -93,6 +93,15 @@ def test_trees_come_back(tmp_path_factory: pytest.TempPathFactory, tree: Any) ->
     assert sorted(file.name for file in folder.iterdir()) == ["state.json", "state.safetensors"]
 
 
+def test_whoever_may_read_one_file_may_read_the_other(tmp_path: Path) -> None:
+    for mask, mode in ((0o022, 0o644), (0o007, 0o660)):
+        before = os.umask(mask)
+        write_tree(tmp_path, f"tree{mask}", {"x": torch.ones(2)})
+        os.umask(before)
+        for ending in ("json", "safetensors"):
+            assert (tmp_path / f"tree{mask}.{ending}").stat().st_mode & 0o777 == mode
+
+
 def test_one_tensor_under_two_names(tmp_path: Path) -> None:
     weight = torch.randn(4, 4)
     tree = {"a": weight, "b": [weight, weight.T, weight[1:]], "a.b": {"c": 1}, "a.b.c": weight}

@@ -380,7 +380,7 @@ def _check_manifest(file: Path) -> None:
     if found.get("torch") != str(torch.__version__):
         warnings.warn(
             f"{file}: torch {found.get('torch')} wrote it and this is {torch.__version__}; the "
-            "run goes on, but not bit for bit as it would have",
+            "run goes on, but not bit for bit as with the former",
             GuyotWarning,
             stacklevel=3,
         )

@@ -67,7 +67,8 @@ def warn_number(file: Path, wrote: int, here: int) -> None:
     """Say that the number of ranks is another one."""
     warnings.warn(
         f"{file}: {wrote} process{'es' if wrote > 1 else ''} wrote it and {here} "
-        f"{'go' if here > 1 else 'goes'} on, but not bit for bit as it would have been",
+        f"{'go' if here > 1 else 'goes'} on, but with other random numbers: not bit for bit as "
+        f"{wrote} would",
         GuyotWarning,
         stacklevel=4,
     )

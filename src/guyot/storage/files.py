@@ -124,7 +124,10 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     plain = _plain(tensors)
     try:
+        file.touch()
+        mode = file.stat().st_mode  # as the umask wants it; safetensors lets only the owner read
         save_file(plain, file, metadata={"format": "pt"})
+        file.chmod(mode)
     except (OSError, SafetensorError) as error:
         raise unwritten(file, error) from error
     except (KeyError, ValueError) as error:
