@@ -46,7 +46,7 @@ def set_random_state(state: Any) -> None:
 
 
 @contextlib.contextmanager
-def isolated(seed: int = 0) -> Generator[Callable[[], bool]]:
+def isolated() -> Generator[Callable[[], bool]]:
     """What is drawn on the CPU does not depend on what was drawn before, and leaves no trace.
 
     Gives a function that says whether anything was drawn yet.
@@ -63,13 +63,14 @@ def isolated(seed: int = 0) -> Generator[Callable[[], bool]]:
 
     def now() -> tuple[Any, ...]:
         kind, keys, *rest = np.random.get_state()  # noqa: NPY002
-        return random.getstate(), (kind, bytes(keys), *rest), bytes(torch.get_rng_state().numpy())
+        numpys = (kind, np.asarray(keys).tobytes(), *rest)
+        return random.getstate(), numpys, torch.get_rng_state().numpy().tobytes()
 
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        torch.default_generator.manual_seed(seed)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        torch.default_generator.manual_seed(0)  # not those of GPUs, which are not put back
         begin = now()
         try:
             yield lambda: now() != begin
