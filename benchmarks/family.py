@@ -17,7 +17,6 @@ images are read once, after the last step of a network.
 """
 
 import itertools
-import json
 import math
 import os
 import tempfile
@@ -216,27 +215,6 @@ def train(run: Run, dataset: Dataset) -> Json:
     }
 
 
-def table(folder: Path) -> None:
-    """Print mean and spread over the seeds, by method and size."""
-    found: dict[str, dict[str, list[Json]]] = {}
-    for path in sorted(folder.glob("*-s*.json")):
-        entry = json.loads(path.read_text())
-        for goal, member in entry["members"].items():
-            found.setdefault(entry["run"]["method"], {}).setdefault(goal, []).append(member)
-    for method, sizes in found.items():
-        costs = [sum(row["cost"] for row in rows) / len(rows) for rows in sizes.values()]
-        print(f"\n{method}: {sum(costs) / 1e12:.3g} T MACs of training per seed")
-        print("target   MACs  params   steps  valid.    test  lowest - highest, seeds")
-        for goal, rows in sorted(sizes.items(), reverse=True):
-            mean = {key: sum(row[key] for row in rows) / len(rows) for key in rows[0]}
-            tests = [row["test_accuracy"] for row in rows]
-            print(
-                f"{goal:>6}{mean['macs'] / FULL_MACS:>7.3f}{mean['params'] / 1e6:>7.3f}M"
-                f"{mean['steps'] - mean['first_step']:>8.0f}{mean['validation_accuracy']:>8.2%}"
-                f"{mean['test_accuracy']:>8.2%}  {min(tests):.2%} - {max(tests):.2%}, {len(rows)}"
-            )
-
-
 def synthetic() -> Dataset:
     """scikit-learn's digits in the shape of the images, for --dry-run."""
     small = load("digits")
@@ -256,7 +234,6 @@ def main() -> None:
     runs = select(all_runs(), folder, parser, options)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     if not runs:
-        table(folder)
         return
     dataset = synthetic() if options.dry_run else smaller(cifar10(options), PIXELS)
     carry_out(
@@ -264,7 +241,6 @@ def main() -> None:
         folder,
         lambda run: train(run, dataset),
     )
-    table(folder)
 
 
 if __name__ == "__main__":

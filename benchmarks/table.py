@@ -15,8 +15,7 @@ PAGE = ROOT.parent / "docs" / "benchmarks.md"
 INTRODUCTION = """# Benchmarks
 
 Written by `python benchmarks/table.py` from the JSON files in `benchmarks/results/`, which hold
-the command, the machine, the seed and every epoch of each run. Cells that are missing have not
-been run.
+the command, the machine and the seed of each run. Cells that are missing have not been run.
 
 ## Accuracy at equal MACs
 
@@ -127,6 +126,50 @@ residual branches removed (of 10 in mobilenet_v2, 12 in the vision transformer, 
 
 """
 
+
+def family() -> str:
+    """One row per method and size, and what all sizes cost to train."""
+    cells: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    results = load("family")
+    for result in results:
+        for target, member in result["members"].items():
+            cells[result["run"]["method"], target].append(member)
+    if not cells:
+        return ""
+    full, epochs = results[0]["full_macs"], results[0]["run"]["epochs"]
+    titles = "method | target | MACs kept | parameters | steps | cost, T MACs | test accuracy"
+    lines = [f"| {titles} | seeds |", "|---" * 8 + "|"]
+    for (method, target), found in sorted(cells.items(), key=lambda c: (c[0][0], -float(c[0][1]))):
+        steps = [member["steps"] - member["first_step"] for member in found]
+        lines.append(
+            f"| {method} | {target} | {mean(m['macs'] for m in found) / full:.3f} "
+            f"| {mean(m['params'] for m in found) / 1e3:.0f} k | {mean(steps):,.0f} "
+            f"| {mean(m['cost'] for m in found) / 1e12:.2f} "
+            f"| {spread([100 * m['test_accuracy'] for m in found], 2)} | {len(found)} |"
+        )
+    machines = {
+        f"{r['machine']['cpu']}, {r['machine']['threads']} thread(s), torch {r['machine']['torch']}"
+        for r in results
+    }
+    return (
+        FAMILY.format(epochs=epochs)
+        + "\n".join(lines)
+        + f"\n\n`python benchmarks/family.py --data-dir DIR`, {'; '.join(sorted(machines))}.\n"
+    )
+
+
+FAMILY = """
+## One run, many sizes
+
+ResNet-20 on the CIFAR-10 described above, images averaged down to 16x16 pixels. *family* is one
+run for four sizes, every member as long as {epochs} epochs; its steps and its cost begin where it
+branches off, so what members share is counted once. *separate* is a run of its own for every size,
+*uniform* a uniformly slimmer network. Both are shorter, so that four of them cost as much as the
+family. Cost is that of training: MACs of one image at the present physical widths times images,
+over all steps (the backward pass costs about twice as much again, for all alike).
+
+"""
+
 QUESTIONS = {
     "gates": "A step with gates against a plain one, at full width",
     "structure": "Finding and verifying the structures",
@@ -178,4 +221,4 @@ def costs() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(INTRODUCTION + cifar() + models() + costs())
+    PAGE.write_text(INTRODUCTION + cifar() + models() + family() + costs())

@@ -1,6 +1,7 @@
-"""The functions behind the benchmark of other libraries' models, at tiny sizes."""
+"""The functions behind the benchmarks of other libraries' models and of families, at tiny sizes."""
 
 import importlib
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -148,3 +149,24 @@ def test_the_parts_of_the_text_differ(models: ModuleType) -> None:
     assert not lines["test"] & lines["train"]
     assert not lines["validation"] & (lines["train"] | lines["test"])
     assert len(digest) == 64
+
+
+def test_the_table_of_families(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    table = importlib.import_module("table")
+    monkeypatch.setattr(table, "ROOT", tmp_path)
+    assert table.family() == ""
+    (tmp_path / "results" / "family").mkdir(parents=True)
+    for seed, accuracy in enumerate((0.5, 0.52)):
+        found = {"macs": 50, "params": 2000, "cost": 3e12, "test_accuracy": accuracy}
+        members = {"0.5": found | {"steps": 100, "first_step": 40}}
+        result = {
+            "run": {"method": "family", "epochs": 4, "seed": seed},
+            "full_macs": 100,
+            "members": members,
+            "machine": {"cpu": "abacus", "threads": 1, "torch": "2"},
+        }
+        (tmp_path / "results" / "family" / f"{seed}.json").write_text(json.dumps(result))
+    text = table.family()
+    assert "| family | 0.5 | 0.500 | 2 k | 60 | 3.00 | 51.00 ± 1.41 | 2 |" in text
+    assert "abacus, 1 thread(s), torch 2." in text and "as long as 4 epochs" in text
