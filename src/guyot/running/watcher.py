@@ -67,26 +67,5 @@ class Watcher(Protocol):
         """Training is over; test accuracy and latency come next."""
 
 
-class Silent:
-    """A `Watcher` that ignores everything."""
-
-    def started(self, config: RunConfig, steps: int, macs: int, params: int) -> None:
-        """Ignored."""
-
-    def resumed(self, step: int) -> None:
-        """Ignored."""
-
-    def stepped(self, step: int, loss: float) -> None:
-        """Ignored."""
-
-    def removed(self, removal: Removal) -> None:
-        """Ignored."""
-
-    def branched(self, target: float) -> None:
-        """Ignored."""
-
-    def epoch_ended(self, progress: Progress) -> None:
-        """Ignored."""
-
-    def measuring(self) -> None:
-        """Ignored."""
+class Silent(Watcher):
+    """Wants to know nothing."""
