@@ -16,6 +16,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from guyot import Discovery, DiscoveryConfig, GuyotWarning
+from guyot.checks import warn_missed
 
 EXACT = DiscoveryConfig(round_to=1)
 STEPS = 100
@@ -158,6 +159,14 @@ def test_without_a_plan_nothing_changes() -> None:
     plain = Run()
     plain.steps = run.steps
     assert_identical(plain.train(), run.model)
+
+
+def test_a_target_that_was_missed_says_what_would_help() -> None:
+    with pytest.warns(GuyotWarning, match=r"0\.3900 .* widths .*\[1, 8\]\); a smaller round_to"):
+        warn_missed(0.4, 0.39, (8, 1, 8))
+    with pytest.warns(GuyotWarning, match=r"closest that the units and layers that are") as said:
+        warn_missed(0.4, 0.39, (1, 1))
+    assert "round_to" not in str(said[0].message)
 
 
 @pytest.mark.parametrize("name", ["cifar", "mobile", "dense", "flat_cnn"])

@@ -192,17 +192,26 @@ def warn_skipped(skipped: int, step: int, reason: str, way_out: str) -> None:
 
 
 def warn_missed(target: float | None, attained: float, quanta: Sequence[int], left: bool) -> None:
-    """Say that a target was not met to 1 %, and why; ``left``: something more could have stayed."""
-    why = (
-        f"{attained:.4f} is the closest that the widths allow (multiples of "
-        f"{sorted(set(quanta))}); a smaller round_to comes closer"
-    )
+    """Say that a target was not met to 1 %, and why.
+
+    Args:
+        target: of the run.
+        attained: share of the complexity that is left.
+        quanta: of the groups that are left, what their widths are multiples of.
+        left: whether something more could have stayed.
+    """
+    steps = sorted(set(quanta))
+    why = f"{attained:.4f} is the closest that "
     if not left and target is not None and attained < target:
         why = (
             f"{attained:.4f} was all that was left when discovery ended, since units and layers "
             "raised the loss more than they lowered it; that happens by noise when the learning "
             "rate is high or discovery has few steps: lower the rate, or train for longer"
         )
+    elif any(step > 1 for step in steps):
+        why += f"the widths allow (multiples of {steps}); a smaller round_to comes closer"
+    else:
+        why += "the units and layers that are left come to: each is a step as large as that"
     warnings.warn(f"target={target} was not met: {why}", GuyotWarning, stacklevel=4)
 
 
