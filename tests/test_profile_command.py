@@ -83,7 +83,7 @@ def test_measurements_from_elsewhere(tmp_path: Path) -> None:
     [
         (["digit"], "model='digit' is unknown, did you mean digits"),
         (["digits", "--batch", "0"], "--batch=0: give at least 1"),
-        (["digits", "--shape", "8x"], "--shape='8x': give the shape of an image, such as 3x32x32"),
+        (["digits", "--input-size", "8x"], "--input-size='8x': give pixels as 224 or 3x224x224"),
         (["digits", "--device", "abacus"], "--device='abacus' cannot be used"),
         (["digits", "--output", "no/such/table.json"], "--output=.* its folder does not exist"),
         (["digits", "--measurements", "phone.json"], "--measurements='phone.json' cannot be read"),

@@ -11,7 +11,13 @@ from guyot.models.cifar import (
     resnet56,
     resnet110,
 )
-from guyot.models.named import build, build_with_inputs, natural_classes, natural_shape
+from guyot.models.named import (
+    build,
+    build_with_inputs,
+    image_shape,
+    natural_classes,
+    natural_shape,
+)
 
 __all__ = [
     "MODELS",
@@ -19,6 +25,7 @@ __all__ = [
     "build_with_inputs",
     "count_macs",
     "digits_resnet",
+    "image_shape",
     "natural_classes",
     "natural_shape",
     "resnet",

@@ -14,6 +14,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -82,6 +83,31 @@ def natural_shape(name: str) -> ImageShape | None:
         return None
     source, key = _find(name)
     return _ZOOS[source].shape(key)
+
+
+def image_shape(name: str, size: str | None = None) -> ImageShape | None:
+    """(C, H, W) of the images that a network gets: of that size, else what it was made for.
+
+    Args:
+        name: of the network.
+        size: pixels of a side, or all three numbers.
+
+    Raises:
+        MisconfiguredError: nobody knows the name, or the size is no size.
+
+    Example:
+        >>> image_shape("digits"), image_shape("digits", "16"), image_shape("my:net", "3x64x32")
+        ((1, 8, 8), (1, 16, 16), (3, 64, 32))
+    """
+    natural = natural_shape(name)
+    if size is None:
+        return natural
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*x[1-9]\d*)?", size):
+        raise MisconfiguredError(f"input_size={size!r}: give pixels as 224 or 3x224x224")
+    first, *others = map(int, size.split("x"))
+    if others:
+        return first, others[0], others[1]
+    return 3 if natural is None else natural[0], first, first
 
 
 def natural_classes(name: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 
 from guyot.errors import MisconfiguredError
 from guyot.latency import Measurement, agreement, fit
-from guyot.models import build, natural_shape
+from guyot.models import build, image_shape
 from guyot.profiling import Profile, profile
 from guyot.running.setup import usable
 from guyot.structure import find_structures
@@ -22,7 +21,7 @@ _SLOWEST = 8
 
 def profile_model(  # noqa: PLR0913 - what the command asks
     model: str,
-    shape: str | None = None,
+    input_size: str | None = None,
     *,
     classes: int = 10,
     batch: int = 1,
@@ -36,7 +35,7 @@ def profile_model(  # noqa: PLR0913 - what the command asks
 
     Args:
         model: a name that `guyot.models.build` knows.
-        shape: of one image, "3x32x32"; None: what the model was made for.
+        input_size: of an image, "32" or "3x32x32"; None: what the model was made for.
         classes: of the classifier.
         batch: images per pass.
         device: where to measure.
@@ -53,14 +52,17 @@ def profile_model(  # noqa: PLR0913 - what the command asks
             raise MisconfiguredError(f"{name}={value}: give at least 1")
     if not output.parent.is_dir():
         raise MisconfiguredError(f"output={str(output)!r}: its folder does not exist, make it")
-    sizes = _shape(model, shape)
+    sizes = image_shape(model, input_size)
+    if sizes is None:
+        raise MisconfiguredError(
+            f"model={model!r} does not say what it takes: give input_size, such as 3x224x224"
+        )
     usable(device)
     if threads is not None:
         torch.set_num_threads(threads)
     network = build(model, classes, sizes).to(device).to(memory_format=torch.channels_last)
     images = torch.randn(batch, *sizes, device=device)
-    if len(sizes) == 3:
-        images = images.contiguous(memory_format=torch.channels_last)
+    images = images.contiguous(memory_format=torch.channels_last)
     if measurements is None:
         found = profile(network, (images,), seconds=seconds)
     else:
@@ -72,20 +74,6 @@ def profile_model(  # noqa: PLR0913 - what the command asks
         found = Profile(table, tuple(networks), agreed, structures)
     found.table.save(output)
     return found
-
-
-def _shape(model: str, given: str | None) -> tuple[int, ...]:
-    natural = natural_shape(model)
-    if given is None:
-        if natural is None:
-            raise MisconfiguredError(
-                f"shape=None: {model} is a factory of yours, give the shape of an image, such as "
-                "3x32x32"
-            )
-        return tuple(natural)
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", given):
-        raise MisconfiguredError(f"shape={given!r}: give the shape of an image, such as 3x32x32")
-    return tuple(int(size) for size in given.split("x"))
 
 
 def _read(path: Path) -> list[Measurement]:

@@ -1,6 +1,5 @@
 """`guyot inspect`."""
 
-import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +13,7 @@ from rich.tree import Tree
 
 from guyot.cli.app import OUTPUT, Json, Quiet, app, option, print_json
 from guyot.errors import MisconfiguredError
-from guyot.models import build_with_inputs, natural_classes, natural_shape
+from guyot.models import build_with_inputs, image_shape, natural_classes
 from guyot.report import GroupEntry, Inspection, LayerEntry, Price, count_text, inspection_of
 from guyot.structure import find_structures
 from guyot.types import Slot
@@ -28,6 +27,7 @@ _SHOWN = 4
 Model = Annotated[
     str,
     typer.Argument(
+        metavar="MODEL",
         help="resnet20, torchvision:resnet50, timm:vit_tiny_patch16_224, a plain name of one of "
         "them, or package.module:factory of your own.",
         show_default=False,
@@ -75,7 +75,7 @@ def inspect(  # noqa: PLR0913 - one parameter per option
     """
     if batch < 1:
         raise MisconfiguredError(f"batch={batch}: give at least 1")
-    shape = _shape(model, input_size)
+    shape = image_shape(model, input_size)
     count = natural_classes(model) if classes is None else classes
     network, inputs = build_with_inputs(model, count, shape)
     if inputs is None or input_size is not None:
@@ -106,24 +106,6 @@ def inspect(  # noqa: PLR0913 - one parameter per option
         console.print(_tree(seen, None if all else _SHOWN))
     for line in _frozen(seen, None if all else _SHOWN):
         console.print(line, markup=False, highlight=False)
-
-
-def _shape(model: str, size: str | None) -> tuple[int, int, int] | None:
-    """What images look like: as given, else as the network was made for.
-
-    Raises:
-        MisconfiguredError: the size is no size.
-    """
-    natural = natural_shape(model)
-    if size is None:
-        return natural
-    numbers = tuple(int(n) for n in re.findall(r"\d+", size))
-    if not re.fullmatch(r"\d+(x\d+x\d+)?", size) or min(numbers) < 1:
-        raise MisconfiguredError(f"input_size={size!r}: give pixels as 224 or 3x224x224")
-    if len(numbers) == 3:
-        return numbers
-    channels = 3 if natural is None else natural[0]
-    return channels, numbers[0], numbers[0]
 
 
 def _head(model: str, seen: Inspection) -> Iterator[str]:

@@ -14,13 +14,14 @@ _WHAT, _HOW = "What to measure", "How"
 Model = Annotated[
     str,
     typer.Argument(
+        metavar="MODEL",
         help="resnet56, digits, a torchvision or timm name, or package.module:factory.",
         show_default=False,
     ),
 ]
 Output = Annotated[Path, option(_HOW, "File to write (table.json).")]
-Shape = Annotated[
-    str | None, option(_WHAT, "Of an image, such as 3x32x32 (what the model was made for).")
+InputSize = Annotated[
+    str | None, option(_WHAT, "224, or 3x224x224 (what the network was made for).")
 ]
 Classes = Annotated[int, option(_WHAT, "Of the classifier (10).")]
 Batch = Annotated[int, option(_WHAT, "Images per forward pass (1).")]
@@ -35,7 +36,7 @@ Seconds = Annotated[float, option(_HOW, "About how long to measure (20).")]
 @app.command()
 def profile(  # noqa: PLR0913 - one parameter per option
     model: Model,
-    shape: Shape = None,
+    input_size: InputSize = None,
     classes: Classes = 10,
     batch: Batch = 1,
     measurements: Measurements = None,
@@ -57,7 +58,7 @@ def profile(  # noqa: PLR0913 - one parameter per option
     try:
         found = running.profile_model(
             model,
-            shape,
+            input_size,
             classes=classes,
             batch=batch,
             device=device,
