@@ -6,6 +6,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -137,7 +138,7 @@ def _result(folder: Path) -> dict[str, Any] | None:
 def _error(log: Path, code: int | None) -> str:
     with contextlib.suppress(OSError):
         if lines := log.read_text(encoding="utf-8").strip().splitlines():
-            return lines[-1]
+            return re.sub(r"^guyot\.errors\.\w+: ", "", lines[-1])
     return f"its process ended with code {code}"
 
 

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from guyot.cli.app import INTERRUPTED, Json, Quiet, app, option, print_json
+from guyot.cli.app import INTERRUPTED, Json, Quiet, app, option, print_json, printable
 from guyot.config import DIALS, RunConfig
 from guyot.errors import MisconfiguredError
 from guyot.report import count_text
@@ -18,7 +18,10 @@ from guyot.sweep import OBJECTIVES, Sweep, run
 
 _WHAT, _VARY, _RUN = "What to train", "What to try", "The sweep"
 
-Out = Annotated[Path, typer.Argument(help="Folder of the sweep, new or to go on with.")]
+Out = Annotated[
+    Path,
+    typer.Argument(metavar="FOLDER", help="Folder of the sweep, new or to go on with."),
+]
 Config = Annotated[Path | None, option(_WHAT, "A config.json with settings for all runs.")]
 Data = Annotated[str | None, option(_WHAT, f"As in guyot train ({RunConfig.data}).")]
 Model = Annotated[str | None, option(_WHAT, "As in guyot train.")]
@@ -31,11 +34,18 @@ Threads = Annotated[int | None, option(_WHAT, "Of the CPU, for each run.")]
 RoundTo = Annotated[
     int | None, option(_WHAT, "Widths are multiples of it (measured, in every run anew).")
 ]
-Dial = "0.3,0.5,0.7 for a grid, 0.1..2 for a search"
-Target = Annotated[str | None, option(_VARY, f"{Dial}.")]
-Nu = Annotated[str | None, option(_VARY, f"Instead of target: {Dial}.")]
-Alpha = Annotated[str | None, option(_VARY, f"{Dial}.")]
-Beta = Annotated[str | None, option(_VARY, f"{Dial}.")]
+_EXAMPLES = {"target": ("0.3,0.5,0.7", "0.2..0.8"), "nu": ("0.1,0.3,1", "0.1..2")}
+
+
+def _dial(name: str) -> str:
+    grid, search = _EXAMPLES.get(name, ("0,0.5,1", "0..1"))
+    return f"{grid} for a grid, {search} for a search"
+
+
+Target = Annotated[str | None, option(_VARY, f"{_dial('target')}.")]
+Nu = Annotated[str | None, option(_VARY, f"Instead of target: {_dial('nu')}.")]
+Alpha = Annotated[str | None, option(_VARY, f"{_dial('alpha')}.")]
+Beta = Annotated[str | None, option(_VARY, f"{_dial('beta')}.")]
 Trials = Annotated[int, option(_VARY, "Runs of a search (20).")]
 Objective = Annotated[str, option(_VARY, f"Some of {','.join(OBJECTIVES)} (accuracy,macs).")]
 Workers = Annotated[int, option(_RUN, "Runs at a time (1).")]
@@ -99,9 +109,11 @@ def sweep(  # noqa: PLR0913 - one parameter per option
     if json:
         print_json(found)
     else:
-        Console(width=80).print(_table(found))
-        for name, error in found["failed"].items():
-            typer.echo(f"{name} failed: {error}", err=True)
+        if found["trials"]:
+            Console(width=80).print(_table(found))
+        for error in dict.fromkeys(found["failed"].values()):
+            names = [name for name, reason in found["failed"].items() if reason == error]
+            typer.echo(f"error: {', '.join(names)} failed: {printable(error)}", err=True)
     if found["failed"]:
         raise typer.Exit(1)
 
@@ -125,7 +137,7 @@ def _values(name: str, text: str) -> list[float] | tuple[float, float]:
             return float(low), float(high)
         return [float(value) for value in text.split(",")]
     except ValueError as error:
-        raise MisconfiguredError(f"{name}={text!r}: give {Dial}") from error
+        raise MisconfiguredError(f"{name}={text!r}: give {_dial(name)}") from error
 
 
 def _table(found: dict[str, Any]) -> Table:
