@@ -161,19 +161,6 @@ def test_bad_input_is_one_paragraph(
     assert [path.name for path in tmp_path.iterdir()] == ["something"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--epoch", "3"], "No such option: --epoch.*--epochs"),
-        (["--lr", "fast"], "Invalid value for .--lr.: .*number"),
-    ],
-)
-def test_mistyped_options(arguments: list[str], message: str):
-    result = run("train", *arguments)
-    assert result.exit_code == 2
-    assert re.search(message, result.output, re.DOTALL)
-
-
 def test_warnings_become_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def train(*_: object, **__: object) -> None:
         warnings.warn("one group was left out", GuyotWarning, stacklevel=1)
