@@ -35,7 +35,7 @@ class Cost:
     Raises:
         MisconfiguredError: a negative weight, no weight at all, or latency without its table.
 
-    Example:
+    Examples:
         >>> Cost(macs=1, params=3).shares
         (0.25, 0.75, 0.0)
         >>> Cost.of(0.25).shares

@@ -41,7 +41,7 @@ def save(
             nor plain data.
         StorageError: the folder cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile, guyot
         >>> mlp = nn.Sequential(nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 4))
         >>> found = {"units": {"0": [1, 5, 9]}, "removed_layers": []}

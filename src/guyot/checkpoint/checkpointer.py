@@ -72,7 +72,7 @@ class Checkpointer:
         MisconfiguredError: `keep` below 1, a part that has no state, or a discovery of another
             model.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> def start(folder):
         ...     model = nn.Linear(3, 2)

@@ -58,7 +58,7 @@ def find_structures(
             of several sizes are tied.
         UnsupportedError: the model cannot be traced.
 
-    Example:
+    Examples:
         >>> import torch
         >>> mlp = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
         >>> found = find_structures(mlp, (torch.ones(2, 8),))
