@@ -131,11 +131,11 @@ def test_what_fails_is_told(tmp_path: Path) -> None:
     assert found["trials"] == []
     (error,) = found["failed"].values()
     assert error.startswith("target=0.001 is below")
-    result = command("sweep", str(tmp_path), *QUICK, "--target", "0.001,0.002", "--quiet")
+    result = command("sweep", str(tmp_path), *QUICK, "--target", "0.001,0.0005", "--quiet")
     assert (result.exit_code, result.stdout) == (1, "")
     reasons = result.stderr.strip().splitlines()
     assert [re.search(r"^error: \w{12} failed: target=0\.(\d+)", line)[1] for line in reasons] == [  # type: ignore[index]
-        "001", "002",
+        "001", "0005",
     ]  # fmt: skip
 
 
