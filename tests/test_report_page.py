@@ -25,12 +25,13 @@ from guyot import find_structures, report, running
 from guyot.config import RunConfig
 from guyot.errors import MisconfiguredError
 from guyot.report import History, read_runs, render, write_plots
+from guyot.report.page.curves import QUANTITIES, limits
 from guyot.report.page.drawing import Drawing, draw
 from guyot.report.page.labels import label, overlap
 from guyot.report.page.network import blocks
 from guyot.report.page.planes import front
 from guyot.report.page.scale import Scale, log_ticks, ticks
-from guyot.report.page.style import style
+from guyot.report.page.style import HUES, style
 from guyot.report.page.summary import goal
 from guyot.running.journal import describe
 
@@ -249,6 +250,23 @@ def test_many_runs_differ_in_hue_or_marker_and_in_hue_or_dash():
     assert len({(look.hue, look.dash) for look in looks}) == 49
 
 
+def test_a_name_gives_way_to_a_line():
+    point, room = [(50.0, 50.0)], (0.0, 0.0, 100.0, 100.0)
+    line, longer = (50.0, 49.0, 100.0, 51.0), (0.0, 49.0, 100.0, 51.0)
+    (free,), (left,), (above,) = (label(point, ["a"], room, x) for x in ([], [line], [longer]))
+    assert [(place.anchor, place.rows) for place in (free, left, above)] == [
+        ("start", 0), ("end", 0), ("middle", 1),
+    ]  # fmt: skip
+    assert overlap(left.box, line) == overlap(above.box, longer) == 0
+
+
+def test_slow_steps_of_one_run_do_not_hide_another():
+    (time,) = (quantity for quantity in QUANTITIES if quantity.key == "time")
+    fast, slow = [(0.0, 1.0), (1.0, 1.0), (2.0, 9.0)], [(0.0, 50.0), (1.0, 60.0), (2.0, 900.0)]
+    assert limits(time, [fast, fast[:2]])[1] == pytest.approx(1.06 * 9)
+    assert limits(time, [fast[:2], [*slow, (3.0, 60.0)]])[1] == pytest.approx(1.06 * 240)
+
+
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=8))
 def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]]):
     costs, gains = [float(c) for c, _ in points], [float(g) for _, g in points]
@@ -342,7 +360,8 @@ def page(browser: Any, page_file: Path) -> Iterator[Any]:
     assert said == []
 
 
-BOXES = """() => [...document.querySelectorAll('section, h2, h3, figure, svg, table, .legend')]
+BOXES = """() => [...document.querySelector('main').querySelectorAll(
+        'section, h2, h3, figure, svg, table, .legend')]
     .filter(e => e.getClientRects().length)
     .map(e => { const b = e.getBoundingClientRect();
                 return [b.x, b.y + scrollY, b.width, b.height].map(Math.round); })"""
@@ -466,7 +485,9 @@ def test_the_cursor_reads_all_curves(page: Any, runs: list[History]):
     assert text is not None and text.startswith("epoch 3.00")
     last = runs[0].of("epoch")[-1]
     assert f"{100 * last['validation_accuracy']:.1f} %" in text
-    assert text.count("half") == text.count("full") == 5
+    lines = [line.split("\t") for line in text.splitlines() if "\t" in line]
+    assert [line[0] for line in lines] == ["", "half", "shallow", "full"]
+    assert {len(line) for line in lines} == {6} and "–" not in text
     page.keyboard.press("ArrowLeft")
     assert (tip(page) or "").startswith("epoch 2.97")
     assert "epoch 2.97" in page.locator("#live").inner_text()
@@ -541,6 +562,9 @@ def test_light_and_dark(page: Any):
         seen.append(color(page, "--paper"))
         for name in ("--ink", "--soft", "--accent", "--gone"):
             assert contrast(color(page, name), seen[-1]) >= 4.5, (theme, name)
+        for hue in HUES:
+            rgb = tuple(int(hue[place : place + 2], 16) for place in (1, 3, 5))
+            assert contrast(rgb, seen[-1]) >= 3, (theme, hue)
         toggle.click()
     assert seen[0] == seen[1] and sum(seen[1]) > 700 and sum(seen[2]) < 100
     assert toggle.inner_text() == "Theme: auto"

@@ -143,7 +143,10 @@ def read_runs(folders: Iterable[str | Path]) -> list[History]:
         try:
             found.append(_read(path, name))
         except (OSError, ValueError) as error:
-            problems.append(f"run={str(path)!r} is not a folder that `guyot train` wrote ({error})")
+            reason = error if path.is_dir() else "there is no such folder"
+            problems.append(
+                f"run={str(path)!r} is not a folder that `guyot train` wrote ({reason})"
+            )
     if len({path.resolve() for path in paths}) < len(paths):
         problems.append("a run is given twice: give every run once")
     if problems:

@@ -15,6 +15,7 @@ from guyot.report.page.network import blocks
 from guyot.report.page.planes import COSTS, ends, front
 from guyot.report.page.style import DASHES, HUES, MATPLOTLIB_MARKERS
 from guyot.report.page.style import marker as marker_of
+from guyot.report.table import count_text
 
 _WIDTH = 6.9
 """Inches: the text width of a page with one column."""
@@ -82,7 +83,8 @@ def _plots(runs: Sequence[History]) -> Iterator[tuple[str, float, Callable[[Any]
     """Name, height in inches, and what draws it."""
     shown = [q for q in QUANTITIES if any(points(run, q) for run in runs)]
     if shown:
-        yield "curves", 1.25 * len(shown) + 0.3, lambda figure: _curves(figure, runs, shown)
+        height = 1.25 * len(shown) + 0.3 + 0.17 * -(-len(runs) // 4)
+        yield "curves", height, lambda figure: _curves(figure, runs, shown)
     for key, title, cost in COSTS:
         if len(ends(runs, cost).costs) > 1:
             yield f"accuracy-{key}", 3.2, lambda f, t=title, c=cost: _plane(f, runs, t, c)
@@ -104,10 +106,9 @@ def _dash(number: int) -> Any:
 def _curves(figure: Any, runs: Sequence[History], shown: Sequence[Quantity]) -> None:
     axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
     for axis, quantity in zip(axes, shown, strict=True):
-        values: list[float] = []
-        for number, run in enumerate(runs):
+        lines = [points(run, quantity) for run in runs]
+        for number, (run, found) in enumerate(zip(runs, lines, strict=True)):
             look = {"color": HUES[number % len(HUES)], "linestyle": _dash(number)}
-            found = points(run, quantity)
             style = "steps-post" if quantity.stepped else "default"
             marker = MATPLOTLIB_MARKERS[marker_of(number)]
             axis.plot(
@@ -119,8 +120,7 @@ def _curves(figure: Any, runs: Sequence[History], shown: Sequence[Quantity]) -> 
                 markersize=3,
                 **look,
             )
-            values += [value for _, value in found]
-        low, high, log = limits(quantity, values)
+        low, high, log = limits(quantity, lines)
         axis.set(ylim=(low, high), yscale="log" if log else "linear", title=quantity.title)
         if quantity.text is percent:
             axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
@@ -129,7 +129,7 @@ def _curves(figure: Any, runs: Sequence[History], shown: Sequence[Quantity]) -> 
             for axis in axes:
                 axis.axvspan(start, stop, color="#f0eee8", zorder=0)
     else:
-        axes[0].legend(ncols=min(4, len(runs)), loc="upper right")
+        figure.legend(*axes[0].get_legend_handles_labels(), ncols=4, loc="outside upper left")
     axes[-1].set_xlabel("epoch")
 
 
@@ -157,8 +157,8 @@ def _plane(
             markersize=6,
         )
     axis.set(xlim=(0, None), xlabel=title, ylabel=f"{end.accuracy}, %")
-    axis.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useMathText=True)
-    axis.legend(loc="best")
+    axis.xaxis.set_major_formatter(_short)
+    figure.legend(loc="outside right upper")
 
 
 def _network(figure: Any, found: Sequence[Any]) -> None:
@@ -170,18 +170,23 @@ def _network(figure: Any, found: Sequence[Any]) -> None:
         places.append((top + bottom) / 2)
         for number, box in enumerate(block.boxes):
             y, share = top + number + 0.5, box.after / max(1, box.before)
-            _bar(left, y, 0.7, (1.0, share), edge)
+            _bar(left, y, 0.7, (1.0, 0.0 if box.group is None else share), edge)
             if box.stride > 1:
                 cuts = [unit / box.before for unit in range(1, box.before)]
                 left.vlines(cuts, y - 0.35, y + 0.35, color="white", linewidth=0.6)
             left.text(1.03, y, _change(box.before, box.after), va="center", fontsize=6)
         _bar(right, places[-1], 0.7, (block.macs, block.left), edge)
     left.set(title="units before (outline) and after", xlim=(0, 1.35), xticks=[])
+    left.spines["bottom"].set_visible(False)
     names = [f"{block.name} {block.inside}".rstrip() for block in found]
     left.set_yticks(places, names, fontsize=6)
     left.set_ylim(bottom + 0.2, -0.2)
     right.set(title="MACs before (outline) and after", xlim=(0, None))
-    right.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4), useMathText=True)
+    right.xaxis.set_major_formatter(_short)
+
+
+def _short(value: float, _: object) -> str:
+    return count_text(round(value))
 
 
 def _lines(block: Any) -> int:
@@ -216,7 +221,7 @@ def _maps(figure: Any, run: History, maps: Sequence[Any]) -> None:
     axes = list(figure.subplots(-(-len(maps) // 4), 4, squeeze=False, sharex=True).flat)
     for axis in axes:
         axis.set_axis_off()
-    for axis, rows in zip(axes, maps, strict=False):
+    for place, (axis, rows) in enumerate(zip(axes, maps, strict=False)):
         axis.set_axis_on()
         count = len(rows.names)
         axis.imshow(
@@ -235,4 +240,4 @@ def _maps(figure: Any, run: History, maps: Sequence[Any]) -> None:
         change = _change(rows.before, rows.after)
         axis.set_title(f"{_end(rows.title, 38 - len(change))}  {change}", fontsize=5)
         axis.set(yticks=[], xlim=extent, ylim=(count, 0))
-        axis.tick_params(labelsize=6)
+        axis.tick_params(labelsize=6, labelbottom=place + 4 >= len(maps))

@@ -116,7 +116,7 @@ def _structure(outcome: Outcome) -> list[str]:
     for width in outcome.widths:
         blocks.setdefault(width.name.rpartition(".")[0], []).append(width)
     names = [name or "(root)" for name in blocks]
-    indent = min(max((len(name) for name in names), default=0), 24) + 2
+    indent = min(max((len(name) for name in names), default=0), 40) + 2
     result = ["widths per block"]
     for name, found in zip(names, blocks.values(), strict=True):
         text = ", ".join(_width(width) for width in found)

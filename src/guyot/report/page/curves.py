@@ -56,6 +56,16 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def _left(key: str, title: str, **more: Any) -> Quantity:
+    """What is left of a count, as a share."""
+
+    def share(run: History, line: Any) -> float:
+        return line[key] / run.network[key]
+
+    title = f"{title}, share of the full network"
+    return Quantity(key, title, "steps", share, percent, stepped=True, zero=True, **more)
+
+
 QUANTITIES = (
     Quantity("loss", "Training loss, nats", "steps", lambda _, x: x["loss"], "{:.3g}".format),
     Quantity(
@@ -67,26 +77,13 @@ QUANTITIES = (
         note="thin: on training batches",
         other=lambda _, x: x["accuracy"],
     ),
-    Quantity(
+    _left(
         "macs",
-        "MACs, share of the full network",
-        "steps",
-        lambda run, x: x["macs"] / run.network["macs"],
-        percent,
-        stepped=True,
-        zero=True,
+        "MACs",
         note="thin: complexity that the keep probabilities expect",
         other=lambda _, x: x["expected_complexity"],
     ),
-    Quantity(
-        "params",
-        "Parameters, share of the full network",
-        "steps",
-        lambda run, x: x["params"] / run.network["params"],
-        percent,
-        stepped=True,
-        zero=True,
-    ),
+    _left("params", "Parameters"),
     Quantity(
         "time",
         "Time of a training step, milliseconds",
@@ -203,15 +200,16 @@ def curves(runs: Sequence[History], styles: Sequence[Style]) -> Curves:
     )
 
 
-def limits(quantity: Quantity, values: Sequence[float]) -> tuple[float, float, bool]:
-    """Range of the vertical axis, and whether it is logarithmic."""
-    low, high = min(values), max(values)
+def limits(quantity: Quantity, lines: Sequence[Sequence[Point]]) -> tuple[float, float, bool]:
+    """Range of the vertical axis for some curves, and whether it is logarithmic."""
+    found = [[y for _, y in line] for line in lines if line]
+    low, high = min(map(min, found)), max(map(max, found))
     if quantity.key == "loss" and low > 0 and high > _LOG_RANGE * low:
         return low / 1.15, high * 1.15, True
     if quantity.zero:
-        usual = _OUTLIER * statistics.median(values)
-        return 0.0, 1.06 * min(high, max(usual, values[-1])), False
-    return *around(values, least=0.02), False
+        usual = max(max(_OUTLIER * statistics.median(line), line[-1]) for line in found)
+        return 0.0, 1.06 * min(high, usual), False
+    return *around([low, high], least=0.02), False
 
 
 def _panel(
@@ -223,10 +221,9 @@ def _panel(
 ) -> Panel:
     main = [points(run, quantity) for run in runs]
     thin = [points(run, quantity, second=True) for run in runs]
-    values = [y for line in (*main, *thin) for _, y in line]
-    low, high, log = limits(quantity, values)
+    low, high, log = limits(quantity, [*main, *thin])
     up = Scale(low, high, top + _PANEL, top, log)
-    outside = sum(value > high for value in values)
+    outside = sum(y > high for line in (*main, *thin) for _, y in line)
 
     def drawn(run: Style, line: Sequence[Point], other: Sequence[Point]) -> Curve:
         placed = [(across(x), up(y)) for x, y in line]

@@ -9,7 +9,7 @@ from itertools import product
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels."""
 
-_LETTER, _ABOVE, _BELOW, _MARK, _LINE = 6.6, 10.0, 3.0, 7.0, 14.0
+_LETTER, _SPACE, _ABOVE, _BELOW, _MARK, _LINE = 6.6, 8.0, 10.0, 3.0, 7.0, 14.0
 _ROWS = 12
 """How many lines away from its mark a name may go."""
 
@@ -22,11 +22,24 @@ class Label:
     y: float
     anchor: str
     box: Box
-    far: bool
+    rows: int = 0
+
+    @property
+    def far(self) -> bool:
+        """Too far from its mark to go without a line between them."""
+        return self.rows > 1
 
 
-def label(points: Sequence[tuple[float, float]], names: Sequence[str], room: Box) -> list[Label]:
+def label(
+    points: Sequence[tuple[float, float]],
+    names: Sequence[str],
+    room: Box,
+    lines: Sequence[Box] = (),
+) -> list[Label]:
     """Beside its mark, else above or below it, else the nearest free place.
+
+    Marks and other names are never covered if there is room; lines only if the next free place is
+    rows away.
 
     Example:
         >>> found = label([(50, 50), (60, 50)], ["a", "b"], (0, 0, 100, 100))
@@ -36,10 +49,13 @@ def label(points: Sequence[tuple[float, float]], names: Sequence[str], room: Box
     marks = [(x - _MARK, y - _MARK, x + _MARK, y + _MARK) for x, y in points]
     placed: list[Label] = []
     for (x, y), name in zip(points, names, strict=True):
-        others = [*marks, *(other.box for other in placed)]
+        others = [*marks, *(_wider(other.box) for other in placed)]
         tried = _places(x, y, _LETTER * len(name))
-        scored = ((_covered(found.box, others, room), n, found) for n, found in enumerate(tried))
-        placed.append(min(scored, key=lambda one: one[:2])[2])
+        scored = (
+            (_covered(found.box, others, room), _crossed(found, lines), n, found)
+            for n, found in enumerate(tried)
+        )
+        placed.append(min(scored, key=lambda one: one[:3])[3])
     return placed
 
 
@@ -50,12 +66,12 @@ def _places(x: float, y: float, length: float) -> Iterator[Label]:
     for line, up in product(range(1, _ROWS + 1), (True, False)):
         baseline = y + 4 + _LINE * (-line if up else line)
         for anchor, shift in (("middle", 0), ("start", 8), ("end", -8)):
-            yield _at(x + shift, baseline, anchor, length, far=line > 1)
+            yield _at(x + shift, baseline, anchor, length, line)
 
 
-def _at(x: float, y: float, anchor: str, length: float, *, far: bool = False) -> Label:
+def _at(x: float, y: float, anchor: str, length: float, rows: int = 0) -> Label:
     left = x - {"start": 0.0, "middle": length / 2, "end": length}[anchor]
-    return Label(x, y, anchor, (left, y - _ABOVE, left + length, y + _BELOW), far)
+    return Label(x, y, anchor, (left, y - _ABOVE, left + length, y + _BELOW), rows)
 
 
 def _covered(box: Box, others: Sequence[Box], room: Box) -> float:
@@ -63,6 +79,16 @@ def _covered(box: Box, others: Sequence[Box], room: Box) -> float:
     inside = overlap(box, room)
     outside = (box[2] - box[0]) * (box[3] - box[1]) - inside
     return 10 * max(0.0, round(outside, 6)) + sum(overlap(box, other) for other in others)
+
+
+def _wider(box: Box) -> Box:
+    """With the space that keeps two names on a line apart."""
+    return box[0] - _SPACE, box[1], box[2] + _SPACE, box[3]
+
+
+def _crossed(place: Label, lines: Sequence[Box]) -> float:
+    """What lines under a name are worth in rows away from its mark."""
+    return place.rows + 2.5 * any(overlap(place.box, line) > 0 for line in lines)
 
 
 def overlap(one: Box, other: Box) -> float:

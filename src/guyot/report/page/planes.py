@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from guyot.report.history import History
 from guyot.report.page.curves import Tick, percent
@@ -12,8 +13,8 @@ from guyot.report.page.scale import Scale, around, path, steps, ticks
 from guyot.report.page.style import Style
 from guyot.report.table import count_text
 
-WIDTH, HEIGHT = 540, 330
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 18, 14, 46
+WIDTH, HEIGHT = 540, 342
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 18, 26, 46
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,14 @@ def _plane(
     low, high = around(end.accuracies, margin=0.15, least=0.01)
     up = Scale(low, min(high, 1.0), HEIGHT - _BOTTOM, _TOP)
     best = [(across(end.costs[i]), up(end.accuracies[i])) for i in front(end.costs, end.accuracies)]
+    corners = [*steps(best), (WIDTH - _RIGHT, best[-1][1])]
+    lines = [
+        (min(a, c) - 1, min(b, d) - 1, max(a, c) + 1, max(b, d) + 1)
+        for (a, b), (c, d) in pairwise(corners)
+    ]
     places = [(across(x), up(y)) for x, y in zip(end.costs, end.accuracies, strict=True)]
     names = [runs[number].name for number in end.numbers]
-    labels = label(places, names, (_LEFT + 2, _TOP + 8, WIDTH, HEIGHT - _BOTTOM - 2))
+    labels = label(places, names, (_LEFT + 2, _TOP, WIDTH, HEIGHT - _BOTTOM - 2), lines)
     return Plane(
         title,
         end.accuracy,
@@ -152,5 +158,5 @@ def _plane(
         ],
         [Tick(up(value), f"{100 * value:g} %") for value in ticks(up.low, up.high, 5)],
         Tick(across(min(full)), "full network") if len(full) == 1 else None,
-        path([*steps(best), (WIDTH - _RIGHT, best[-1][1])]),
+        path(corners),
     )

@@ -27,24 +27,26 @@
   // -- the tooltip ---------------------------------------------------------------------------
 
   const tip = document.getElementById("tip");
-  const rows = (title, pairs) => {
-    const head = document.createElement("b");
-    head.textContent = title;
-    const list = document.createElement("dl");
-    for (const [name, value] of pairs) {
-      const dt = document.createElement("dt"), dd = document.createElement("dd");
-      [dt.textContent, dd.textContent] = [name, value];
-      list.append(dt, dd);
-    }
-    return [head, list];
+  const made = (tag, ...inside) => {
+    const element = document.createElement(tag);
+    element.append(...inside);
+    return element;
   };
+  const list = (pairs) =>
+    made("dl", ...pairs.flatMap(([name, value]) => [made("dt", name), made("dd", value)]));
+  const table = (heads, lines) => made(
+    "table",
+    made("tr", ...["", ...heads].map((head) => made("th", head))),
+    ...lines.map(([name, values]) => made("tr", made("th", name), ...values.map((value) => made("td", value)))),
+  );
   const say = (title, pairs) => [title, ...pairs.map(([name, value]) => `${name} ${value}`)].join(", ");
   const live = document.getElementById("live");
   const announce = (title, pairs) => { live.textContent = say(title, pairs); };
-  const show = (x, y, title, pairs) => {
-    tip.replaceChildren(...rows(title, pairs));
+  const show = (x, y, title, pairs) => put(x, y, title, list(pairs));
+  const put = (x, y, title, body) => {
+    tip.replaceChildren(made("b", title), body);
     const { width, height } = tip.getBoundingClientRect();
-    const left = x + 16 + width > root.clientWidth ? x - 16 - width : x + 16;
+    const left = Math.min(x + 16, root.clientWidth - width - 8);
     const top = y + 16 + height > innerHeight ? y - 12 - height : y + 16;
     tip.style.transform = `translate(${Math.max(4, left)}px, ${Math.max(4, top)}px)`;
     tip.style.visibility = "visible";
@@ -97,10 +99,11 @@
       return best;
     };
     let epoch = last;
-    const read = () => panels.flatMap(({ title, x, text }) => names.flatMap((name, run) => {
-      const place = visible(run) ? nearest(x[run], epoch) : -1;
-      return place < 0 ? [] : [[names.length > 1 ? `${title}, ${name}` : title, text[run][place]]];
-    }));
+    const titles = panels.map(({ title }) => title);
+    const read = () => names.flatMap((name, run) => visible(run)
+      ? [[name, panels.map(({ x, text }) => text[run][nearest(x[run], epoch)] ?? "–")]]
+      : []);
+    const paired = ([, values]) => titles.map((title, place) => [title, values[place]]);
     const move = (to, x, y) => {
       epoch = Math.min(last, Math.max(0, to));
       const box = curves.getBoundingClientRect();
@@ -108,11 +111,16 @@
       line.setAttribute("transform", `translate(${at} 0)`);
       line.style.visibility = "visible";
       const scale = box.width / curves.viewBox.baseVal.width;
-      show(x ?? box.left + at * scale, y ?? Math.max(box.top, 60) + 20, `epoch ${epoch.toFixed(2)}`, read());
+      const lines = read(), several = names.length > 1;
+      put(
+        x ?? box.left + at * scale, y ?? Math.max(box.top, 60) + 20, `epoch ${epoch.toFixed(2)}`,
+        several ? table(titles, lines) : list(paired(lines[0])),
+      );
     };
     const press = (to) => {
       keep(() => move(to));
-      announce(`epoch ${epoch.toFixed(2)}`, read());
+      const spoken = (line) => paired(line).map((pair) => pair.join(" ")).join(", ");
+      announce(`epoch ${epoch.toFixed(2)}`, read().map((line) => [`${line[0]}:`, spoken(line)]));
     };
     const leave = () => { line.style.visibility = "hidden"; hide(); };
     curves.addEventListener("pointermove", (event) => {
