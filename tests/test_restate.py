@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from guyot import UnsupportedError, find_structures, rebuild
+from guyot import GuyotWarning, UnsupportedError, find_structures, rebuild
 from guyot.surgery import operate
 from guyot.surgery.restate import restate
 from guyot.types import KeepPlan, Restated, Structures
@@ -112,6 +112,28 @@ def test_a_model_with_fewer_heads_is_built_again(name: str) -> None:
     kept = {"units": {structures.groups[number].name: [0, 2]}, "removed_layers": []}
     rebuild(again, (x,), kept).load_state_dict(model.state_dict())
     assert torch.equal(again.eval()(x), model.eval()(x))
+
+
+class Folded(Baked):
+    """Heads are folded into the batch, as in BoTNet."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        b, n, c = x.shape
+        heads = self.qkv(x).view(b, n, 3, self.num_heads, c // self.num_heads)
+        q, k, v = heads.permute(2, 0, 3, 1, 4).reshape(3, b * self.num_heads, n, -1).unbind(0)
+        out = (q @ k.transpose(1, 2)).softmax(-1) @ v
+        out = out.view(b, self.num_heads, n, -1).transpose(1, 2)
+        return self.proj(out.reshape(b, n, c))
+
+
+def test_no_length_follows_that_holds_the_batch() -> None:
+    torch.manual_seed(0)
+    model, x = Model(Folded()).eval(), torch.randn(2, 4, 5)
+    with pytest.warns(GuyotWarning, match="units of attention.* cannot be removed"):
+        structures = find_structures(model, (x,))
+    assert all(group.size != 3 for group in structures.groups)
+    operate(model, structures, KeepPlan({0: torch.tensor([0, 1])}))
+    torch.testing.assert_close(model(x)[:1], model(x[:1]))
 
 
 def test_dropout_follows_the_mode() -> None:

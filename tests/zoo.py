@@ -56,6 +56,8 @@ BRANCHES: dict[str, Branches] = {
     "torchvision.models.swin_transformer.SwinTransformerBlock": 2,
     "torchvision.models.swin_transformer.SwinTransformerBlockV2": 2,
     "torchvision.models.vision_transformer.EncoderBlock": 2,
+    "timm.layers.bottleneck_attn.BottleneckAttn": 1,  # scores of positions beside those of pixels
+    "timm.layers.bottleneck_attn.PosEmbedRel": 1,  # along one side of the image and the other
     "timm.layers.global_context.GlobalContext": flag("mlp_add"),
     "timm.models._efficientnet_blocks.ConvBnAct": flag("has_skip"),
     "timm.models._efficientnet_blocks.DepthwiseSeparableConv": flag("has_skip"),
@@ -159,12 +161,8 @@ BRANCHES: dict[str, Branches] = {
     "transformers.models.llama.modeling_llama.LlamaDecoderLayer": 2,
     "transformers.models.t5.modeling_t5.T5LayerCrossAttention": 1,
     "transformers.models.t5.modeling_t5.T5LayerFF": 1,
-    # The first attention of a stack also computes the bias of positions that all others add, in
-    # one forward with its queries, keys and values, which torch.fx cannot trace: without its
-    # branch nobody would compute the bias, so it stays, and guyot says so.
-    "transformers.models.t5.modeling_t5.T5LayerSelfAttention": (
-        lambda block: int(not block.SelfAttention.has_relative_attention_bias)
-    ),
+    # The first one of a stack stays: it also computes the bias of positions that all add.
+    "transformers.models.t5.modeling_t5.T5LayerSelfAttention": 1,
     "transformers.models.vit.modeling_vit.ViTLayer": 2,
 }
 """Class of a block -> residual branches in its own `forward`."""

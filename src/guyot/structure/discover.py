@@ -81,19 +81,18 @@ def find_structures(
             choices, hopeless = [], {}
         excluded = stays if units else dict.fromkeys(names.of.values(), f"left alone {BY_USER}")
         refused: dict[str, str] = {}
-        remedies = Remedies(excluded)
+        remedies = Remedies(excluded, _called_once(model, graph))
 
         def build() -> Inference:
             return infer(walk, names, [ways[0] for ways in choices], model, remedies)
 
         inference = build()
         verifier = Verifier(model, example_inputs, graph) if verify else None
-        while verifier and (inference.structures.groups or inference.structures.layers):
-            bad_groups, bad_layers = verifier.failures(inference, [ways[0] for ways in choices])
-            if not bad_groups and not bad_layers:
-                break
-            remedies.after(inference, graph, bad_groups)
-            for number, reason in bad_layers.items():
+        while verifier and (bad := verifier.bad_groups(inference, remedies.hopeful(inference))):
+            remedies.after(inference, bad)
+            inference = build()
+        while verifier and (bad := verifier.bad_layers(inference, [ways[0] for ways in choices])):
+            for number, reason in bad.items():
                 refused[choices[number].pop(0).layer.name] = reason
             choices = [ways for ways in choices if ways]
             inference = build()
@@ -126,6 +125,12 @@ def _choices(
         else:
             found.append(possible)
     return found
+
+
+def _called_once(model: nn.Module, trace: Trace) -> dict[str, type[nn.Module]]:
+    """The classes of the modules that are called once."""
+    once = {name for name, calls in trace.calls.items() if name and len(calls) == 1}
+    return {name: type(module) for name, module in model.named_modules() if name in once}
 
 
 def _warn(groups: dict[str, str], layers: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ from torch import fx
 
 from guyot.axis import groups_in
 from guyot.structure.attributes import learned, numbers_of
-from guyot.structure.axes import Dim, leaves
+from guyot.structure.axes import Dim, find, leaves
 from guyot.structure.trace import module_of
 from guyot.structure.walk import Walk
 from guyot.types import Attribute, Axis, Fixed, Restated
@@ -73,7 +73,7 @@ def restated(
     for module in sorted(modules):
         names: dict[Axis, str] = {}
         sizes = tuple(
-            (name_of(node), tuple(_sizes(numbers, dims, axis, own, names)))
+            (name_of(node), tuple(_sizes(numbers, dims, axis, own, names, find(walk.batch))))
             for node, numbers, dims in every[module]
         )
         (call,) = walk.trace.calls[module]
@@ -89,11 +89,16 @@ def _sizes(
     axis: Callable[[Dim], Axis],
     own: set[Dim],
     names: dict[Axis, str],
+    batch: Dim,
 ) -> Iterator[int | str | None]:
-    """What is to be stated: what may change by attributes, what weights have by numbers."""
+    """What is to be stated: what may change by attributes, what weights have by numbers.
+
+    An attribute must not hold the batch of the example, so nothing is stated for what is folded
+    into the batch; verification tells whether the `forward` follows by itself.
+    """
     for number, dim in zip(numbers, dims, strict=True):
         resolved = axis(dim)
-        if number != dim.size:  # -1, or a symbol
+        if number != dim.size or batch in leaves(dim):  # -1, a symbol, or another batch's
             yield None
         elif not isinstance(resolved, Fixed):
             yield names.setdefault(resolved, f"length_{len(names) + 1}")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from guyot.axis import best, groups_in
+from guyot.errors import UnsupportedError
 from guyot.randomness import isolated
 from guyot.structure.branches import Branch
 from guyot.structure.double import DoublePrecision, may_narrow
@@ -50,57 +51,101 @@ class Verifier:
         with self.precision():
             self.trains = self._runs_in_training(self.model)
 
-    def failures(
-        self, inference: Inference, branches: Sequence[Branch]
-    ) -> tuple[dict[int, str], dict[int, str]]:
-        """Groups and layers that must not be touched: number -> reason.
+    def bad_groups(
+        self, inference: Inference, hopeful: Callable[[int], bool] = lambda _: False
+    ) -> dict[int, str]:
+        """Groups that must not be touched: number -> reason.
 
-        Groups are tried with all layers in place, since a branch that is gone computes nothing:
-        all at once, and so that any two which meet in a tensor are cut one without the other
-        (`C // num_heads` is right again when both lose a third). Then layers, all at once and every
-        other one, with the groups that passed cut as well. Forward and backward in training mode
-        are tried where all of a kind are cut.
+        They are tried with all layers in place, since a branch that is gone computes nothing: all
+        at once, and so that any two which meet in a tensor are cut one without the other
+        (`C // num_heads` is right again when both lose a third).
+
+        Args:
+            inference: what was found.
+            hopeful: whether another way is known for a group; the search ends with the first such.
+        """
+        self.structures = inference.structures
+        self.replay = Replay(self.model, self.inputs, self.trace, inference, ())
+        groups = [("group", n) for n in range(len(self.structures.groups))]
+        parts = [[groups[n] for n in part] for part in apart(self.structures)]
+        found = self._culprits((groups, *parts), [], hopeful)
+        return {number: reason for (_, number), reason in found.items()}
+
+    def bad_layers(self, inference: Inference, branches: Sequence[Branch]) -> dict[int, str]:
+        """Layers that must not be touched: number -> reason.
+
+        Those some of whose tensors would stay come first: no forward pass need show them. Then all
+        are tried at once and every other one, with all groups cut as well, which have passed.
         """
         self.structures = inference.structures
         self.replay = Replay(self.model, self.inputs, self.trace, inference, branches)
         groups = [("group", n) for n in range(len(self.structures.groups))]
         layers = [("layer", n) for n in range(len(self.structures.layers))]
+        if partly_gone := self._partly_gone():
+            return partly_gone
+        trials = (layers, layers[::2], layers[1::2])
+        found = self._culprits(trials, groups, lambda _: False)
+        return {number: reason for (_, number), reason in found.items()}
+
+    def _culprits(
+        self,
+        trials: Sequence[list[Suspect]],
+        sound: list[Suspect],
+        hopeful: Callable[[int], bool],
+    ) -> dict[Suspect, str]:
+        """Try one set of suspects after the other; the first in training mode as well."""
         found: dict[Suspect, str] = {}
-        parts = [[groups[n] for n in part] for part in apart(self.structures)]
-        for some in (groups, *parts):
-            left = [group for group in some if group not in found]
-            self._search(left, [], found, train=some is groups)
-        sound = [group for group in groups if group not in found]
-        for some in (layers, layers[::2], layers[1::2]):
-            left = [layer for layer in some if layer not in found]
-            self._search(left, sound, found, train=some is layers)
-        bad_groups = {n: reason for (kind, n), reason in found.items() if kind == "group"}
-        bad_layers = {n: reason for (kind, n), reason in found.items() if kind == "layer"}
-        return bad_groups, bad_layers
+        for some in trials:
+            left = [suspect for suspect in some if suspect not in found]
+            self._search(left, sound, found, hopeful, train=some is trials[0])
+        return found
 
     def _search(
         self,
         suspects: list[Suspect],
         sound: list[Suspect],
         found: dict[Suspect, str],
+        hopeful: Callable[[int], bool],
         *,
         train: bool,
     ) -> None:
         """Halve the suspects until every culprit is known; ``train``: in training mode as well."""
-        if not suspects:
+        if not suspects or any(hopeful(number) for _, number in found):
             return
-        reason = self._try([*sound, *suspects], train)
-        if reason is None:
+        plan = self._plan([*sound, *suspects])
+        trouble = self._trouble(plan, train)
+        if trouble is None:
             return
         if len(suspects) == 1:
-            found[suspects[0]] = reason
+            found[suspects[0]] = self._reason(plan, trouble)
             return
         before = len(found)
         middle = len(suspects) // 2
-        self._search(suspects[:middle], sound, found, train=train)
-        self._search(suspects[middle:], sound, found, train=train)
+        self._search(suspects[:middle], sound, found, hopeful, train=train)
+        self._search(suspects[middle:], sound, found, hopeful, train=train)
         if len(found) == before:
-            found.update(dict.fromkeys(suspects, f"only together with others: {reason}"))
+            reason = f"only together with others: {self._reason(plan, trouble)}"
+            found.update(dict.fromkeys(suspects, reason))
+
+    def _partly_gone(self) -> dict[int, str]:
+        """Layers some of whose tensors stay when all layers go."""
+        structures, found = self.structures, dict[int, str]()
+        while True:
+            some = frozenset(n for n in range(len(structures.layers)) if n not in found)
+            plan = KeepPlan({}, some)
+            module = copy.deepcopy(self.model)
+            try:
+                operate(module, structures, plan)
+            except UnsupportedError:  # trying them says of which
+                return found
+            left = removed_tensors(structures, plan) & named_tensors(module).keys()
+            if not left:
+                return found
+            for name in sorted(left):
+                outermost = max(
+                    structures.holders[name] & some, key=lambda n: len(structures.layers[n].tensors)
+                )
+                found.setdefault(outermost, _stays(name))
 
     def _plan(self, suspects: list[Suspect]) -> KeepPlan:
         generator = torch.Generator().manual_seed(0)
@@ -113,33 +158,41 @@ class Verifier:
         return KeepPlan(kept, frozenset(n for kind, n in suspects if kind == "layer"))
 
     @torch.no_grad()
-    def _try(self, suspects: list[Suspect], train: bool) -> str | None:
-        """Why leaving the suspects out goes wrong; None when all is well."""
-        with self.precision():
-            return self._compare(self._plan(suspects), train and self.trains)
-
-    def _compare(self, plan: KeepPlan, train: bool) -> str | None:
-        try:
-            masked = self.replay.masked(plan)
-            sliced = self.replay.sliced(plan)
-        except Exception as error:  # noqa: BLE001  (whatever a user's forward raises)
-            return f"the graph does not run without it: {_first_line(error)}"
-        if not _close(masked, sliced):
-            return "masking and slicing it give different outputs"
+    def _trouble(self, plan: KeepPlan, train: bool) -> str | None:
+        """What goes wrong when the module is really cut; None when it is the masked network."""
         module = copy.deepcopy(self.model)
+        with self.precision():
+            own, trouble = self._own(module, plan)
+            if trouble is not None:
+                return trouble
+            if not _close(own, self.replay.masked(plan)):
+                return "the model's own forward gives another output than its graph"
+            if train and self.trains and not self._runs_in_training(module):
+                return "the model's forward and backward in training mode do not run without it"
+        return None
+
+    @torch.no_grad()
+    def _reason(self, plan: KeepPlan, trouble: str) -> str:
+        """The trouble, unless the graph has some, too: then a rule is wrong, not a `forward`."""
+        with self.precision():
+            try:
+                if not _close(self.replay.masked(plan), self.replay.sliced(plan)):
+                    return "masking and slicing it give different outputs"
+            except Exception as error:  # noqa: BLE001  (whatever an operator raises)
+                return f"the graph does not run without it: {_first_line(error)}"
+        return trouble
+
+    def _own(self, module: nn.Module, plan: KeepPlan) -> tuple[list[Tensor], str | None]:
+        """The outputs of a copy of the model that is really cut, or what is wrong with it."""
         try:
             operate(module, self.structures, plan)
             with evaluation_mode(module):
                 own = tensors_of(call(module, changed(self.inputs, Tensor.clone)))
         except Exception as error:  # noqa: BLE001  (whatever a user's forward raises)
-            return f"the model's own forward does not run without it: {_first_line(error)}"
+            return [], f"the model's own forward does not run without it: {_first_line(error)}"
         if left := removed_tensors(self.structures, plan) & named_tensors(module).keys():
-            return f"{min(left)} stays, since its module computes something else as well"
-        if not _close(own, sliced):
-            return "the model's own forward gives another output than its graph"
-        if train and not self._runs_in_training(module):
-            return "the model's forward and backward in training mode do not run without it"
-        return None
+            return own, _stays(min(left))
+        return own, None
 
     def _runs_in_training(self, model: nn.Module) -> bool:
         """Do forward and backward run in training mode? Leaves no trace."""
@@ -217,6 +270,10 @@ def _close(left: list[Tensor], right: list[Tensor]) -> bool:
         and bool(((a - b).abs().max() <= TOLERANCE * (1 + b.abs().max())) & a.isfinite().all())
         for a, b in zip(left, right, strict=True)
     )
+
+
+def _stays(name: str) -> str:
+    return f"{name} stays, since its module computes something else as well"
 
 
 def _first_line(error: Exception) -> str:

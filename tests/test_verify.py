@@ -1,0 +1,88 @@
+"""What verification costs: how often it cuts the network does not follow its depth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from test_restate import Baked
+from torch import Tensor, nn
+
+from guyot import find_structures
+from guyot.structure.verify import Verifier
+from guyot.types import KeepPlan, Structures
+
+
+class Checked(nn.Module):
+    """A branch that goes by stand-ins only, since its `forward` checks what its norm makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = nn.LayerNorm(12), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        torch._assert(y.shape[-1] == 12, "another width")
+        return x + self.linear(y)
+
+
+class Written(nn.Module):
+    """A length is a number that no remedy follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(12, 8), nn.Linear(8, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.one.weight.shape[0] == 8, "eight it has to be"
+        return self.two(self.one(x).relu())
+
+
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch) -> list[KeepPlan]:
+    """The plans that verification tries from here on."""
+    plans: list[KeepPlan] = []
+    trouble = Verifier._trouble
+
+    def counted(self: Verifier, plan: KeepPlan, train: bool) -> str | None:
+        plans.append(plan)
+        return trouble(self, plan, train)
+
+    monkeypatch.setattr(Verifier, "_trouble", counted)
+    return plans
+
+
+def found(block: Callable[[], nn.Module], depth: int) -> Structures:
+    torch.manual_seed(0)
+    ends = nn.Linear(5, 12), nn.Linear(12, 2)
+    model = nn.Sequential(ends[0], *(block() for _ in range(depth)), ends[1])
+    return find_structures(model, (torch.randn(2, 4, 5),))
+
+
+def test_modules_of_a_class_are_written_anew_together(tries: list[KeepPlan]) -> None:
+    assert len(found(Baked, 2).restated) == 2
+    few = len(tries)
+    tries.clear()
+    structures = found(Baked, 8)
+    assert len(structures.restated) == 8
+    assert sum(group.size == 3 for group in structures.groups) == 8
+    assert len(tries) <= few + 4  # halving, twice the depth each
+
+
+def test_layers_that_would_stay_in_part_are_known_without_a_try(tries: list[KeepPlan]) -> None:
+    assert len(found(Checked, 2).layers) == 2
+    few = len(tries)
+    tries.clear()
+    structures = found(Checked, 8)
+    assert len(structures.layers) == 8 and all(layer.stand_ins for layer in structures.layers)
+    assert len(tries) == few
+
+
+@pytest.mark.filterwarnings("ignore:units of")
+def test_every_culprit_is_found_among_the_sound() -> None:
+    structures = found(lambda: nn.Sequential(Written(), nn.Linear(12, 9), nn.Linear(9, 12)), 3)
+    sound = {f"{n}.{part}" for n in (1, 2, 3) for part in ("0.two", "1", "2")}
+    assert {group.name for group in structures.groups} == sound | {"0"}
+    reasons = {f.name: f.reason for f in structures.frozen}
+    assert all("eight it has to be" in reasons[f"{n}.0.one"] for n in (1, 2, 3))
