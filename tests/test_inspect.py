@@ -142,6 +142,15 @@ def test_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert inspected("mine.py:plain", "--input-size", "3x9x9")["input_shapes"] == [[2, 3, 9, 9]]
 
 
+def test_what_a_norm_refuses_is_said_readably():
+    text = run("inspect", "timm:test_vit", "--input-size", "32").stdout
+    assert max(map(len, text.splitlines())) <= 80
+    stays = " ".join(text.partition("\nstays\n")[2].split())
+    assert "cls_token: the statistics of blocks.0.norm1 (LayerNorm) run over it" in stays
+    assert re.search(r"blocks\.0\.attn\.qkv.*: the scores of blocks\.0\.attn sum over it", stays)
+    assert re.search(r"layer blocks\.0 ", text) and re.search(r"blocks\.0\.mlp\.fc1 +192", text)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from guyot import find_structures
 from guyot.complexity import Complexity
-from guyot.types import Structures
+from guyot.types import KeepPlan, Structures
 
 SEEDS = st.integers(0, 99)
 TOKENS = torch.randint(0, 11, (2, 5), generator=torch.Generator().manual_seed(0))
@@ -155,6 +155,56 @@ def test_products_with_a_parameter(hidden: int, einsum: bool, seed: int) -> None
     assert sorted(group.size for group in structures.groups) == sorted([6, hidden, 6])
 
 
+class Encoder(nn.Module):
+    """A block of a transformer, with its norms before, after or once for both branches."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.attention, self.mlp = Attention(3, 1, 2, "separate", False), SwiGLU(5, False, False)
+        self.one, self.two, self.how = nn.LayerNorm(6), nn.LayerNorm(6), how
+        self.scale = nn.Parameter(torch.full((6,), 1e-6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "post-norm":
+            x = self.one(x + self.attention(x))
+            return self.two(x + self.mlp(x))
+        if self.how == "parallel":
+            y = self.one(x)
+            return x + self.attention(y) + self.scale * self.mlp(y)
+        x = x + self.scale * self.attention(self.one(x))
+        return x + self.mlp(self.two(x))
+
+
+@pytest.mark.parametrize("gone", [{"attention"}, {"mlp"}, {"attention", "mlp"}])
+@pytest.mark.parametrize("how", ["pre-norm", "post-norm", "parallel"])
+def test_both_branches_of_a_block_may_go(how: str, gone: set[str]) -> None:
+    torch.manual_seed(0)
+    model = network(Encoder(how))
+    structures = find_structures(model, (TOKENS,))
+    inside = [{name.split(".")[1] for name in layer.tensors} for layer in structures.layers]
+    (attention,) = (n for n, modules in enumerate(inside) if "attention" in modules)
+    assert sorted([attention, 1 - attention]) == [0, 1] and "mlp" in inside[1 - attention]
+    assert "scale" in inside[1 - attention if how == "parallel" else attention] or "post" in how
+    units = {group.name: group.size for group in structures.groups}
+    assert units["1.mlp.gate"] == 5 and 3 in units.values()
+    assert any("(LayerNorm) run over it" in frozen.reason for frozen in structures.frozen)
+
+    sliced = copy.deepcopy(model)
+    removed = frozenset(n for n in (0, 1) if ("attention" if n == attention else "mlp") in gone)
+    difference, left = masked_against_sliced(sliced, structures, KeepPlan({}, removed), (TOKENS,))
+    assert difference < 1e-10 and len(left.layers) == 2 - len(gone)
+    assert gone.isdisjoint(name.split(".")[1] for name in sliced.state_dict())
+    assert float(Complexity(left).full.macs) == count_macs(sliced, (TOKENS,))
+
+
+class GRN(nn.Module):
+    """As in ConvNeXt V2, over tokens: every channel's norm over the mean of all channels'."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        norms = x.norm(dim=1, keepdim=True)
+        return x + x * norms / (norms.mean(-1, keepdim=True) + 1e-6)
+
+
 class Between(nn.Module):
     """Something between two linear layers."""
 
@@ -171,6 +221,7 @@ REFUSED: dict[str, tuple[Callable[[], Callable[[Tensor], Tensor]], str]] = {
     "softmax": (lambda: lambda x: x.softmax(-1), r"1 sums over it \(softmax\)"),
     "layer norm": (lambda: nn.LayerNorm(8), r"the statistics of 1.what \(LayerNorm\) run over it"),
     "rms norm": (lambda: nn.RMSNorm(8), r"the statistics of 1.what \(RMSNorm\) run over it"),
+    "global response norm": (GRN, "1.what reduces over it"),
     "mean": (lambda: lambda x: x - x.mean(-1, keepdim=True), "1 reduces over it"),
     "sum": (lambda: lambda x: x.cumsum(-1), "1 adds up along it"),
     "roll": (lambda: lambda x: x.roll(1, -1), "1 moves its entries"),

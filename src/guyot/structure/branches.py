@@ -2,9 +2,10 @@
 
 The *cone* of an operand of an addition is everything that serves only this operand: all users of
 its operators lie in the cone or are the addition. An addition `a = u + v` closes a residual branch
-u when u's cone reads v itself (the identity shortcut) or something that v's cone reads too, as it
-is or pooled (a projection). What else the cone reads is context: masks, positions, an encoder's
-output. Where both operands have weights, the branch is the one with more of them.
+u when u's cone reads v itself (the identity shortcut), maybe through a norm that parallel branches
+share, or something that v's cone reads too, as it is or pooled (a projection). What else the cone
+reads is context: masks, positions, an encoder's output. Where both operands have weights, the
+branch is the one with more of them.
 """
 
 from __future__ import annotations
@@ -111,12 +112,30 @@ def _sides(
     cones = [_cone(operand, node, fed, used) for operand in operands]
     for side in sorted((0, 1), key=lambda side: -cones[side].weights):
         cone, shortcut = cones[side], operands[1 - side]
-        if cone.weights and (shortcut in cone.reads or cone.reads & _pooled(cones[1 - side].reads)):
+        if cone.weights and (
+            any(_normalised(read, shortcut, fed) for read in cone.reads)
+            or cone.reads & _pooled(cones[1 - side].reads)
+        ):
             yield (
                 next(i for i, arg in enumerate(node.args[:2]) if arg is operands[side]),
                 cone,
                 shortcut,
             )
+
+
+def _normalised(node: fx.Node, source: fx.Node, fed: set[fx.Node]) -> bool:
+    """Whether a node is another, or made from nothing but that without convolution or matrix."""
+    seen: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        node = waiting.pop()
+        if node is source or node not in fed or node in seen:
+            continue
+        if node.target in WEIGHTED or not node.all_input_nodes:
+            return False
+        seen.add(node)
+        waiting.extend(node.all_input_nodes)
+    return True
 
 
 def _pooled(reads: frozenset[fx.Node]) -> set[fx.Node]:
