@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,9 @@ def test_a_search(tmp_path: Path) -> None:
         assert 0.1 <= trial["dials"]["nu"] <= 2 and 0 <= trial["dials"]["beta"] <= 1
     assert any(trial["pareto"] for trial in found["trials"])
     assert run(sweep, tmp_path) == found
+    more = run(replace(sweep, trials=5), tmp_path)  # its sampler begins with the same points
+    names = [trial["name"] for trial in more["trials"]]
+    assert names[:3] == [trial["name"] for trial in found["trials"]] and len(names) == 5
 
 
 def test_what_fails_is_told(tmp_path: Path) -> None:

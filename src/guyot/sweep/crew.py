@@ -60,10 +60,9 @@ class Crew:
 
     def _start(self) -> None:
         trial = self._study.ask()
-        known = trial.user_attrs
-        if (not self._sweep.ranges and "dials" not in known) or asked_before(self._study, trial):
-            self._study.tell(trial, state=optuna_module().trial.TrialState.FAIL)
-            return  # somebody was faster
+        if not self._sweep.ranges and "dials" not in trial.user_attrs:
+            self._drop(trial)
+            return
         dials = dict(trial.user_attrs.get("dials", {}))
         for name, (low, high) in self._sweep.ranges.items():
             log = name == "nu" and low > 0
@@ -78,12 +77,19 @@ class Crew:
             ("seen", time.time()),
         ):
             trial.set_user_attr(key, value)
+        if asked_before(self._study, trial):
+            self._drop(trial)
+            return
         self._told(f"{name} begins: {_text(dials)}")
         process = multiprocessing.get_context("spawn").Process(
             target=_work, args=(config.to_dict(), str(self._folder / TRIALS / name), os.getpid())
         )
         process.start()
         self._jobs.append(_Job(trial, name, process))
+
+    def _drop(self, trial: Any) -> None:
+        """Somebody was faster, or the sampler of a search that goes on begins as it did before."""
+        self._study.tell(trial, state=optuna_module().trial.TrialState.FAIL)
 
     def collect(self) -> None:
         """Take in what has ended; show the others that we are alive."""

@@ -134,7 +134,7 @@ def enqueue(study: Any, sweep: Sweep) -> None:
 
 
 def asked_before(study: Any, trial: Any) -> bool:
-    """Whether an earlier trial is the same: two machines may have asked for it at once."""
+    """Whether an earlier trial is the same, say of a machine that asked at the same moment."""
     name = trial.user_attrs.get("name")
     return name is not None and any(
         other.user_attrs.get("name") == name
