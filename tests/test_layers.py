@@ -75,6 +75,29 @@ def test_identity_shortcut_vanishes() -> None:
     assert before - counted(model, x) == 2 * 9 * 6 * 6 * 8 * 8
 
 
+def test_modules_keep_the_numbers_they_are_called_with() -> None:
+    class Repeat(nn.Module):
+        def forward(self, x: Tensor, times: int) -> Tensor:
+            return x.repeat_interleave(times, 1)
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.repeat, self.linear, self.relu = Repeat(), nn.Linear(6, 6), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.repeat(x, 2)
+            return self.relu(x + self.linear(x))
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 3), Block(), nn.Linear(6, 2)), torch.randn(2, 4)
+    structures = find_structures(model, (x,))
+    assert [layer.stand_ins for layer in structures.layers] == [()]
+    expected = model[2](model[0](x).repeat_interleave(2, 1).relu())
+    operate(model, structures, KeepPlan({}, frozenset([0])))
+    torch.testing.assert_close(model(x), expected)
+
+
 def test_downsampling_shortcut_stays() -> None:
     case = CASES["cifar"]
     model, x = case.build(), case.inputs()

@@ -171,7 +171,8 @@ def _chain(owner: nn.Module, graph: fx.Graph) -> OrderedDict[str, nn.Module] | N
     for node in nodes[1:-1]:
         if node.all_input_nodes != [last] or node.args[:1] != (last,):
             return None
-        if node.op == "call_module" and "." not in node.target and node.target not in chain:
+        called = node.op == "call_module" and node.args == (last,) and not node.kwargs
+        if called and "." not in node.target and node.target not in chain:
             chain[node.target] = owner.get_submodule(node.target)
         elif node.target in _RELU_FUNCTIONS and "activation" not in chain:
             chain["activation"] = nn.ReLU()
