@@ -80,14 +80,17 @@ def check_rewritable(owner: nn.Module, name: str, addition: int) -> None:
     Raises:
         UnsupportedError: `forward` cannot be traced, or the addition is not in it.
     """
-    if addition >= len(_additions(_own_graph(owner, name))):
+    _addition(_own_graph(owner, name), name, addition)
+
+
+def _addition(graph: fx.Graph, name: str, number: int) -> fx.Node:
+    """An addition of a module's `forward` by its number."""
+    additions = [node for node in graph.nodes if _is_addition(node)]
+    if number >= len(additions):
         raise UnsupportedError(
-            f"addition {addition + 1} of {name} is not in the trace of its forward"
+            f"addition {number + 1} of {name} is not in the trace of its forward"
         )
-
-
-def _additions(graph: fx.Graph) -> list[fx.Node]:
-    return [node for node in graph.nodes if _is_addition(node)]
+    return additions[number]
 
 
 def without_branches(owner: nn.Module, name: str, layers: Sequence[Layer]) -> nn.Module:
@@ -110,12 +113,8 @@ def without_branches(owner: nn.Module, name: str, layers: Sequence[Layer]) -> nn
         >>> without_branches(Block(), "block", [layer])
         Identity()
     """
-    for layer in layers:
-        check_rewritable(owner, name, layer.addition)
     graph = _own_graph(owner, name)
-    additions = _additions(graph)
-    for layer in layers:
-        node = additions[layer.addition]
+    for layer, node in [(layer, _addition(graph, name, layer.addition)) for layer in layers]:
         shortcut = node.args[1 - layer.operand]
         assert isinstance(shortcut, fx.Node)
         node.replace_all_uses_with(shortcut)
