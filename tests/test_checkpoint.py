@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import random
@@ -387,7 +388,7 @@ def test_any_change_is_refused_or_harmless(
     content = json.loads((folder / name).read_text())
     for _ in range(data.draw(st.integers(1, 3))):
         path = data.draw(st.sampled_from([*leaves(content)]))
-        set_to(*path, to=data.draw(ODD))(content)
+        set_to(*path, to=copy.deepcopy(data.draw(ODD)))(content)  # a later change is inside
         if not isinstance(content, dict):
             break
     (folder / name).write_text(json.dumps(content))

@@ -10,6 +10,7 @@ from test_restate import Baked
 from torch import Tensor, nn
 
 from guyot import find_structures
+from guyot.errors import GuyotWarning
 from guyot.structure.verify import Verifier
 from guyot.types import KeepPlan, Structures
 
@@ -86,3 +87,12 @@ def test_every_culprit_is_found_among_the_sound() -> None:
     assert {group.name for group in structures.groups} == sound | {"0"}
     reasons = {f.name: f.reason for f in structures.frozen}
     assert all("eight it has to be" in reasons[f"{n}.0.one"] for n in (1, 2, 3))
+
+
+def test_layers_are_also_tried_alone() -> None:
+    """The fast path of this block wants a bias, and is not taken where heads have gone."""
+    block = nn.TransformerEncoderLayer(12, 2, 24, batch_first=True)
+    with pytest.warns(GuyotWarning, match=r"layer 1:2 cannot be removed: .*no attribute 'device'"):
+        structures = find_structures(nn.Sequential(nn.Linear(5, 12), block), (torch.ones(2, 4, 5),))
+    assert [layer.name for layer in structures.layers] == ["1"]
+    assert any("self_attn" in group.name for group in structures.groups)
