@@ -38,7 +38,7 @@ RESULTS = Path(__file__).parent / "results" / "coverage"
 PAGE = ROOT / "docs" / "coverage.md"
 METHODS = ("guyot", "torch-pruning")
 COMMAND = ("python", "benchmarks/coverage.py")
-IMPORTED = ("torch.export", "torch._dynamo", "torch_pruning")
+IMPORTED = ("torch.export", "torch._dynamo")
 
 Json = dict[str, Any]
 
@@ -157,7 +157,8 @@ def main() -> None:
     if options.list:
         print("\n".join(names))
         return
-    for module in {name.partition("/")[0] for name in names} | set(IMPORTED):
+    peers = {method.replace("-", "_") for method in options.methods}
+    for module in {name.partition("/")[0] for name in names} | peers | set(IMPORTED):
         import_module(module)
     for name in dict.fromkeys(names):  # in the order of the patterns
         examine(name, options)
