@@ -41,7 +41,7 @@ from guyot.complexity import Complexity
 from guyot.data import Batches, load
 from guyot.gates import Gates
 from guyot.models import build, count_macs
-from guyot.quantum import WIDTHS, decide, efficiency, measure_quantum, timing_table
+from guyot.quantum import POWERS, WIDTHS, decide, efficiency, measure_quantum, timing_table
 from guyot.report.latency import measure
 from guyot.structure import find_structures
 from guyot.surgery import operate
@@ -330,7 +330,7 @@ def widths(options: argparse.Namespace) -> Json:
         results[name] = {"quantum": decide(rounds), "ms": table}
         print(f"{name}: quantum {decide(rounds)}, {len(rounds)} repetitions")
         for width, found in table.items():
-            good = median(efficiency(times, width) for times in rounds)
+            good = 1.0 if width in POWERS else median(efficiency(times, width) for times in rounds)
             print(f"  {width:3} {found['median']:8.2f} ms, efficiency {good:.2f}", flush=True)
     return results
 

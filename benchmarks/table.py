@@ -194,9 +194,18 @@ def figure(value: Any) -> str | None:
             return None
 
 
+def flat(entry: dict[str, Any]) -> dict[str, Any]:
+    """The figures of an entry, those of a mapping in it by both names."""
+    found: dict[str, Any] = {}
+    for name, value in entry.items():
+        inside = value if isinstance(value, dict) and figure(value) is None else None
+        found |= {name: value} if inside is None else {f"{name} {k}": v for k, v in inside.items()}
+    return found
+
+
 def rows(results: dict[str, Any]) -> str:
     """One row per entry that is a mapping, one column per figure in it."""
-    entries = {name: found for name, found in results.items() if isinstance(found, dict)}
+    entries = {name: flat(found) for name, found in results.items() if isinstance(found, dict)}
     columns = list(dict.fromkeys(k for e in entries.values() for k in e if figure(e[k])))
     lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, entry in entries.items():
