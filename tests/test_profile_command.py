@@ -119,6 +119,36 @@ def test_train_within_milliseconds(
     assert made.milliseconds(left) == pytest.approx(0.4, rel=0.1)
 
 
+def test_a_sweep_counts_latency(
+    tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("guyot.running.job.measure", partial(report.measure, seconds=0.0))
+    quick = (
+        "--epochs",
+        "3",
+        "--batch-size",
+        "32",
+        "--threads",
+        "1",
+        "--round-to",
+        "8",
+        "--target",
+        "0.5,0.7",
+    )
+    result = run(
+        *("sweep", tmp_path / "sweep", *quick, "--json", "--quiet"),
+        *("--cost", "latency", "--latency-table", table),
+    )
+    assert result.exit_code == 0, result.output
+    made, example = LatencyTable.load(table), (torch.zeros(1, 1, 8, 8),)
+    for trial in json.loads(result.stdout)["trials"]:
+        left = find_structures(load_run(trial["folder"]), example, verify=False)
+        assert made.milliseconds(left) / made.full == pytest.approx(trial["dials"]["target"], 0.1)
+    result = run("sweep", tmp_path / "none", *quick, "--cost", "latency")
+    assert result.exit_code == 2
+    assert "--cost='latency' and --latency-table=None: give both" in " ".join(result.stderr.split())
+
+
 def test_settings_become_a_cost(table: Path) -> None:
     config = RunConfig.of(
         "digits", cost="macs=1,latency=3", latency_table=str(table), target=0.5, device="cpu"

@@ -34,6 +34,12 @@ Threads = Annotated[int | None, option(_WHAT, "Of the CPU, for each run.")]
 RoundTo = Annotated[
     int | None, option(_WHAT, "Widths are multiples of it (measured, in every run anew).")
 ]
+Cost = Annotated[
+    str | None, option(_WHAT, "As in guyot train: latency, or macs=1,latency=3 and so on.")
+]
+LatencyTable = Annotated[
+    str | None, option(_WHAT, "File of guyot profile, for a cost with latency.")
+]
 _EXAMPLES = {"target": ("0.3,0.5,0.7", "0.2..0.8"), "nu": ("0.1,0.3,1", "0.1..2")}
 
 
@@ -67,6 +73,8 @@ def sweep(  # noqa: PLR0913 - one parameter per option
     device: Device = None,
     threads: Threads = None,
     round_to: RoundTo = None,
+    cost: Cost = None,
+    latency_table: LatencyTable = None,
     target: Target = None,
     nu: Nu = None,
     alpha: Alpha = None,
@@ -87,8 +95,8 @@ def sweep(  # noqa: PLR0913 - one parameter per option
     Try: guyot sweep runs/curve --target 0.3,0.5,0.7
     """
     given = locals()
-    names = "data model data_dir epochs batch_size seed device threads round_to".split()
-    shared = {name: given[name] for name in names if given[name] is not None}
+    names = "data model data_dir epochs batch_size seed device threads round_to cost latency_table"
+    shared = {name: given[name] for name in names.split() if given[name] is not None}
     dials = {name: _values(name, given[name]) for name in DIALS if given[name] is not None}
     ranges = {name: found for name, found in dials.items() if isinstance(found, tuple)}
     grid = {name: found for name, found in dials.items() if isinstance(found, list)}
