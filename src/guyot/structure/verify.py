@@ -46,10 +46,11 @@ class Verifier:
         self.precision: Callable[[], contextlib.AbstractContextManager[Any]] = (
             contextlib.nullcontext
         )
-        if may_narrow(trace.graph) or not self._runs_in_training(self.model):
+        self.trains = not may_narrow(trace.graph) and self._runs_in_training(self.model)
+        if not self.trains:
             self.precision = DoublePrecision  # looking at every operator doubles the time
-        with self.precision():
-            self.trains = self._runs_in_training(self.model)
+            with self.precision():
+                self.trains = self._runs_in_training(self.model)
 
     def bad_groups(
         self, inference: Inference, hopeful: Callable[[int], bool] = lambda _: False
@@ -68,15 +69,15 @@ class Verifier:
         self.replay = Replay(self.model, self.inputs, self.trace, inference, ())
         groups = [("group", n) for n in range(len(self.structures.groups))]
         parts = [[groups[n] for n in part] for part in apart(self.structures)]
-        found = self._culprits((groups, *parts), [], hopeful)
+        found = self._culprits([(part, []) for part in (groups, *parts)], hopeful)
         return {number: reason for (_, number), reason in found.items()}
 
     def bad_layers(self, inference: Inference, branches: Sequence[Branch]) -> dict[int, str]:
         """Layers that must not be touched: number -> reason.
 
         Those some of whose tensors would stay come first: no forward pass need show them. Then all
-        are tried at once and every other one, with all groups cut as well, which have passed, and
-        with none: a `forward` may go another way where nothing is cut (as the fast path of
+        are tried at once with all groups cut, which have passed, and every other one where nothing
+        is cut: its neighbours stay, and a `forward` may go another way then (as the fast path of
         `nn.TransformerEncoderLayer`).
         """
         self.structures = inference.structures
@@ -85,23 +86,20 @@ class Verifier:
         layers = [("layer", n) for n in range(len(self.structures.layers))]
         if partly_gone := self._partly_gone():
             return partly_gone
-        found: dict[Suspect, str] = {}
-        for sound in (groups, []) if groups else ([],):
-            left = [layer for layer in layers if layer not in found]
-            found |= self._culprits((left, left[::2], left[1::2]), sound, lambda _: False)
+        trials = [(layers, groups), (layers[::2], []), (layers[1::2], [])]
+        found = self._culprits(trials, lambda _: False)
         return {number: reason for (_, number), reason in found.items()}
 
     def _culprits(
         self,
-        trials: Sequence[list[Suspect]],
-        sound: list[Suspect],
+        trials: Sequence[tuple[list[Suspect], list[Suspect]]],
         hopeful: Callable[[int], bool],
     ) -> dict[Suspect, str]:
-        """Try one set of suspects after the other; the first in training mode as well."""
+        """Try suspects, each time together with what is sound; first in training mode as well."""
         found: dict[Suspect, str] = {}
-        for some in trials:
-            left = [suspect for suspect in some if suspect not in found]
-            self._search(left, sound, found, hopeful, train=some is trials[0])
+        for number, (suspects, sound) in enumerate(trials):
+            left = [suspect for suspect in suspects if suspect not in found]
+            self._search(left, sound, found, hopeful, train=number == 0)
         return found
 
     def _search(
