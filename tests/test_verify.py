@@ -1,8 +1,9 @@
-"""What verification costs: how often it cuts the network does not follow its depth."""
+"""What verification tries, and that how often it cuts the network does not follow its depth."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import permutations
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from test_restate import Baked
 from torch import Tensor, nn
 
 from guyot import find_structures
+from guyot.axis import groups_in
 from guyot.errors import GuyotWarning
-from guyot.structure.verify import Verifier
+from guyot.models import build
+from guyot.structure.verify import Verifier, apart
 from guyot.types import KeepPlan, Structures
 
 
@@ -78,6 +81,17 @@ def test_layers_that_would_stay_in_part_are_known_without_a_try(tries: list[Keep
     structures = found(Checked, 8)
     assert len(structures.layers) == 8 and all(layer.stand_ins for layer in structures.layers)
     assert len(tries) == few
+
+
+@pytest.mark.parametrize(("name", "most"), [("resnet20", 3), ("torchvision:densenet121", 7)])
+def test_groups_that_meet_are_cut_one_without_the_other(name: str, most: int) -> None:
+    structures = find_structures(build(name), (torch.zeros(2, 3, 32, 32),), verify=False)
+    parts = [set(part) for part in apart(structures)]
+    meeting = [{g for axis in t.axes for g in groups_in(axis)} for t in structures.tensors]
+    pairs = {pair for groups in meeting for pair in permutations(groups, 2)}
+    assert len(pairs) > 10 and len(parts) <= most
+    for one, other in pairs:
+        assert any(one in part and other not in part for part in parts)
 
 
 @pytest.mark.filterwarnings("ignore:units of")

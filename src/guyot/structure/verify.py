@@ -12,6 +12,8 @@ import contextlib
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from itertools import combinations, count
+from math import comb
 from typing import Any
 
 import torch
@@ -46,11 +48,8 @@ class Verifier:
         self.precision: Callable[[], contextlib.AbstractContextManager[Any]] = (
             contextlib.nullcontext
         )
-        self.trains = not may_narrow(trace.graph) and self._runs_in_training(self.model)
-        if not self.trains:
+        if may_narrow(trace.graph) or not self._runs(self.model, _forward):
             self.precision = DoublePrecision  # looking at every operator doubles the time
-            with self.precision():
-                self.trains = self._runs_in_training(self.model)
 
     def bad_groups(
         self, inference: Inference, hopeful: Callable[[int], bool] = lambda _: False
@@ -58,7 +57,7 @@ class Verifier:
         """Groups that must not be touched: number -> reason.
 
         They are tried with all layers in place, since a branch that is gone computes nothing: all
-        at once, and so that any two which meet in a tensor are cut one without the other
+        at once, and so that of any two which meet in a tensor each is cut without the other
         (`C // num_heads` is right again when both lose a third).
 
         Args:
@@ -169,7 +168,7 @@ class Verifier:
                 return trouble
             if not _close(own, self.replay.masked(plan)):
                 return "the model's own forward gives another output than its graph"
-            if train and self.trains and not self._runs_in_training(module):
+            if train and self._no_longer_trains(module):
                 return "the model's forward and backward in training mode do not run without it"
         return None
 
@@ -196,22 +195,25 @@ class Verifier:
             return own, _stays(min(left))
         return own, None
 
-    def _runs_in_training(self, model: nn.Module) -> bool:
-        """Do forward and backward run in training mode? Leaves no trace."""
+    def _no_longer_trains(self, module: nn.Module) -> bool:
+        """Do forward and backward of a cut module fail where those of the model run?"""
+        for precision in (contextlib.nullcontext, DoublePrecision):
+            with precision():
+                if self._runs(module, _training_step):
+                    return False
+                if self._runs(self.model, _training_step):
+                    return True
+        return False
+
+    def _runs(self, model: nn.Module, work: Callable[[nn.Module, Inputs], None]) -> bool:
+        """Does some work of a model end without an error? Leaves no trace."""
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        modes = {module: module.training for module in model.modules()}
-        parameters = [p for p in model.parameters() if p.requires_grad]
         try:
-            with isolated(), torch.enable_grad():
-                outputs = tensors_of(call(model.train(), changed(self.inputs, Tensor.clone)))
-                total = sum(output.sum() for output in outputs if output.requires_grad)
-                if isinstance(total, Tensor):
-                    torch.autograd.grad(total, parameters, allow_unused=True)
+            with isolated(), evaluation_mode(model):
+                work(model, changed(self.inputs, Tensor.clone))
         except Exception:  # noqa: BLE001  (whatever a user's forward raises)
             return False
         finally:
-            for module, mode in modes.items():
-                module.training = mode
             with torch.no_grad():
                 for buffer, saved in buffers:
                     buffer.copy_(saved)
@@ -219,10 +221,10 @@ class Verifier:
 
 
 def apart(structures: Structures) -> list[list[int]]:
-    """Sets of groups such that of two that meet in a tensor one is in some set without the other.
+    """Sets of groups: of any two that meet in a tensor each is in some set without the other.
 
-    Groups get colours, different ones where they meet; every digit of the binary colour gives two
-    sets, for n colours 2 log2(n).
+    Groups get colours, different ones where they meet. Each colour is in another half of the sets:
+    no half holds another (Sperner's theorem), so 3 sets do for 3 colours and 4 for 6.
     """
     meeting: dict[int, set[int]] = defaultdict(set)
     for tensor in structures.tensors:
@@ -233,10 +235,10 @@ def apart(structures: Structures) -> list[list[int]]:
     for group in range(len(structures.groups)):
         used = {colour[other] for other in meeting[group] if other in colour}
         colour[group] = next(n for n in range(len(used) + 1) if n not in used)
-    digits = max(colour.values(), default=0).bit_length()
-    parts = [
-        [g for g in colour if (colour[g] >> d) & 1 == b] for d in range(digits) for b in (0, 1)
-    ]
+    colours = max(colour.values(), default=0) + 1
+    sets = next(n for n in count() if comb(n, n // 2) >= colours)
+    halves = list(combinations(range(sets), sets // 2))
+    parts = [[g for g in colour if n in halves[colour[g]]] for n in range(sets)]
     return [part for part in parts if part]
 
 
@@ -247,6 +249,20 @@ def _uneven(size: int, blocks: int, generator: torch.Generator) -> Tensor:
         units = best(torch.rand(size, generator=generator), count, blocks)
         if count == size or not torch.equal(units, size - 1 - units.flip(0)):
             return units
+
+
+def _forward(model: nn.Module, inputs: Inputs) -> None:
+    with torch.no_grad():
+        call(model, inputs)
+
+
+def _training_step(model: nn.Module, inputs: Inputs) -> None:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        outputs = tensors_of(call(model.train(), inputs))
+        total = sum(output.sum() for output in outputs if output.requires_grad)
+        if isinstance(total, Tensor):
+            torch.autograd.grad(total, parameters, allow_unused=True)
 
 
 def _perturbed(model: nn.Module) -> nn.Module:
