@@ -134,7 +134,7 @@ class Verifier:
         while True:
             some = frozenset(n for n in range(len(structures.layers)) if n not in found)
             plan = KeepPlan({}, some)
-            module = copy.deepcopy(self.model)
+            module = _to_cut(self.model)
             try:
                 operate(module, structures, plan)
             except UnsupportedError:  # trying them says of which
@@ -161,7 +161,7 @@ class Verifier:
     @torch.no_grad()
     def _trouble(self, plan: KeepPlan, train: bool) -> str | None:
         """What goes wrong when the module is really cut; None when it is the masked network."""
-        module = copy.deepcopy(self.model)
+        module = _to_cut(self.model)
         with self.precision():
             own, trouble = self._own(module, plan)
             if trouble is not None:
@@ -263,6 +263,12 @@ def _training_step(model: nn.Module, inputs: Inputs) -> None:
         total = sum(output.sum() for output in outputs if output.requires_grad)
         if isinstance(total, Tensor):
             torch.autograd.grad(total, parameters, allow_unused=True)
+
+
+def _to_cut(model: nn.Module) -> nn.Module:
+    """A copy whose parameters share the memory of the model's, since surgery gives them new one."""
+    parameters = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, parameters)
 
 
 def _perturbed(model: nn.Module) -> nn.Module:
