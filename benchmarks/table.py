@@ -9,6 +9,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import torch
+
+from guyot.models import build, count_macs
+
 ROOT = Path(__file__).parent
 PAGE = ROOT.parent / "docs" / "benchmarks.md"
 
@@ -41,23 +45,22 @@ def cifar() -> str:
     for result in load("cifar"):
         run = result["run"]
         cells[run["model"], run["epochs"], run["method"], run["target"]].append(result)
-    full = {
-        key[0]: (found[0]["macs"], found[0]["params"])
-        for key, found in cells.items()
-        if key[2] == "dense"
-    }
+    full: dict[str, dict[str, int]] = {}
+    for model, *_ in cells:
+        network = build(model)
+        params = sum(parameter.numel() for parameter in network.parameters())
+        full[model] = {"macs": count_macs(network, torch.zeros(1, 3, 32, 32)), "params": params}
     lines = [
         "| model | epochs | method | target | MACs kept | params kept | test accuracy | seeds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for key, found in sorted(cells.items(), key=lambda item: (*item[0][:2], -item[0][3], item[0])):
         model, epochs, method, target = key
-        macs, params = full.get(model, (None, None))
         accuracy = [100 * result["test_accuracy"] for result in found]
         spread = f" ± {stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
         kept = [
-            f"{mean(r[name] for r in found) / whole:.3f}" if whole else f"{found[0][name]:,}"
-            for name, whole in (("macs", macs), ("params", params))
+            f"{mean(result[name] for result in found) / whole:.3f}"
+            for name, whole in full[model].items()
         ]
         goal = "" if method == "dense" else f"{target:g}"
         lines.append(
