@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from itertools import permutations
+from itertools import combinations, permutations
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from guyot.axis import groups_in
 from guyot.errors import GuyotWarning
 from guyot.models import build
 from guyot.structure.verify import Verifier, apart
+from guyot.surgery import operate
 from guyot.types import KeepPlan, Structures
 
 
@@ -41,6 +43,30 @@ class Written(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         assert self.one.weight.shape[0] == 8, "eight it has to be"
         return self.two(self.one(x).relu())
+
+
+class Splitting(nn.Module):
+    """Adds in a `forward` that states lengths, so that it is written anew when units go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.mix, self.out = nn.Linear(12, 12), nn.Linear(6, 6), nn.Linear(6, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = self.both(x).split([6, 6], -1)
+        y = left * right
+        return self.out(y + self.mix(y.relu()))
+
+
+class Around(nn.Module):
+    """A branch with another one inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Splitting()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
 
 
 @pytest.fixture
@@ -110,3 +136,18 @@ def test_layers_are_also_tried_alone() -> None:
         structures = find_structures(nn.Sequential(nn.Linear(5, 12), block), (torch.ones(2, 4, 5),))
     assert [layer.name for layer in structures.layers] == ["1"]
     assert any("self_attn" in group.name for group in structures.groups)
+
+
+@pytest.mark.filterwarnings("ignore:layer", "ignore:units of")
+def test_a_branch_inside_another_is_tried_where_that_stays() -> None:
+    """Whatever subset of groups and layers goes, the module that is cut runs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 12), Around(), Around(), nn.Linear(12, 2))
+    structures = find_structures(model, (torch.randn(2, 5),))
+    assert {"1", "2"} <= {layer.name for layer in structures.layers}
+    assert any(group.name.endswith("both") for group in structures.groups)
+    cut = {n: torch.arange(1, g.size) for n, g in enumerate(structures.groups)}
+    for gone in (c for n in range(5) for c in combinations(range(len(structures.layers)), n)):
+        smaller = copy.deepcopy(model)
+        operate(smaller, structures, KeepPlan(cut, frozenset(gone)))
+        assert smaller(torch.randn(2, 5)).isfinite().all()

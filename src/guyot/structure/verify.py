@@ -75,9 +75,9 @@ class Verifier:
         """Layers that must not be touched: number -> reason.
 
         Those some of whose tensors would stay come first: no forward pass need show them. Then all
-        are tried at once with all groups cut, which have passed, and every other one where nothing
-        is cut: its neighbours stay, and a `forward` may go another way then (as the fast path of
-        `nn.TransformerEncoderLayer`).
+        are tried at once with all groups cut, which have passed, and every other one, since a layer
+        that goes hides those inside. Every other one also where nothing is cut: a `forward` may go
+        another way then (as the fast path of `nn.TransformerEncoderLayer`).
         """
         self.structures = inference.structures
         self.replay = Replay(self.model, self.inputs, self.trace, inference, branches)
@@ -85,8 +85,10 @@ class Verifier:
         layers = [("layer", n) for n in range(len(self.structures.layers))]
         if partly_gone := self._partly_gone():
             return partly_gone
-        trials = [(layers, groups), (layers[::2], []), (layers[1::2], [])]
-        found = self._culprits(trials, lambda _: False)
+        halves = layers[::2], layers[1::2]
+        sounds = (groups, []) if groups else ([],)
+        trials = [(some, sound) for sound in sounds for some in halves]
+        found = self._culprits([(layers, groups), *trials], lambda _: False)
         return {number: reason for (_, number), reason in found.items()}
 
     def _culprits(
