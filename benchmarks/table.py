@@ -46,7 +46,7 @@ def cifar() -> str:
         run = result["run"]
         cells[run["model"], run["epochs"], run["method"], run["target"]].append(result)
     full: dict[str, dict[str, int]] = {}
-    for model, *_ in cells:
+    for model in {model for model, *_ in cells}:
         network = build(model)
         params = sum(parameter.numel() for parameter in network.parameters())
         full[model] = {"macs": count_macs(network, torch.zeros(1, 3, 32, 32)), "params": params}

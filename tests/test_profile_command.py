@@ -123,18 +123,7 @@ def test_a_sweep_counts_latency(
     tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("guyot.running.job.measure", partial(report.measure, seconds=0.0))
-    quick = (
-        "--epochs",
-        "3",
-        "--batch-size",
-        "32",
-        "--threads",
-        "1",
-        "--round-to",
-        "8",
-        "--target",
-        "0.5,0.7",
-    )
+    quick = "--epochs 3 --batch-size 32 --threads 1 --round-to 8 --target 0.5,0.7".split()
     result = run(
         *("sweep", tmp_path / "sweep", *quick, "--json", "--quiet"),
         *("--cost", "latency", "--latency-table", table),
