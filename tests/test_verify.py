@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from itertools import combinations, permutations
+from itertools import combinations, pairwise, permutations
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from guyot import find_structures
 from guyot.axis import groups_in
 from guyot.errors import GuyotWarning
 from guyot.models import build
-from guyot.structure.verify import Verifier, apart
+from guyot.structure.verify import Verifier, groups_apart, layers_apart
 from guyot.surgery import operate
 from guyot.types import KeepPlan, Structures
 
@@ -69,6 +69,17 @@ class Around(nn.Module):
         return x + self.inner(x)
 
 
+class Thrice(nn.Module):
+    """A branch with another one inside that holds a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.around, self.last = Around(), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.last(self.around(x))
+
+
 @pytest.fixture
 def tries(monkeypatch: pytest.MonkeyPatch) -> list[KeepPlan]:
     """The plans that verification tries from here on."""
@@ -112,7 +123,7 @@ def test_layers_that_would_stay_in_part_are_known_without_a_try(tries: list[Keep
 @pytest.mark.parametrize(("name", "most"), [("resnet20", 3), ("torchvision:densenet121", 7)])
 def test_groups_that_meet_are_cut_one_without_the_other(name: str, most: int) -> None:
     structures = find_structures(build(name), (torch.zeros(2, 3, 32, 32),), verify=False)
-    parts = [set(part) for part in apart(structures)]
+    parts = [set(part) for part in groups_apart(structures)]
     meeting = [{g for axis in t.axes for g in groups_in(axis)} for t in structures.tensors]
     pairs = {pair for groups in meeting for pair in permutations(groups, 2)}
     assert len(pairs) > 10 and len(parts) <= most
@@ -139,15 +150,30 @@ def test_layers_are_also_tried_alone() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:layer", "ignore:units of")
-def test_a_branch_inside_another_is_tried_where_that_stays() -> None:
+@pytest.mark.parametrize(("block", "outer"), [(Around, ""), (Thrice, ".around")])
+def test_a_branch_inside_others_is_tried_where_those_stay(
+    block: Callable[[], nn.Module], outer: str
+) -> None:
     """Whatever subset of groups and layers goes, the module that is cut runs."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(5, 12), Around(), Around(), nn.Linear(12, 2))
+    model = nn.Sequential(nn.Linear(5, 12), block(), block(), nn.Linear(12, 2))
     structures = find_structures(model, (torch.randn(2, 5),))
-    assert {"1", "2"} <= {layer.name for layer in structures.layers}
+    assert {f"1{outer}", f"2{outer}"} <= {layer.name for layer in structures.layers}
     assert any(group.name.endswith("both") for group in structures.groups)
     cut = {n: torch.arange(1, g.size) for n, g in enumerate(structures.groups)}
-    for gone in (c for n in range(5) for c in combinations(range(len(structures.layers)), n)):
+    layers = range(len(structures.layers))
+    for gone in (c for n in range(len(layers) + 1) for c in combinations(layers, n)):
         smaller = copy.deepcopy(model)
         operate(smaller, structures, KeepPlan(cut, frozenset(gone)))
         assert smaller(torch.randn(2, 5)).isfinite().all()
+
+
+def test_each_layer_is_in_a_set_without_the_next_one_and_without_those_around_it() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 12), Thrice(), Thrice(), nn.Linear(12, 2))
+    structures = find_structures(model, (torch.randn(2, 5),), verify=False)
+    parts = [set(part) for part in layers_apart(structures)]
+    assert sorted(n for part in parts for n in part) == list(range(6))
+    assert len(parts) == 3
+    for together in map(set, [*structures.holders.values(), *pairwise(range(6))]):
+        assert all(len(together & part) <= 1 for part in parts)

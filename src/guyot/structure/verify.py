@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from itertools import combinations, count
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations, count, pairwise
 from math import comb
 from typing import Any
 
@@ -67,7 +67,7 @@ class Verifier:
         self.structures = inference.structures
         self.replay = Replay(self.model, self.inputs, self.trace, inference, ())
         groups = [("group", n) for n in range(len(self.structures.groups))]
-        parts = [[groups[n] for n in part] for part in apart(self.structures)]
+        parts = [[groups[n] for n in part] for part in groups_apart(self.structures)]
         found = self._culprits([(part, []) for part in (groups, *parts)], hopeful)
         return {number: reason for (_, number), reason in found.items()}
 
@@ -75,9 +75,10 @@ class Verifier:
         """Layers that must not be touched: number -> reason.
 
         Those some of whose tensors would stay come first: no forward pass need show them. Then all
-        are tried at once with all groups cut, which have passed, and every other one, since a layer
-        that goes hides those inside. Every other one also where nothing is cut: a `forward` may go
-        another way then (as the fast path of `nn.TransformerEncoderLayer`).
+        are tried at once with all groups cut, which have passed, and so that each is tried where
+        its neighbours stay and those around it, since a layer that goes hides those inside. The
+        latter also where nothing is cut: a `forward` may go another way then (as the fast path of
+        `nn.TransformerEncoderLayer`).
         """
         self.structures = inference.structures
         self.replay = Replay(self.model, self.inputs, self.trace, inference, branches)
@@ -85,9 +86,9 @@ class Verifier:
         layers = [("layer", n) for n in range(len(self.structures.layers))]
         if partly_gone := self._partly_gone():
             return partly_gone
-        halves = layers[::2], layers[1::2]
+        parts = [[layers[n] for n in part] for part in layers_apart(self.structures)]
         sounds = (groups, []) if groups else ([],)
-        trials = [(some, sound) for sound in sounds for some in halves]
+        trials = [(part, sound) for sound in sounds for part in parts]
         found = self._culprits([(layers, groups), *trials], lambda _: False)
         return {number: reason for (_, number), reason in found.items()}
 
@@ -222,26 +223,40 @@ class Verifier:
         return True
 
 
-def apart(structures: Structures) -> list[list[int]]:
+def groups_apart(structures: Structures) -> list[list[int]]:
     """Sets of groups: of any two that meet in a tensor each is in some set without the other.
 
     Groups get colours, different ones where they meet. Each colour is in another half of the sets:
     no half holds another (Sperner's theorem), so 3 sets do for 3 colours and 4 for 6.
     """
+    meetings = [{g for axis in t.axes for g in groups_in(axis)} for t in structures.tensors]
+    colours = _coloured(len(structures.groups), meetings)
+    sets = next(n for n in count() if comb(n, n // 2) >= len(colours))
+    halves = list(zip(colours, combinations(range(sets), sets // 2), strict=False))
+    parts = [[g for colour, half in halves if n in half for g in colour] for n in range(sets)]
+    return [sorted(part) for part in parts if part]
+
+
+def layers_apart(structures: Structures) -> list[list[int]]:
+    """Sets of layers: each is in one, without the next layer and without those inside or around."""
+    layers = range(len(structures.layers))
+    return _coloured(len(layers), [*structures.holders.values(), *pairwise(layers)])
+
+
+def _coloured(number: int, meetings: Iterable[Iterable[int]]) -> list[list[int]]:
+    """Classes of the first integers in which no two have a meeting together; found greedily."""
     meeting: dict[int, set[int]] = defaultdict(set)
-    for tensor in structures.tensors:
-        together = {group for axis in tensor.axes for group in groups_in(axis)}
-        for group in together:
-            meeting[group] |= together - {group}
-    colour: dict[int, int] = {}
-    for group in range(len(structures.groups)):
-        used = {colour[other] for other in meeting[group] if other in colour}
-        colour[group] = next(n for n in range(len(used) + 1) if n not in used)
-    colours = max(colour.values(), default=0) + 1
-    sets = next(n for n in count() if comb(n, n // 2) >= colours)
-    halves = list(combinations(range(sets), sets // 2))
-    parts = [[g for g in colour if n in halves[colour[g]]] for n in range(sets)]
-    return [part for part in parts if part]
+    for together in meetings:
+        for one in together:
+            meeting[one].update(together)
+    classes: list[list[int]] = []
+    for one in range(number):
+        free = next((c for c in classes if meeting[one].isdisjoint(c)), None)
+        if free is None:
+            classes.append([one])
+        else:
+            free.append(one)
+    return classes
 
 
 def _uneven(size: int, blocks: int, generator: torch.Generator) -> Tensor:
