@@ -211,6 +211,42 @@ def test_autocast_and_channels_last(name: str) -> None:
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in four)
 
 
+class Own(nn.Conv2d):
+    """A forward of its own may do with its weight what it likes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.weight, self.bias)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("kind", [nn.Conv2d, Own])
+def test_narrow_weights_change_nothing(kind: type[nn.Conv2d], compiled: bool) -> None:
+    """Under autocast to bfloat16 gates multiply narrow weights where no operator sees wide ones."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), kind(8, 4, 3), nn.Flatten())
+    plain, x = copy.deepcopy(model), torch.randn(2, 3, 5, 5)
+    gates = gated(model, x)
+    gone = torch.tensor([0, 3])
+    gates.sampled[gone] = 0
+    plain[2].weight.data[:, gone] = 0
+    losses: list[Tensor] = []
+    for network in (model, plain):
+        run = torch.compile(network, backend="aot_eager") if compiled else network
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses.append(run(x).square().mean())
+            assert (network[2].weight.dtype is torch.bfloat16) == (
+                network is model and kind is nn.Conv2d
+            )
+        losses[-1].backward()
+    assert losses[0] == losses[1]
+    weight, gradient = plain[2].weight, dict(model.named_parameters())["2.weight"].grad
+    expected = weight.grad.index_fill(1, gone, 0)
+    assert torch.equal(gradient, expected)
+    of_gates = (weight * expected).sum((0, 2, 3))
+    torch.testing.assert_close(gates.gradient[4:], of_gates[4:], rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
 def test_second_derivatives_do_not_lose_gradients() -> None:
     model, x = doubled("tokens")

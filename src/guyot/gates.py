@@ -37,8 +37,10 @@ class Gate:
     def __init__(self, terms: Sequence[Term]) -> None:
         self._terms = tuple(terms)
 
-    def masked(self, weight: Tensor, training: bool) -> Tensor:
-        """The weight times the sampled gates (training) or the most probable ones."""
+    def masked(self, weight: Tensor, training: bool, dtype: torch.dtype | None = None) -> Tensor:
+        """The weight, as `dtype`, times the sampled gates (training) or the most probable ones."""
+        if dtype is not None:
+            weight = weight.to(dtype)
         for values in self._terms:
             mask = values(training)
             weight = weight * (mask if mask.dtype is weight.dtype else mask.to(weight.dtype))
@@ -81,12 +83,37 @@ def put_gate(module: nn.Module, key: str, gate: Gate, model: nn.Module) -> None:
     """
 
     def gated(self: nn.Module) -> Tensor:
-        return gate.masked(raw_parameter(self, key), self.__dict__[_WHOLE].training(self))
+        weight = raw_parameter(self, key)
+        dtype = torch.bfloat16 if narrow and _in_bfloat16(weight) else None
+        return gate.masked(weight, self.__dict__[_WHOLE].training(self), dtype)
 
     plain = type(module)
+    narrow = any(_works_as(plain, known) for known in _NARROWED)
     members = {key: property(gated), "__module__": plain.__module__}
     module.__class__ = type(plain.__name__, (plain, Gated), members)
     module.__dict__[_WHOLE] = Whole(model)
+
+
+_NARROWED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Modules whose parameters are read by nothing but an operator that autocast narrows."""
+
+
+def _works_as(kind: type[nn.Module], known: type[nn.Module]) -> bool:
+    names = ("forward", "_conv_forward")
+    return all(getattr(kind, name, None) is getattr(known, name, None) for name in names)
+
+
+def _in_bfloat16(weight: Tensor) -> bool:
+    """Whether autocast narrows this weight to bfloat16.
+
+    A weight times 0 or 1 is the same before and after, and half of the bytes are moved.
+    """
+    device = weight.device.type
+    return (
+        weight.dtype is torch.float32
+        and torch.is_autocast_enabled(device)
+        and torch.get_autocast_dtype(device) is torch.bfloat16
+    )
 
 
 class Norms(NamedTuple):
