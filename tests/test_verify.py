@@ -177,3 +177,23 @@ def test_each_layer_is_in_a_set_without_the_next_one_and_without_those_around_it
     assert len(parts) == 3
     for together in map(set, [*structures.holders.values(), *pairwise(range(6))]):
         assert all(len(together & part) <= 1 for part in parts)
+
+
+@pytest.mark.filterwarnings("ignore:layer", "ignore:units of")
+def test_trials_that_fail_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Not even a forward that is written anew, whose code prints where it fails."""
+    from timm.layers.bottleneck_attn import BottleneckAttn
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn, self.out = BottleneckAttn(8, None, (4, 4), num_heads=2), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.out(self.attn(x).relu())
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Block(), nn.Flatten(), nn.Linear(128, 3))
+    structures = find_structures(model, (torch.randn(2, 3, 4, 4),))
+    reasons = {frozen.name: frozen.reason for frozen in structures.frozen}
+    assert "does not run without it" in reasons["1.attn"]
+    assert not capsys.readouterr().err

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations, count, pairwise
@@ -190,7 +191,7 @@ class Verifier:
         """The outputs of a copy of the model that is really cut, or what is wrong with it."""
         try:
             operate(module, self.structures, plan)
-            with evaluation_mode(module):
+            with evaluation_mode(module), _quiet():
                 own = tensors_of(call(module, changed(self.inputs, Tensor.clone)))
         except Exception as error:  # noqa: BLE001  (whatever a user's forward raises)
             return [], f"the model's own forward does not run without it: {_first_line(error)}"
@@ -212,7 +213,7 @@ class Verifier:
         """Does some work of a model end without an error? Leaves no trace."""
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
-            with isolated(), evaluation_mode(model):
+            with isolated(), evaluation_mode(model), _quiet():
                 work(model, changed(self.inputs, Tensor.clone))
         except Exception:  # noqa: BLE001  (whatever a user's forward raises)
             return False
@@ -311,6 +312,11 @@ def _close(left: list[Tensor], right: list[Tensor]) -> bool:
         and bool(((a - b).abs().max() <= TOLERANCE * (1 + b.abs().max())) & a.isfinite().all())
         for a, b in zip(left, right, strict=True)
     )
+
+
+def _quiet() -> contextlib.AbstractContextManager[Any]:
+    """An `fx.GraphModule` prints where its code fails, which is an answer here."""
+    return contextlib.redirect_stderr(io.StringIO())
 
 
 def _stays(name: str) -> str:
