@@ -14,13 +14,14 @@ once, after the last epoch.
 import itertools
 import os
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from runs import ROOT, Training, arguments, carry_out, cifar10, prepare, select
-from torch import nn
+from torch import Tensor, nn
 
 from guyot import Discovery, DiscoveryConfig
 from guyot.data import Dataset
@@ -78,23 +79,27 @@ def all_runs() -> list[Run]:
     return runs
 
 
-def uniform_widths(model: str, target: float) -> tuple[int, int, int]:
-    """Stage widths ``round(m * (16, 32, 64))`` of the smallest MACs that are >= target * dense.
+def narrowest(
+    build: Callable[[Sequence[int]], nn.Module], image: Tensor, least: float
+) -> tuple[int, ...]:
+    """Stage widths ``round(m * (16, 32, 64))`` of the smallest network that has so many MACs.
 
-    The rival is thus never smaller than what it is compared with.
+    A rival is thus never smaller than what it is compared with.
     """
-    depth = int(model.removeprefix("resnet"))
-    image = torch.zeros(1, *IMAGE)
-    dense = count_macs(resnet(depth), image)
-    tried: dict[tuple[int, int, int], int] = {}
+    tried: set[tuple[int, ...]] = set()
     for step in range(1, 257):
-        first, second, third = (max(1, round(width * step / 256)) for width in DENSE_WIDTHS)
-        widths = (first, second, third)
-        if widths not in tried:
-            tried[widths] = count_macs(resnet(depth, widths=widths), image)
-        if tried[widths] >= target * dense:
+        widths = tuple(max(1, round(width * step / 256)) for width in DENSE_WIDTHS)
+        if widths not in tried and count_macs(build(widths), image) >= least:
             return widths
-    raise ValueError(f"target={target}: give a share of the dense MACs in (0, 1]")
+        tried.add(widths)
+    raise ValueError(f"least={least}: more MACs than at full width")
+
+
+def uniform_widths(model: str, target: float) -> tuple[int, ...]:
+    """Stage widths of the uniformly slimmer network for a share of the full one's MACs."""
+    depth, image = int(model.removeprefix("resnet")), torch.zeros(1, *IMAGE)
+    least = target * count_macs(resnet(depth), image)
+    return narrowest(lambda widths: resnet(depth, widths=widths), image, least)
 
 
 def build_model(run: Run) -> nn.Module:

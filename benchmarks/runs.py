@@ -94,7 +94,8 @@ def carry_out(runs: Iterable[R], folder: Path, train: Callable[[R], Json]) -> No
             "command": shlex.join(["python", program, run.name]),
         }
         (folder / f"{run.name}.json").write_text(json.dumps(result, indent=1) + "\n")
-        print(f"{run.name}: test accuracy {result['test_accuracy']:.4f}", flush=True)
+        found = [f"{key} {result[key]:.4f}" for key in result if key.endswith("_accuracy")]
+        print(run.name, *found, flush=True)
 
 
 def cifar10(options: argparse.Namespace) -> Dataset:

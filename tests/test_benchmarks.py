@@ -114,6 +114,22 @@ def test_shallow_rivals_keep_at_least_the_target(real: ModuleType) -> None:
         assert real.TARGET * full <= half < 0.52 * full
 
 
+@pytest.mark.parametrize("variant", ["uniform", "blocks-1-2-2-", "blocks-1-1-3-"])
+def test_fixed_structures_are_the_narrowest_that_are_not_smaller(
+    monkeypatch: pytest.MonkeyPatch, variant: str
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    choices = importlib.import_module("choices")
+    image = torch.zeros(1, *choices.IMAGE)
+    full = count_macs(choices.network(choices.Run("guyot", 0.5, 0)), image)
+    model = choices.network(choices.Run(variant, 0.5, 0))
+    blocks = choices.VARIANTS[variant].blocks
+    assert tuple(map(len, model.stages)) == blocks
+    widths = [stage[-1].conv2.out_channels for stage in model.stages]
+    narrower = choices.cut(blocks, 0, [width - 1 for width in widths])
+    assert count_macs(narrower, image) < 0.5 * full <= count_macs(model, image)
+
+
 def test_an_unknown_method_is_named(models: ModuleType) -> None:
     with pytest.raises(ValueError, match="method='magic' is unknown; choose one of"):
         models.network(models.Run("gpt2", "magic", 0))
