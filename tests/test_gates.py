@@ -219,13 +219,14 @@ class Own(nn.Conv2d):
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("pixels", [5, 9], ids=["inputs", "weights"])
 @pytest.mark.parametrize("kind", [nn.Conv2d, Own])
-def test_narrow_weights_change_nothing(kind: type[nn.Conv2d], compiled: bool) -> None:
+def test_narrow_weights_change_nothing(kind: type[nn.Conv2d], pixels: int, compiled: bool) -> None:
     """Under autocast to bfloat16 gates multiply narrow weights where no operator sees wide ones."""
     torch.manual_seed(0)
     torch._dynamo.reset()
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), kind(8, 4, 3), nn.Flatten())
-    plain, x = copy.deepcopy(model), torch.randn(2, 3, 5, 5)
+    plain, x = copy.deepcopy(model), torch.randn(2, 3, pixels, pixels)
     gates = gated(model, x)
     gone = torch.tensor([0, 3])
     gates.sampled[gone] = 0
@@ -245,6 +246,44 @@ def test_narrow_weights_change_nothing(kind: type[nn.Conv2d], compiled: bool) ->
     assert torch.equal(gradient, expected)
     of_gates = (weight * expected).sum((0, 2, 3))
     torch.testing.assert_close(gates.gradient[4:], of_gates[4:], rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("name", ["linear", "convolution"])
+def test_masking_what_is_read_is_masking_the_weight(name: str, batched: bool) -> None:
+    torch.manual_seed(0)
+    if name == "linear":
+        layers, x = (nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 9)), torch.randn(40, 5)
+    else:
+        layers = nn.Conv1d(2, 8, 3), nn.ReLU(), nn.Conv1d(8, 4, 3, padding=1)
+        x = torch.randn(40, 2, 6)
+    model, x = nn.Sequential(*layers).double(), x.double()
+    gates = gated(model, x)
+    gates.sampled[1::3] = 0
+    masked = []
+    for parts in ([x], x.split(2) if batched else x.unbind()):
+        gates.zero_grad()
+        model.zero_grad()
+        outputs = [model(part) for part in parts]
+        torch.stack([output.square().sum() for output in outputs]).sum().backward()
+        together = torch.cat(outputs) if batched or len(parts) == 1 else torch.stack(outputs)
+        masked.append([together, gates.gradient, *(p.grad.clone() for p in model.parameters())])
+    for whole, few in zip(*masked, strict=True):
+        torch.testing.assert_close(whole, few, rtol=1e-6, atol=1e-8)
+    assert bool(masked[0][1].all())
+    assert not masked[0][4][:, 1::3].any()
+
+
+def test_few_inputs_leave_a_weight_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 9))
+    gated(model, torch.randn(2, 5))
+    multiplied = []
+    monkeypatch.setattr(
+        "guyot.gates._product", lambda tensor, *_: multiplied.append(tensor.shape) or tensor
+    )
+    for count in (2, 9):
+        model(torch.randn(count, 5))
+    assert multiplied == [(2, 16), (9, 16), (9, 16)]
 
 
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")

@@ -1,10 +1,11 @@
 """Gates on the user's modules: 0/1 variables that multiply the weights which read a structure.
 
 A unit's gate multiplies the input slices of the weights that *read* it, a layer's gate the
-parameters that *write* its branch (a property of the module does both without touching
+parameters that *write* its branch (a property of the module does both without touching the user's
 `forward`). So a masked network is the pruned network whatever stands between writer and reader,
-the cost is O(weights), and the derivative of the loss by every gate falls out of the backward
-pass of the training step.
+and the derivative of the loss by every gate falls out of the backward pass of the training step.
+Where a linear layer or convolution reads fewer numbers than its weight has, what it reads is
+multiplied instead, which is the same sum.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from guyot.axis import groups_in, spread
 from guyot.surgery import first_names, raw_parameter, tensor_at
-from guyot.types import Axis, Structures, Units
+from guyot.types import Axis, Structures, Units, Within
 
 Term = Callable[[bool], Tensor]
 Place = tuple[slice, Callable[[Tensor], Tensor]]
+Operator = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""Of a module, what it reads and its weight."""
 
 _WHOLE = "_gated_model"
 """The attribute of a gated module that leads to the model."""
@@ -32,19 +36,39 @@ class Gate:
 
     While the whole model trains these are sampled gates, which receive gradients, otherwise those
     of the most probable network. A module frozen by its own `eval()` does not decide.
+
+    Args:
+        terms: masks that broadcast over the weight.
+        inputs: one more, over dim 1 alone: it can as well multiply what the weight reads.
     """
 
-    def __init__(self, terms: Sequence[Term]) -> None:
+    def __init__(self, terms: Sequence[Term], inputs: Term | None = None) -> None:
         self._terms = tuple(terms)
+        self.inputs = inputs
 
     def masked(self, weight: Tensor, training: bool, dtype: torch.dtype | None = None) -> Tensor:
         """The weight, as `dtype`, times the sampled gates (training) or the most probable ones."""
-        if dtype is not None:
-            weight = weight.to(dtype)
-        for values in self._terms:
-            mask = values(training)
-            weight = weight * (mask if mask.dtype is weight.dtype else mask.to(weight.dtype))
-        return weight
+        terms = self._terms if self.inputs is None else (*self._terms, self.inputs)
+        return _product(weight, terms, training, dtype)
+
+    def between(
+        self, read: Tensor, weight: Tensor, training: bool, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What is read and the weight, with the gates of the inputs on the former."""
+        assert self.inputs is not None
+        read = _product(read, (self.inputs,), training, dtype)
+        return read, _product(weight, self._terms, training, dtype)
+
+
+def _product(
+    tensor: Tensor, terms: Sequence[Term], training: bool, dtype: torch.dtype | None
+) -> Tensor:
+    if dtype is not None:
+        tensor = tensor.to(dtype)
+    for values in terms:
+        mask = values(training)
+        tensor = tensor * (mask if mask.dtype is tensor.dtype else mask.to(tensor.dtype))
+    return tensor
 
 
 class Whole:
@@ -82,38 +106,73 @@ def put_gate(module: nn.Module, key: str, gate: Gate, model: nn.Module) -> None:
         (False, True, ['weight', 'bias'])
     """
 
+    def training(part: nn.Module) -> bool:
+        return part.__dict__[_WHOLE].training(part)
+
     def gated(self: nn.Module) -> Tensor:
         weight = raw_parameter(self, key)
-        dtype = torch.bfloat16 if narrow and _in_bfloat16(weight) else None
-        return gate.masked(weight, self.__dict__[_WHOLE].training(self), dtype)
+        return gate.masked(weight, training(self), _narrowed(weight) if operator else None)
+
+    def forward(self: nn.Module, input: Tensor) -> Tensor:  # noqa: A002  (the name that is known)
+        weight = raw_parameter(self, key)
+        if not _fewer(input, weight):
+            return plain.forward(self, input)
+        assert operator is not None
+        return operator(self, *gate.between(input, weight, training(self), _narrowed(weight)))
 
     plain = type(module)
-    narrow = any(_works_as(plain, known) for known in _NARROWED)
-    members = {key: property(gated), "__module__": plain.__module__}
+    operator = _operator(plain)
+    members: dict[str, Any] = {key: property(gated), "__module__": plain.__module__}
+    if operator and gate.inputs and key == "weight" and getattr(module, "groups", 1) == 1:
+        members["forward"] = forward
     module.__class__ = type(plain.__name__, (plain, Gated), members)
     module.__dict__[_WHOLE] = Whole(model)
 
 
-_NARROWED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""Modules whose parameters are read by nothing but an operator that autocast narrows."""
+def _linear(module: Any, read: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(read, weight, module.bias)
 
 
-def _works_as(kind: type[nn.Module], known: type[nn.Module]) -> bool:
-    names = ("forward", "_conv_forward")
-    return all(getattr(kind, name, None) is getattr(known, name, None) for name in names)
+def _convolution(module: Any, read: Tensor, weight: Tensor) -> Tensor:
+    return module._conv_forward(read, weight, module.bias)
 
 
-def _in_bfloat16(weight: Tensor) -> bool:
-    """Whether autocast narrows this weight to bfloat16.
+_OPERATORS: dict[type[nn.Module], Operator] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
+    nn.Conv3d: _convolution,
+}
+
+
+def _operator(kind: type[nn.Module]) -> Operator | None:
+    """The operator that alone reads the parameters of a module, if that is one of those above."""
+    own = next(base for base in kind.__mro__ if not issubclass(base, Gated))
+    for known, operator in _OPERATORS.items():
+        names = ("forward", "_conv_forward")
+        if all(getattr(own, name, None) is getattr(known, name, None) for name in names):
+            return operator
+    return None
+
+
+def _fewer(read: Tensor, weight: Tensor) -> bool:
+    """Whether what is read, in a shape with a batch, has fewer entries than the weight."""
+    batched = read.dim() == weight.dim() if weight.dim() > 2 else read.dim() > 1
+    return batched and read.numel() < weight.numel()
+
+
+def _narrowed(weight: Tensor) -> torch.dtype | None:
+    """bfloat16 where autocast narrows a weight to that.
 
     A weight times 0 or 1 is the same before and after, and half of the bytes are moved.
     """
     device = weight.device.type
-    return (
+    narrow = (
         weight.dtype is torch.float32
         and torch.is_autocast_enabled(device)
         and torch.get_autocast_dtype(device) is torch.bfloat16
     )
+    return torch.bfloat16 if narrow else None
 
 
 class Norms(NamedTuple):
@@ -180,10 +239,14 @@ class Gates:
         axes = {tensor.name: tensor.axes for tensor in self.structures.tensors}
         index = self.structures.index
         terms: dict[str, list[Term]] = defaultdict(list)
+        inputs: dict[str, Term] = {}
         places: dict[str, list[Place]] = defaultdict(list)
         for slot in {s: None for group in self.structures.groups for s in group.readers}:
             own, dim = axes[slot.tensor], slot.dim
-            terms[slot.tensor].append(self._over(own, dim))
+            if dim == 1 and not isinstance(own[dim], Within):
+                inputs[slot.tensor] = self._over(own, dim)
+            else:
+                terms[slot.tensor].append(self._over(own, dim))
             for group in dict.fromkeys(groups_in(own[dim])):
                 fold = self._fold(own, group, dim)
                 places[slot.tensor].append((index.units(group), fold))
@@ -196,8 +259,8 @@ class Gates:
         for name, first in first_names(model).items():
             path, _, key = name.rpartition(".")
             aliases[first][model.get_submodule(path), key] = None
-        for name, found in terms.items():
-            gate = Gate(found)
+        for name in dict.fromkeys((*terms, *inputs)):
+            gate = Gate(terms[name], inputs.get(name))
             self._places.append((tensor_at(model, name), gate, places[name]))
             for module, key in aliases[name]:
                 self._attached.setdefault(module, type(module))
