@@ -275,6 +275,11 @@ def test_truncated_and_flipped_files_are_named(saved: Path, name: str) -> None:
         ("state.json", set_to("discovery", "controller", "still", to=[]), "still is a list of 0"),
         (
             "state.json",
+            set_to("discovery", "removals", 0, "units", to={"0": [10**30]}),
+            "takes 1 units of '0', 0 of which are among its 12",
+        ),
+        (
+            "state.json",
             set_to("discovery", "removals", 0, "units", to={"evil": [0]}),
             "units of 'evil', but the network has",
         ),

@@ -240,7 +240,7 @@ def test_threads_come_back(tmp_path: Path):
         ({"device": "abacus"}, "device='abacus' cannot be used .*give cpu or cuda"),
         ({"batch_size": 1300}, "batch_size=1300: give a number between 1 and the 1294 images"),
         ({"epochs": 1}, "total_steps=40 is too small.*an epoch is 40 steps"),
-        ({"target": 0.001}, "target=0.001 is below"),
+        ({"target": 0.001, "round_to": 8}, "target=0.001 is below"),
     ],
 )
 def test_what_cannot_be_run_is_told(tmp_path: Path, choices: dict[str, Any], message: str):

@@ -506,8 +506,8 @@ def the_plan_for_sharded_parameters_holds() -> None:
         patch.setattr(
             Gate,
             "masked",
-            lambda gate, weight, training: (
-                weight if isinstance(weight, DTensor) else masked(gate, weight, training)
+            lambda gate, weight, *how: (
+                weight if isinstance(weight, DTensor) else masked(gate, weight, *how)
             ),
         )
         for model in (plain, sharded):

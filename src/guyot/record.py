@@ -114,7 +114,8 @@ class Record:
                 raise MisconfiguredError(_absent(removal, f"units of {name!r}", groups))
             number = groups[name]
             present = self._origin[before.index.units(number)] - self._first[name]
-            gone = torch.isin(present, torch.tensor(units, dtype=torch.int64))
+            wanted = set(units)
+            gone = torch.tensor([unit in wanted for unit in present.tolist()])
             if not units or int(gone.sum()) != len(units) or bool(gone.all()):
                 raise MisconfiguredError(
                     f"the removal of step {removal.step} takes {len(units)} units of {name!r}, "
