@@ -92,7 +92,7 @@ def narrowest(
         if widths not in tried and count_macs(build(widths), image) >= least:
             return widths
         tried.add(widths)
-    raise ValueError(f"least={least}: more MACs than at full width")
+    raise ValueError(f"least={least}: full width has fewer MACs; give a smaller target")
 
 
 def uniform_widths(model: str, target: float) -> tuple[int, ...]:

@@ -87,7 +87,7 @@ def choices() -> str:
     cells: dict[tuple[float, str], list[dict[str, Any]]] = defaultdict(list)
     for result in load("choices"):
         run = result["run"]
-        cells[-run["target"], run["variant"].rstrip("-")].append(result)
+        cells[-run["target"], run["variant"]].append(result)
     if not cells:
         return ""
     full = count_macs(build("resnet20"), torch.zeros(1, 3, 16, 16))

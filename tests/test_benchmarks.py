@@ -114,7 +114,7 @@ def test_shallow_rivals_keep_at_least_the_target(real: ModuleType) -> None:
         assert real.TARGET * full <= half < 0.52 * full
 
 
-@pytest.mark.parametrize("variant", ["uniform", "blocks-1-2-2-", "blocks-1-1-3-"])
+@pytest.mark.parametrize("variant", ["uniform", "blocks-1-2-2", "blocks-1-1-3"])
 def test_fixed_structures_are_the_narrowest_that_are_not_smaller(
     monkeypatch: pytest.MonkeyPatch, variant: str
 ) -> None:
