@@ -24,9 +24,9 @@ from runs import ROOT, Training, arguments, carry_out, cifar10, prepare, select
 from torch import Tensor, nn
 
 from guyot import Discovery, DiscoveryConfig
-from guyot.data import Dataset
-from guyot.models import build, count_macs, resnet
-from guyot.training import (
+from guyot.app.data import Dataset
+from guyot.app.models import build, count_macs, resnet
+from guyot.app.training import (
     Recipe,
     evaluate,
     restart_with_fast_allocator,

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from guyot import Discovery, DiscoveryConfig, find_structures
-from guyot.models import build
+from guyot.app.models import build
 
 ROOT = Path(__file__).parent
 RESULT = ROOT / "results" / "communication" / "volumes.json"
@@ -139,7 +139,7 @@ def count(folder: Path) -> None:
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    from guyot.parallel import processes
+    from guyot.app.launch import processes
 
     sent: dict[str, list[int]] = {"all_reduce": [], "all_gather": [], "gradients": []}
 

@@ -37,22 +37,22 @@ from runs import machine
 from torch import Tensor, nn
 
 from guyot import Discovery, DiscoveryConfig
-from guyot.complexity import Complexity
-from guyot.data import Batches, load
-from guyot.gates import Gates
-from guyot.models import build, count_macs
-from guyot.quantum import POWERS, WIDTHS, decide, efficiency, measure_quantum, timing_table
-from guyot.report.latency import measure
-from guyot.structure import find_structures
-from guyot.surgery import operate
-from guyot.training import (
+from guyot.app.data import Batches, load
+from guyot.app.models import build, count_macs
+from guyot.app.training import (
     Recipe,
     make_optimizer,
     make_scheduler,
     restart_with_fast_allocator,
     train_step,
 )
-from guyot.types import KeepPlan, Structures
+from guyot.core.types import KeepPlan, Structures
+from guyot.costs.complexity import Complexity
+from guyot.costs.quantum import POWERS, WIDTHS, decide, efficiency, measure_quantum, timing_table
+from guyot.costs.timing import measure
+from guyot.gates.gates import Gates
+from guyot.structures import find_structures
+from guyot.surgery import operate
 
 RESULTS = Path(__file__).parent / "results" / "costs"
 BATCH = {"resnet50": (32, 64)}  # images, pixels

@@ -4,8 +4,8 @@
     python benchmarks/coverage.py --list
     python benchmarks/coverage.py --table
 
-Every model of ``tests/zoo.py`` is examined in a process of its own with bounded memory and CPU
-time, once by guyot and once by torch-pruning, and the results go to
+Every model of ``tests/helpers/zoo.py`` is examined in a process of its own with bounded memory and
+CPU time, once by guyot and once by torch-pruning, and the results go to
 ``benchmarks/results/coverage/<library>-<model>.json`` as each ends. Results that are there are
 kept, so an interrupted run goes on another day; ``--again`` repeats. MODEL may be a pattern such
 as ``'timm/*net*'``. ``--table`` writes docs/coverage.md.
@@ -30,7 +30,7 @@ from typing import Any
 from runs import machine
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tests"))  # the tests examine the same models
+sys.path.append(str(ROOT / "tests" / "helpers"))  # the tests examine the same models
 from examine import result_of  # noqa: E402  # pyright: ignore[reportMissingImports]
 from zoo import ZOO  # noqa: E402  # pyright: ignore[reportMissingImports]
 
@@ -108,7 +108,7 @@ def revision() -> str:
         command = ["git", "-C", str(ROOT), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "src/guyot", "tests/zoo.py", "tests/examine.py")
+    changed = git("status", "--porcelain", "src/guyot", "tests/helpers")
     return git("rev-parse", "--short=8", "HEAD") + "+" * bool(changed)
 
 

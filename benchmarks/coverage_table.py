@@ -43,8 +43,8 @@ Each examination has a process of its own, which may use the memory and CPU time
 says. A model passes if
 
 - something can go, and as many residual branches are found as its architecture has, which
-  `tests/zoo.py` counts by classes of blocks (a branch without convolution or linear layer, such as
-  the pooling of PoolFormer, saves no MACs and does not count),
+  `tests/helpers/zoo.py` counts by classes of blocks (a branch without convolution or linear layer,
+  such as the pooling of PoolFormer, saves no MACs and does not count),
 - its MACs are those of `torch.utils.flop_counter`, at full size and after a random third of every
   group's units and of the layers has gone; an operator without a rule that cost MACs would show
   here,

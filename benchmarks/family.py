@@ -29,9 +29,9 @@ from runs import ROOT, Json, arguments, carry_out, cifar10, select, smaller
 from torch import nn
 
 from guyot import Discovery, DiscoveryConfig, Family
-from guyot.data import Batches, Dataset, load
-from guyot.models import count_macs, resnet
-from guyot.training import (
+from guyot.app.data import Batches, Dataset, load
+from guyot.app.models import count_macs, resnet
+from guyot.app.training import (
     Recipe,
     evaluate,
     lr_factor,

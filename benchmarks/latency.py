@@ -26,19 +26,20 @@ import torch
 from runs import ROOT, arguments, carry_out, cifar10, machine, prepare, select, smaller
 from torch import Tensor, nn
 
-from guyot import Cost, Discovery, DiscoveryConfig, rebuild
-from guyot.config import RunConfig
-from guyot.data import Dataset, load
-from guyot.latency import LatencyTable
-from guyot.models import build, count_macs
-from guyot.profiling import profile
-from guyot.quantum import clock_of
-from guyot.training import (
+from guyot import Cost, Discovery, DiscoveryConfig
+from guyot.app.config import RunConfig
+from guyot.app.data import Dataset, load
+from guyot.app.models import build, count_macs
+from guyot.app.training import (
     Recipe,
     evaluate,
     restart_with_fast_allocator,
     train_epoch,
 )
+from guyot.costs.latency import LatencyTable
+from guyot.costs.profiling import profile
+from guyot.costs.quantum import clock_of
+from guyot.results import rebuild
 
 RESULTS = ROOT / "results" / "latency"
 PIXELS = {"resnet56": 16, "mobilenet_v2": 32}

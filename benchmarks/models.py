@@ -32,9 +32,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from guyot import Discovery, DiscoveryConfig
-from guyot.data import Batches, Dataset
-from guyot.models import count_macs
-from guyot.training import Recipe, lr_factor, make_optimizer, restart_with_fast_allocator
+from guyot.app.data import Batches, Dataset
+from guyot.app.models import count_macs
+from guyot.app.training import Recipe, lr_factor, make_optimizer, restart_with_fast_allocator
 
 RESULTS = ROOT / "results" / "models"
 METHODS = ("dense", "guyot", "uniform", "shallow")

@@ -19,8 +19,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from guyot.data import Batches, Dataset, load
-from guyot.training import Recipe, make_optimizer, make_scheduler
+from guyot.app.data import Batches, Dataset, load
+from guyot.app.training import Recipe, make_optimizer, make_scheduler
 
 ROOT = Path(__file__).parent
 VALIDATION = 5_000

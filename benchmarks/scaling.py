@@ -25,8 +25,8 @@ from runs import machine
 from torch import nn
 
 from guyot import find_structures
-from guyot.complexity import Complexity
-from guyot.models import resnet
+from guyot.app.models import resnet
+from guyot.costs.complexity import Complexity
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 DOCS = Path(__file__).parents[1] / "docs"

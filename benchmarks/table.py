@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from guyot.models import build, count_macs
+from guyot.app.models import build, count_macs
 
 ROOT = Path(__file__).parent
 PAGE = ROOT.parent / "docs" / "benchmarks.md"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import guyot
-from guyot.integrations.accelerate import register_discovery
+from guyot.discovery.integrations.accelerate import register_discovery
 
 TEST = 360
 

@@ -11,11 +11,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from paths import ROOT
 
-from guyot.data import Dataset, Split
-from guyot.models import count_macs
+from guyot.app.data import Dataset, Split
+from guyot.app.models import count_macs
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = ROOT / "examples"
 
 
 def run(name: str, *arguments: str) -> str:

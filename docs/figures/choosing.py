@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from guyot import Discovery
-from guyot.data import Batches, load
-from guyot.models import digits_resnet
-from guyot.training import Recipe, evaluate, make_optimizer, make_scheduler, train_epoch
+from guyot.app.data import Batches, load
+from guyot.app.models import digits_resnet
+from guyot.app.training import Recipe, evaluate, make_optimizer, make_scheduler, train_epoch
 
 HERE = Path(__file__).parent
 STORE = HERE / "choosing.json"

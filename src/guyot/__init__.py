@@ -1,21 +1,26 @@
 """guyot: neural networks that find their own structure while they train."""
 
-from guyot.checkpoint import Checkpointer
-from guyot.complexity import Cost
-from guyot.controller import DiscoveryConfig
-from guyot.errors import (
-    GuyotError,
-    GuyotWarning,
-    MisconfiguredError,
-    SequenceError,
-    UnsupportedError,
-)
-from guyot.family import Family
-from guyot.rebuild import rebuild
-from guyot.record import Removal
-from guyot.saved import load, save
-from guyot.session import Discovery
-from guyot.structure import find_structures
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from guyot.core.errors import (
+        GuyotError,
+        GuyotWarning,
+        MisconfiguredError,
+        SequenceError,
+        UnsupportedError,
+    )
+    from guyot.costs.complexity import Cost
+    from guyot.discovery.checkpoint import Checkpointer
+    from guyot.discovery.family import Family
+    from guyot.discovery.session import Discovery
+    from guyot.planning.controller import DiscoveryConfig
+    from guyot.results import export as export
+    from guyot.results.rebuild import rebuild
+    from guyot.results.saved import load, save
+    from guyot.structures import find_structures
+    from guyot.surgery.record import Removal
 
 __all__ = [
     "Checkpointer",
@@ -34,3 +39,35 @@ __all__ = [
     "rebuild",
     "save",
 ]
+
+_HOMES = {
+    "Checkpointer": "guyot.discovery.checkpoint",
+    "Cost": "guyot.costs.complexity",
+    "Discovery": "guyot.discovery.session",
+    "DiscoveryConfig": "guyot.planning.controller",
+    "Family": "guyot.discovery.family",
+    "GuyotError": "guyot.core.errors",
+    "GuyotWarning": "guyot.core.errors",
+    "MisconfiguredError": "guyot.core.errors",
+    "Removal": "guyot.surgery.record",
+    "SequenceError": "guyot.core.errors",
+    "UnsupportedError": "guyot.core.errors",
+    "find_structures": "guyot.structures",
+    "load": "guyot.results.saved",
+    "rebuild": "guyot.results.rebuild",
+    "save": "guyot.results.saved",
+}
+"""Public name -> the module that defines it. Importing guyot does not import torch."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name == "export":
+        return import_module("guyot.results.export")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'guyot' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

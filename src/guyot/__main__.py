@@ -1,6 +1,6 @@
 """`python -m guyot` is `guyot`; so is `torchrun -m guyot`."""
 
-from guyot.cli import main
+from guyot.app.cli import main
 
 if __name__ == "__main__":
     main()

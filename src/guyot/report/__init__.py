@@ -1,9 +1,9 @@
 """What a run tells: measured latency, what was found, the table before => after, the page."""
 
+from guyot.costs.timing import Latency, measure
 from guyot.report.describe import Width, widths
 from guyot.report.history import TRIALS, History, read_runs
 from guyot.report.inspection import GroupEntry, Inspection, LayerEntry, Price, inspection_of
-from guyot.report.latency import Latency, measure
 from guyot.report.outcome import Network, Outcome, to_dict
 from guyot.report.page.build import render
 from guyot.report.page.summary import summary

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from guyot.types import Structures
+from guyot.core.types import Structures
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from guyot.config import DIALS
-from guyot.errors import MisconfiguredError
+from guyot.core.errors import MisconfiguredError
+from guyot.planning.controller import DIALS
 
 Line = Mapping[str, Any]
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guyot.complexity import Complexity
-from guyot.settle import floor
-from guyot.types import Slot, Structures, UnitGroup
+from guyot.core.types import Slot, Structures, UnitGroup
+from guyot.costs.complexity import Complexity
+from guyot.planning.settle import floor
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from guyot.costs.timing import Latency
 from guyot.report.describe import Width
-from guyot.report.latency import Latency
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from guyot.errors import MisconfiguredError
+from guyot.core.errors import MisconfiguredError
 from guyot.report.history import History
 from guyot.report.page.curves import QUANTITIES, Quantity, limits, percent, phases, points
 from guyot.report.page.heat import rows_of

@@ -6,8 +6,8 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from guyot.costs.timing import Latency
 from guyot.report.describe import Width
-from guyot.report.latency import Latency
 from guyot.report.outcome import Network, Outcome
 
 _COLUMNS = 80

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import fx, nn
 
-from guyot.errors import UnsupportedError
-from guyot.randomness import isolated
-from guyot.types import Layer
+from guyot.core.errors import UnsupportedError
+from guyot.core.randomness import isolated
+from guyot.core.types import Layer
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add}
 _ADD_METHODS = {"add", "add_"}

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from guyot.axis import kept_indices, size_of
-from guyot.errors import UnsupportedError
+from guyot.core.axis import kept_indices, size_of
+from guyot.core.errors import UnsupportedError
+from guyot.core.locate import tensor_at
+from guyot.core.types import KeepPlan, Layer, StandIn, Structures
 from guyot.surgery.layers import replace_module, without_branches
-from guyot.surgery.locate import tensor_at
 from guyot.surgery.plan import (
     Shrunk,
     all_removed_layers,
@@ -27,7 +28,6 @@ from guyot.surgery.plan import (
 )
 from guyot.surgery.restate import restate
 from guyot.surgery.stand_ins import act_out_of_place, stand_in
-from guyot.types import KeepPlan, Layer, StandIn, Structures
 
 Indices = tuple[Tensor | None, ...]
 

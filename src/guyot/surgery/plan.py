@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from guyot.errors import MisconfiguredError
-from guyot.types import (
+from guyot.core.errors import MisconfiguredError
+from guyot.core.types import (
     Attribute,
     Axis,
     Concat,
@@ -109,7 +109,7 @@ def shrink(structures: Structures, plan: KeepPlan) -> Shrunk:
     A group that no weight reads any more (its readers went with a layer) becomes fixed.
 
     Example:
-        >>> from guyot.types import Slot
+        >>> from guyot.core.types import Slot
         >>> slots = (Slot("a.weight", 0), Slot("b.weight", 1))
         >>> group = UnitGroup("a", 4, slots, slots[1:])
         >>> before = Structures((group,), (), (), ())

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from guyot.errors import UnsupportedError
+from guyot.core.errors import UnsupportedError
+from guyot.core.types import Restated
 from guyot.surgery.layers import Shallow, in_both_modes
 from guyot.surgery.stand_ins import copy_plain
 from guyot.surgery.windows import WindowAttention, in_windows
-from guyot.types import Restated
 
 SHAPING = ("view", "reshape", "unflatten", "expand", "split", "split_with_sizes", "narrow")
 """Methods and functions that state lengths."""

@@ -7,7 +7,7 @@ import operator
 import torch
 from torch import fx, nn
 
-from guyot.types import StandIn
+from guyot.core.types import StandIn
 
 
 def stand_in(spec: StandIn, module: nn.Module) -> nn.Module:

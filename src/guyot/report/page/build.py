@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from guyot.errors import MisconfiguredError
+from guyot.core.errors import MisconfiguredError
 from guyot.report.history import History
 from guyot.report.page import heat
 from guyot.report.page.curves import Curves, curves, percent, readouts

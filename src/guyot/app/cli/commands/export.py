@@ -1,0 +1,61 @@
+"""`guyot export`."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from guyot.app import running
+from guyot.app.cli.app import OUTPUT, Json, Quiet, app, option, print_json
+
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder guyot train wrote.", show_default=False)
+]
+Format = Annotated[
+    str,
+    option(
+        OUTPUT,
+        "onnx, pt2 (torch.export) or state-dict.",
+        "--format",
+        choices=("onnx", "pt2", "state-dict"),
+    ),
+]
+Output = Annotated[
+    Path | None, option(OUTPUT, "New file or folder (RUN/model.onnx, model.pt2, state-dict).")
+]
+
+
+@app.command()
+def export(
+    run: Run,
+    format: Format,  # noqa: A002 - the option is called that
+    output: Output = None,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Write a run's network in a format that needs no guyot.
+
+    state-dict is a folder with a readable Python module and its weights. What
+    is written is compared with the network first, on batches of several
+    sizes. ONNX is also timed beside PyTorch, on the CPU.
+
+    Try: guyot export runs/RUN --format onnx
+    """
+    delivery = running.export_run(run, format, output)
+    if json:
+        print_json(dataclasses.asdict(delivery))
+        return
+    if quiet:
+        typer.echo(delivery.output)
+        return
+    typer.echo(f"{delivery.output}: {delivery.size / 1e3:,.1f} kB")
+    typer.echo(f"largest difference from the network's outputs: {delivery.difference:.1e}")
+    if delivery.latency:
+        threads = f"{delivery.threads} thread{'s' * (delivery.threads != 1)}"
+        typer.echo(f"\nforward pass on the CPU, {threads}, median in ms")
+        names = list(delivery.latency)
+        typer.echo(f"{'batch':>5}" + "".join(f"  {name:>11}" for name in names))
+        for batch in delivery.latency[names[0]]:
+            times = (delivery.latency[name][batch].median for name in names)
+            typer.echo(f"{batch:>5}" + "".join(f"  {time:>11.3f}" for time in times))

@@ -1,0 +1,74 @@
+"""Images as whole uint8 arrays: the vocabulary of the data room."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from guyot.core.errors import MisconfiguredError
+
+
+@dataclass(frozen=True)
+class Split:
+    """``images`` uint8 ``(N, H, W, C)`` and ``labels`` int64 ``(N,)``."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> "Split":
+        """The rows in ``index`` (int64), in that order."""
+        return Split(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training and a test split, class names, and per-channel statistics in units of [0, 1].
+
+    ``validation`` is ``None`` until :meth:`hold_out` moves training images there.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+    pad: int
+    validation: Split | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(C, H, W)`` as a model sees one image."""
+        height, width, channels = self.train.images.shape[1:]
+        return channels, height, width
+
+    def hold_out(self, count: int, seed: int = 0) -> "Dataset":
+        """Move ``count`` training images, chosen by ``seed``, into ``validation``."""
+        total = len(self.train)
+        if not 0 < count < total:
+            raise MisconfiguredError(
+                f"validation={count} images of {total}: give a number between 1 and {total - 1}"
+            )
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+        kept, held = order[:-count].sort().values, order[-count:].sort().values
+        return replace(self, train=self.train.take(kept), validation=self.train.take(held))
+
+
+def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of uint8 ``(N, H, W, C)``, in units of [0, 1].
+
+    Exact: computed from the 256-bin histogram of every channel.
+    """
+    means, stds = [], []
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    for channel in range(images.shape[-1]):
+        counts = torch.bincount(images[..., channel].flatten().int(), minlength=256).double()
+        share = counts / counts.sum()
+        mean = float((share * levels).sum())
+        means.append(mean)
+        stds.append(max(float((share * (levels - mean) ** 2).sum()) ** 0.5, 1e-6))
+    return tuple(means), tuple(stds)

@@ -1,0 +1,64 @@
+"""From the bytes of image files to arrays, and what is said of files that are no images."""
+
+import io
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+
+from guyot.core.errors import GuyotWarning, MisconfiguredError
+
+_NAMED = 5
+"""How many images that cannot be read a warning names."""
+
+
+class Decoded:
+    """Images that were read, their labels, and what could not be read.
+
+    ``size`` is that of the square into which images are fitted; ``None`` leaves them as they are.
+    """
+
+    def __init__(self, size: int | None = None) -> None:
+        self.images: list[np.ndarray] = []
+        self.labels: list[int] = []
+        self.corrupt: list[str] = []
+        self._size = size
+
+    def add(self, read: Callable[[], bytes], where: str, label: int) -> None:
+        """Decode what ``read`` gives; ``where`` names it."""
+        from PIL import Image, ImageOps, UnidentifiedImageError
+
+        try:
+            image = Image.open(io.BytesIO(read())).convert("RGB")
+        except Exception as error:  # noqa: BLE001 - a decoder may stumble over anything
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            if isinstance(error, UnidentifiedImageError):  # Pillow's text names an address
+                reason = "its format is not known"
+            self.corrupt.append(f"{where} is not a readable image ({reason})")
+            return
+        if self._size is not None:
+            image = ImageOps.fit(image, (self._size, self._size), Image.Resampling.BILINEAR)
+        self.images.append(np.asarray(image))
+        self.labels.append(label)
+
+
+def judge(corrupt: list[str], left: int, skip: bool) -> None:
+    """Refuse images that cannot be read, or, with ``skip``, name those that are left out.
+
+    Raises:
+        MisconfiguredError: there are such images and they are not to be skipped, or nothing is
+            ``left``.
+    """
+    if not corrupt:
+        return
+    if not skip or not left:
+        more = f" (and {len(corrupt) - 1} more like it)" if len(corrupt) > 1 else ""
+        remedy = "or skip such images (on_corrupt=skip)" if left else "none is left"
+        raise MisconfiguredError(f"{corrupt[0]}{more}; remove or repair it, {remedy}")
+    more = f"; and {len(corrupt) - _NAMED} more" if len(corrupt) > _NAMED else ""
+    warnings.warn(
+        f"{len(corrupt)} of {left + len(corrupt)} images are left out: "
+        f"{'; '.join(corrupt[:_NAMED])}{more}",
+        GuyotWarning,
+        stacklevel=2,
+    )

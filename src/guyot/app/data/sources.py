@@ -1,0 +1,226 @@
+"""Where images come from: digits, CIFAR in Hugging Face parquet, folders of images.
+
+Decoded images are cached as ``.npy`` under the user's cache folder, keyed by the source files'
+sizes and times, so a second run starts at once.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from guyot.app.data.arrays import Dataset, Split, statistics
+from guyot.app.data.decoding import Decoded, judge
+from guyot.core.errors import MisconfiguredError, UnsupportedError
+
+_HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
+_LABEL = {"cifar10": "label", "cifar100": "fine_label"}
+_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
+
+
+def load(
+    name: str,
+    data_dir: str | Path | None = None,
+    *,
+    cache_dir: str | Path | None = None,
+    image_size: int = 32,
+    skip_corrupt: bool = False,
+) -> Dataset:
+    """Load a dataset by ``name``.
+
+    * ``digits``: scikit-learn's 8x8 digits, no file needed; every fifth image is test data.
+    * ``cifar10``, ``cifar100``: parquet files in ``data_dir`` (``train*.parquet`` and
+      ``test*.parquet`` with the columns of the Hugging Face datasets), or, without ``data_dir``,
+      downloaded by the package ``datasets``.
+    * ``imagefolder:DIR``: ``DIR/train/CLASS/*`` and ``DIR/test/CLASS/*`` (or ``val``), resized and
+      centre-cropped to ``image_size`` pixels.
+
+    ``cache_dir`` defaults to ``$XDG_CACHE_HOME/guyot`` (``~/.cache/guyot``). An image that cannot
+    be read is an error that names it; with ``skip_corrupt`` it is left out, and named by a warning.
+    """
+    cache = cache_root(cache_dir)
+    if name == "digits":
+        return _digits()
+    if name in _HUB:
+        folder = None if data_dir is None else Path(data_dir)
+        return _cifar(name, folder, cache, skip_corrupt)
+    if name.startswith("imagefolder:"):
+        root = Path(name.removeprefix("imagefolder:"))
+        return _image_folder(root, image_size, cache, skip_corrupt)
+    raise MisconfiguredError(
+        f"data={name!r} is unknown; choose digits, {', '.join(_HUB)} or imagefolder:DIR"
+    )
+
+
+def cache_root(cache_dir: str | Path | None = None) -> Path:
+    """The folder given, or ``$XDG_CACHE_HOME/guyot`` (``~/.cache/guyot``)."""
+    if cache_dir is not None:
+        return Path(cache_dir)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "guyot"
+
+
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
+
+    bunch: Any = load_digits()
+    images = torch.from_numpy(np.round(bunch.images * (255 / 16)).astype(np.uint8))[..., None]
+    labels = torch.from_numpy(bunch.target.astype(np.int64))
+    is_test = torch.arange(len(labels)) % 5 == 4
+    train = Split(images[~is_test], labels[~is_test])
+    test = Split(images[is_test], labels[is_test])
+    mean, std = statistics(train.images)
+    classes = tuple(str(digit) for digit in range(10))
+    return Dataset("digits", train, test, classes, mean, std, flip=False, pad=1)
+
+
+def _cifar(name: str, data_dir: Path | None, cache: Path, skip_corrupt: bool) -> Dataset:
+    if data_dir is None:
+        splits, names = _from_hub(name)
+    else:
+        train, test = _parquet_files(data_dir, "train"), _parquet_files(data_dir, "test")
+        splits = [
+            _cached(cache, files, lambda f=files: _decode_parquet(name, f), name, skip_corrupt)
+            for files in (train, test)
+        ]
+        names = _class_names(name, train[0])
+    classes = names or tuple(str(i) for i in range(int(splits[0].labels.max()) + 1))
+    mean, std = statistics(splits[0].images)
+    return Dataset(name, splits[0], splits[1], classes, mean, std, flip=True, pad=4)
+
+
+def _parquet_files(data_dir: Path, split: str) -> list[Path]:
+    files = sorted(data_dir.glob(f"**/{split}*.parquet"))
+    if not files:
+        raise MisconfiguredError(
+            f"data_dir={str(data_dir)!r} holds no {split}*.parquet; point it to the folder with "
+            "the dataset's parquet files"
+        )
+    return files
+
+
+def _decode_parquet(name: str, files: list[Path]) -> Decoded:
+    import pyarrow.parquet as parquet
+
+    decoded = Decoded()
+    for file in files:
+        table = parquet.read_table(file)
+        for column in ("img", _LABEL[name]):
+            if column not in table.column_names:
+                raise MisconfiguredError(
+                    f"{file} has no column {column!r} (it has {', '.join(table.column_names)}); "
+                    f"{name} is expected in the layout of {_HUB[name]}"
+                )
+        cells, labels = (table.column(c).to_pylist() for c in ("img", _LABEL[name]))
+        for row, (cell, label) in enumerate(zip(cells, labels, strict=True)):
+            decoded.add(lambda c=cell: c["bytes"], f"{file}, row {row}", label)
+    return decoded
+
+
+def _class_names(name: str, file: Path) -> tuple[str, ...]:
+    import pyarrow.parquet as parquet
+
+    metadata = parquet.read_schema(file).metadata or {}
+    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    return tuple(features.get(_LABEL[name], {}).get("names", ()))
+
+
+def _from_hub(name: str) -> tuple[list[Split], tuple[str, ...]]:
+    try:
+        import datasets  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise MisconfiguredError(
+            f"data={name!r} without data_dir is downloaded by the package 'datasets', which is not "
+            "installed: pip install datasets, or give data_dir=FOLDER with its parquet files"
+        ) from error
+    hub: Any = datasets.load_dataset(_HUB[name])
+    splits: list[Split] = []
+    for part in ("train", "test"):
+        images = np.stack([np.asarray(image.convert("RGB")) for image in hub[part]["img"]])
+        labels = torch.tensor(hub[part][_LABEL[name]])
+        splits.append(Split(torch.from_numpy(images), labels))
+    return splits, tuple(hub["train"].features[_LABEL[name]].names)
+
+
+def _image_folder(root: Path, size: int, cache: Path, skip_corrupt: bool) -> Dataset:
+    train_dir = root / "train"
+    test_dir = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
+    if not train_dir.is_dir() or test_dir is None:
+        raise MisconfiguredError(
+            f"imagefolder:{root} needs the folders {train_dir} and {root / 'test'} (or val), "
+            "each with one sub-folder of images per class"
+        )
+    classes = tuple(sorted(entry.name for entry in train_dir.iterdir() if entry.is_dir()))
+    splits: list[Split] = []
+    for folder in (train_dir, test_dir):
+        files = _class_files(folder, classes)
+        key = f"folder-{size}"
+        paths = [path for path, _ in files]
+        decode = partial(_decode_folder, files, size)
+        splits.append(_cached(cache, paths, decode, key, skip_corrupt))
+    mean, std = statistics(splits[0].images)
+    pad = max(1, size // 8)
+    return Dataset("imagefolder", splits[0], splits[1], classes, mean, std, flip=True, pad=pad)
+
+
+def _class_files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
+    unknown = sorted(e.name for e in folder.iterdir() if e.is_dir() and e.name not in classes)
+    if unknown:
+        raise MisconfiguredError(
+            f"{folder} has classes that the training folder lacks: {', '.join(unknown)}"
+        )
+    files = [
+        (path, label)
+        for label, name in enumerate(classes)
+        for path in sorted((folder / name).glob("**/*"))
+        if path.suffix.lower() in _SUFFIXES
+    ]
+    if not files:
+        raise MisconfiguredError(
+            f"{folder} holds no images in class folders; known endings: "
+            f"{', '.join(sorted(_SUFFIXES))}"
+        )
+    return files
+
+
+def _decode_folder(files: list[tuple[Path, int]], size: int) -> Decoded:
+    decoded = Decoded(size)
+    for path, label in files:
+        decoded.add(path.read_bytes, str(path), label)
+    return decoded
+
+
+def _cached(
+    cache: Path, files: Iterable[Path], decode: Callable[[], Decoded], key: str, skip: bool
+) -> Split:
+    """Decode once; what could not be read is remembered, too, and told every time."""
+    digest = hashlib.sha256(key.encode())
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.resolve()}|{stat.st_size}|{stat.st_mtime_ns}".encode())
+    stem = cache / f"{key}-{digest.hexdigest()[:16]}"
+    image_file, label_file = stem.with_suffix(".images.npy"), stem.with_suffix(".labels.npy")
+    corrupt_file = stem.with_suffix(".corrupt.json")
+    if not label_file.exists():
+        decoded = decode()
+        judge(decoded.corrupt, len(decoded.labels), skip)
+        if len({image.shape for image in decoded.images}) > 1:
+            shapes = sorted({image.shape[:2] for image in decoded.images})
+            raise UnsupportedError(f"images of {key} differ in size: {shapes[0]}, {shapes[1]}, ...")
+        images, labels = np.stack(decoded.images), np.asarray(decoded.labels, dtype=np.int64)
+        cache.mkdir(parents=True, exist_ok=True)
+        if decoded.corrupt:
+            corrupt_file.write_text(json.dumps(decoded.corrupt), encoding="utf-8")
+        for target, array in ((image_file, images), (label_file, labels)):
+            scratch = target.with_suffix(f".{os.getpid()}.npy")
+            np.save(scratch, array)
+            scratch.replace(target)
+    else:
+        corrupt = json.loads(corrupt_file.read_text("utf-8")) if corrupt_file.exists() else []
+        judge(corrupt, len(np.load(label_file, mmap_mode="r")), skip)
+    return Split(torch.from_numpy(np.load(image_file)), torch.from_numpy(np.load(label_file)))

@@ -1,0 +1,37 @@
+"""Networks: the CIFAR ResNets, a small ResNet for digits, and any network by its name."""
+
+from guyot.app.models.cifar import (
+    MODELS,
+    count_macs,
+    digits_resnet,
+    resnet,
+    resnet20,
+    resnet32,
+    resnet44,
+    resnet56,
+    resnet110,
+)
+from guyot.app.models.named import (
+    build,
+    build_with_inputs,
+    image_shape,
+    natural_classes,
+    natural_shape,
+)
+
+__all__ = [
+    "MODELS",
+    "build",
+    "build_with_inputs",
+    "count_macs",
+    "digits_resnet",
+    "image_shape",
+    "natural_classes",
+    "natural_shape",
+    "resnet",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+]

@@ -1,0 +1,306 @@
+"""Networks by name: guyot's own, those of torchvision and timm, and any of the user's.
+
+    resnet20                 one of guyot's own, else of torchvision, else of timm
+    torchvision:resnet50     of torchvision
+    timm:resnet50            of timm
+    package.module:factory   what a function of the user's returns; `path/to/file.py:factory` too
+
+Weights are random: nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from guyot.app.models.cifar import MODELS
+from guyot.core.errors import MisconfiguredError
+
+ImageShape = tuple[int, int, int]
+
+
+def build(name: str, num_classes: int = 10, image_shape: Sequence[int] | None = None) -> nn.Module:
+    """A fresh network with random weights.
+
+    Args:
+        name: see the top of this file.
+        num_classes: how many logits; a factory of the user's gets it if it has a parameter of that
+            name.
+        image_shape: (C, H, W) that the network will see; None: what it was made for. Only networks
+            that have to know it are told (vision transformers).
+
+    Raises:
+        MisconfiguredError: nobody knows the name, its package is missing, or it cannot be built.
+
+    Example:
+        >>> build("resnet20", num_classes=5).fc
+        Linear(in_features=64, out_features=5, bias=True)
+    """
+    return build_with_inputs(name, num_classes, image_shape)[0]
+
+
+def build_with_inputs(
+    name: str, num_classes: int = 10, image_shape: Sequence[int] | None = None
+) -> tuple[nn.Module, Any]:
+    """As `build`, with the example inputs if a factory of the user's returns a pair, else None."""
+    source, _, key = name.partition(":")
+    try:
+        if key and source not in _ZOOS:
+            return _of_user(name, num_classes, image_shape)
+        source, key = _find(name)
+        return _ZOOS[source].build(key, num_classes, image_shape), None
+    except MisconfiguredError:
+        raise
+    except Exception as error:
+        shape = "" if image_shape is None else f" and images of {'x'.join(map(str, image_shape))}"
+        raise MisconfiguredError(
+            f"model={name!r} cannot be built with {num_classes} classes{shape}: "
+            f"{type(error).__name__}: {_first_line(error)}"
+        ) from error
+
+
+def natural_shape(name: str) -> ImageShape | None:
+    """(C, H, W) that a network was made for; None for a factory of the user's.
+
+    Raises:
+        MisconfiguredError: nobody knows the name, or its package is missing.
+
+    Example:
+        >>> natural_shape("resnet20"), natural_shape("digits"), natural_shape("my.module:factory")
+        ((3, 32, 32), (1, 8, 8), None)
+    """
+    source, _, key = name.partition(":")
+    if key and source not in _ZOOS:
+        return None
+    source, key = _find(name)
+    return _ZOOS[source].shape(key)
+
+
+def image_shape(name: str, size: str | None = None) -> ImageShape | None:
+    """(C, H, W) of the images that a network gets: of that size, else what it was made for.
+
+    Args:
+        name: of the network.
+        size: pixels of a side, or all three numbers.
+
+    Raises:
+        MisconfiguredError: nobody knows the name, or the size is no size.
+
+    Example:
+        >>> image_shape("digits"), image_shape("digits", "16"), image_shape("my:net", "3x64x32")
+        ((1, 8, 8), (1, 16, 16), (3, 64, 32))
+    """
+    natural = natural_shape(name)
+    if size is None:
+        return natural
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*x[1-9]\d*)?", size):
+        raise MisconfiguredError(f"input_size={size!r}: give pixels as 224 or 3x224x224")
+    first, *others = map(int, size.split("x"))
+    if others:
+        return first, others[0], others[1]
+    return 3 if natural is None else natural[0], first, first
+
+
+def natural_classes(name: str) -> int:
+    """How many classes a network was made for: 1000 in torchvision and timm, else 10.
+
+    Example:
+        >>> natural_classes("resnet20"), natural_classes("torchvision:resnet50")
+        (10, 1000)
+    """
+    source, _, key = name.partition(":")
+    if key and source not in _ZOOS:
+        return 10
+    return 10 if _find(name)[0] == "guyot" else 1000
+
+
+# -- where networks come from ------------------------------------------------------------------
+
+
+class _Own:
+    """The networks of this package."""
+
+    def names(self) -> Iterable[str]:
+        return MODELS
+
+    def build(self, name: str, num_classes: int, image_shape: Sequence[int] | None) -> nn.Module:
+        return MODELS[name](num_classes)
+
+    def shape(self, name: str) -> ImageShape:
+        return (1, 8, 8) if name == "digits" else (3, 32, 32)
+
+
+class _Torchvision:
+    """The classification networks of torchvision."""
+
+    def names(self) -> Iterable[str]:
+        models = _package("torchvision").models
+        return models.list_models(module=models)
+
+    def build(self, name: str, num_classes: int, image_shape: Sequence[int] | None) -> nn.Module:
+        height, width = self.shape(name)[1:] if image_shape is None else image_shape[1:]
+        more: dict[str, Any] = {}
+        if name.startswith("vit_"):
+            more["image_size"] = height
+        elif name == "maxvit_t":
+            more["input_size"] = (height, width)
+        elif name in ("googlenet", "inception_v3"):
+            more = {"aux_logits": False, "init_weights": True}  # one output in training mode too
+        get_model = _package("torchvision").models.get_model
+        return get_model(name, weights=None, num_classes=num_classes, **more)
+
+    def shape(self, name: str) -> ImageShape:
+        weights = list(_package("torchvision").models.get_model_weights(name))
+        size = weights[0].transforms().crop_size[0] if weights else 224
+        return (3, size, size)
+
+
+class _Timm:
+    """The networks of timm."""
+
+    def names(self) -> Iterable[str]:
+        return _package("timm").list_models()
+
+    def build(self, name: str, num_classes: int, image_shape: Sequence[int] | None) -> nn.Module:
+        timm = _package("timm")
+        more: dict[str, Any] = {}
+        if image_shape is not None:
+            made_for = self.shape(name)
+            if image_shape[0] != made_for[0]:
+                more["in_chans"] = image_shape[0]
+            config = timm.get_pretrained_cfg(name, allow_unregistered=False)
+            if config is not None and config.fixed_input_size:
+                more["img_size"] = tuple(image_shape[1:])
+        return timm.create_model(name, pretrained=False, num_classes=num_classes, **more)
+
+    def shape(self, name: str) -> ImageShape:
+        config = _package("timm").get_pretrained_cfg(name, allow_unregistered=False)
+        return (3, 224, 224) if config is None else tuple(config.input_size)
+
+
+_ZOOS: Mapping[str, _Own | _Torchvision | _Timm] = {
+    "guyot": _Own(),
+    "torchvision": _Torchvision(),
+    "timm": _Timm(),
+}
+
+
+def _package(name: str) -> Any:
+    """torchvision or timm.
+
+    Raises:
+        MisconfiguredError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        extra = {"torchvision": "vision"}.get(name, name)
+        raise MisconfiguredError(
+            f"the networks of {name} need the package {error.name!r}, which is not installed: "
+            f"pip install 'guyot[{extra}]'"
+        ) from error
+
+
+def _find(name: str) -> tuple[str, str]:
+    """Which zoo has a network of that name, and its name there.
+
+    Raises:
+        MisconfiguredError: none has.
+    """
+    source, _, key = name.partition(":")
+    zoos, key = ([source], key) if key else (list(_ZOOS), name)
+    known: list[str] = []
+    missing: list[str] = []
+    for zoo in zoos:
+        try:
+            names = list(_ZOOS[zoo].names())
+        except MisconfiguredError as error:
+            missing.append(str(error))
+            continue
+        if key in names or (zoo == "timm" and key.partition(".")[0] in names):  # name.tag
+            return zoo, key
+        known += names
+    close = difflib.get_close_matches(key, known, n=1)
+    raise MisconfiguredError(
+        f"model={name!r} is unknown{f', did you mean {close[0]}?' if close else ''}; choose "
+        f"{', '.join(MODELS)}, a classification network of torchvision or timm, such as "
+        "resnet18, or a function of your own as package.module:factory"
+        + "".join(f"; {reason}" for reason in missing)
+    )
+
+
+# -- the user's own ----------------------------------------------------------------------------
+
+
+def _of_user(
+    name: str, num_classes: int, image_shape: Sequence[int] | None
+) -> tuple[nn.Module, Any]:
+    """Call the user's factory; whatever it raises is the user's to see."""
+    place, _, attribute = name.rpartition(":")
+    module = _imported(place, name)
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        near = difflib.get_close_matches(attribute, dir(module), n=1)
+        raise MisconfiguredError(
+            f"model={name!r}: {place} has no function {attribute!r}"
+            f"{f', did you mean {near[0]}?' if near else ''}; give one that returns a network, or "
+            "a network and its example inputs"
+        )
+    offered = {"num_classes": num_classes, "image_shape": image_shape}
+    accepted = inspect.signature(factory).parameters
+    made = factory(**{key: value for key, value in offered.items() if key in accepted})
+    model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, nn.Module):
+        raise MisconfiguredError(
+            f"model={name!r} returned {type(model).__name__}: it must return an nn.Module, or an "
+            "nn.Module and its example inputs"
+        )
+    return model, inputs
+
+
+def _imported(place: str, name: str) -> Any:
+    """A module by its dotted name, also in the working directory, or a file.
+
+    Raises:
+        MisconfiguredError: it is not there, or needs what is not there.
+    """
+    path = Path(place).absolute()
+    folder = str(path.parent if place.endswith(".py") else Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # as Python does for the script that it runs
+    try:
+        if not place.endswith(".py"):
+            return importlib.import_module(place)
+        return _of_file(path)
+    except (ImportError, OSError) as error:
+        raise MisconfiguredError(
+            f"model={name!r}: {place} cannot be imported ({_first_line(error)}); give "
+            "package.module:factory or path/to/file.py:factory, seen from the working directory"
+        ) from error
+
+
+def _of_file(path: Path) -> Any:
+    title = f"guyot_model_{path.stem}"
+    spec = importlib.util.spec_from_file_location(title, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[title] = module  # what the file defines looks for its module there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[title]
+        raise
+    return module
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,220 @@
+"""What comes after a run: its network on test data, and in other formats."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from guyot.app.config import RunConfig
+from guyot.app.data import Batches, Dataset
+from guyot.app.models import count_macs
+from guyot.app.running.folder import load_run
+from guyot.app.running.setup import load_data
+from guyot.app.training import score
+from guyot.core.errors import GuyotWarning, MisconfiguredError
+from guyot.report import Latency, measure
+from guyot.results import export
+from guyot.results.saved import STRUCTURE, WEIGHTS, read
+
+_BATCH = 500
+_LATENCY_BATCHES = (1, 64)
+_OUTPUTS = {"onnx": "model.onnx", "pt2": "model.pt2", "state-dict": "state-dict"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished network on the test data of its run.
+
+    Attributes:
+        folder: of the run.
+        model: name of the full network.
+        data: name of the data set.
+        images: of the test data.
+        accuracy: in [0, 1].
+        loss: mean cross entropy, nats.
+        macs: multiply-accumulates of one image.
+        params: trainable parameters.
+        image_shape: (C, H, W).
+        latency: forward pass in float32 by batch size.
+        device: where.
+        threads: of the CPU.
+        bf16: accuracy and loss were taken under autocast, as in the run.
+    """
+
+    folder: str
+    model: str
+    data: str
+    images: int
+    accuracy: float
+    loss: float
+    macs: int
+    params: int
+    image_shape: tuple[int, ...]
+    latency: Mapping[int, Latency]
+    device: str
+    threads: int
+    bf16: bool
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A network that left its run folder.
+
+    Attributes:
+        folder: of the run.
+        format: "onnx", "pt2" or "state-dict".
+        output: file or folder that was written.
+        size: bytes.
+        difference: largest difference between its outputs and those of the network, relative to
+            the largest output where that exceeds 1.
+        latency: name of what runs it -> batch size -> forward pass, for ONNX: "torch" and
+            "onnxruntime", on the CPU, in turns.
+        threads: of the CPU.
+    """
+
+    folder: str
+    format: str
+    output: str
+    size: int
+    difference: float
+    latency: Mapping[str, Mapping[int, Latency]] = field(default_factory=dict)
+    threads: int = field(default_factory=torch.get_num_threads)
+
+
+def evaluate_run(folder: str | Path, data_dir: str | None = None) -> Evaluation:
+    """Measure the network of a run on the run's test data.
+
+    Args:
+        folder: of a run that has ended.
+        data_dir: where the data is now, if not where the run found it.
+
+    Raises:
+        MisconfiguredError: no such run, it has not ended, or its data is not there.
+    """
+    config, structure = _finished(Path(folder))
+    config = _usable(config, data_dir)
+    model = load_run(folder).to(config.device).to(memory_format=torch.channels_last)
+    dataset = _as_trained(load_data(config), structure, config)
+    test = Batches(dataset, dataset.test, _BATCH, augment=False)
+    result = score(model, test.epoch(0), bf16=bool(config.bf16))
+    shape = dataset.image_shape
+    times = {batch: measure({"it": model}, shape, batch)["it"] for batch in _LATENCY_BATCHES}
+    return Evaluation(
+        folder=str(folder),
+        model=config.model,
+        data=config.data,
+        images=len(dataset.test),
+        accuracy=result.accuracy,
+        loss=result.loss,
+        macs=count_macs(model, torch.zeros(1, *shape, device=config.device)),
+        params=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        image_shape=shape,
+        latency=times,
+        device=config.device,
+        threads=torch.get_num_threads(),
+        bf16=bool(config.bf16),
+    )
+
+
+def export_run(folder: str | Path, format: str, output: str | Path | None = None) -> Delivery:  # noqa: A002
+    """Write the network of a run in another format.
+
+    Args:
+        folder: of a run that has ended.
+        format: "onnx", "pt2" or "state-dict" (a Python module and its weights).
+        output: what to write; by default `model.onnx`, `model.pt2` or `state-dict` in the folder.
+
+    Raises:
+        MisconfiguredError: no such run, it has not ended, an unknown format, the output exists, or
+            a package is missing.
+        UnsupportedError: the network cannot be written in this format.
+    """
+    if format not in _OUTPUTS:
+        raise MisconfiguredError(f"format={format!r} is unknown: choose {', '.join(_OUTPUTS)}")
+    folder = Path(folder)
+    _, structure = _finished(folder)
+    path = folder / _OUTPUTS[format] if output is None else Path(output)
+    model = load_run(folder)
+    (described,) = structure["inputs"]
+    shape = tuple(described["tensor"][1:])
+    write = {"onnx": export.to_onnx, "pt2": export.to_program, "state-dict": export.to_source}
+    written = write[format](model, (torch.zeros(2, *shape),), path)
+    times: dict[str, dict[int, Latency]] = {}
+    if format == "onnx":
+        models = {"torch": model, "onnxruntime": export.OnnxNetwork(path)}
+        for batch in _LATENCY_BATCHES:
+            for name, latency in measure(models, shape, batch).items():
+                times.setdefault(name, {})[batch] = latency
+    return Delivery(str(folder), format, str(written.path), written.size, written.difference, times)
+
+
+def _finished(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
+    """Settings and structure of a run that has ended."""
+    try:
+        config = RunConfig.from_dict(json.loads((folder / "config.json").read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise MisconfiguredError(
+            f"{str(folder)!r} is not a run folder ({error}): give one that `guyot train` wrote"
+        ) from error
+    if config.targets:
+        members = ", ".join(str(folder / f"{target:g}") for target in config.targets)
+        raise MisconfiguredError(
+            f"{str(folder)!r} is a family of runs: give one of its members, {members}"
+        )
+    for name in (STRUCTURE, WEIGHTS):
+        if not (folder / name).is_file():
+            raise MisconfiguredError(
+                f"the run in {str(folder)!r} has not ended, it has no {name} yet: let "
+                "`guyot train` go on to its end"
+            )
+    structure, _ = read(folder)
+    try:
+        result = json.loads((folder / "result.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        result = {}
+    if phase := result.get("interrupted"):
+        warnings.warn(
+            f"the run in {str(folder)!r} was interrupted during {phase}: this is the network as it "
+            "was then",
+            GuyotWarning,
+            stacklevel=3,
+        )
+    return config, structure
+
+
+def _usable(config: RunConfig, data_dir: str | None) -> RunConfig:
+    """The settings on this machine, with the data where it is now."""
+    if data_dir is not None:
+        if config.data.startswith("imagefolder:"):
+            config = dataclasses.replace(config, data=f"imagefolder:{data_dir}")
+        else:
+            config = dataclasses.replace(config, data_dir=data_dir)
+    try:
+        torch.zeros(1, device=config.device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        warnings.warn(
+            f"the run used the device {config.device}, which is not here: this is on the CPU",
+            GuyotWarning,
+            stacklevel=3,
+        )
+        config = dataclasses.replace(config, device="cpu")
+    return config
+
+
+def _as_trained(dataset: Dataset, structure: Mapping[str, Any], config: RunConfig) -> Dataset:
+    """The data with the statistics of the run; refused when it is other data."""
+    shape = tuple(structure["inputs"][0]["tensor"][1:])
+    found, classes = dataset.image_shape, len(dataset.classes)
+    if found != shape or classes != structure["classes"]:
+        raise MisconfiguredError(
+            f"data={config.data!r} has {classes} classes and images of shape {found}, the network "
+            f"{structure['classes']} and {shape}: give the data_dir of the run's data"
+        )
+    return dataclasses.replace(dataset, mean=tuple(structure["mean"]), std=tuple(structure["std"]))

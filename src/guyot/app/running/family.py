@@ -1,0 +1,211 @@
+"""The job of `guyot train --targets`: a run folder for every member of a family.
+
+The folder of the family holds
+
+config.json    the `RunConfig`, with `targets`
+0.7/ 0.5/ ...  the members, each a run folder as `guyot train` writes it
+result.json    the figures of all members, the largest first
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+from guyot.app.config import RunConfig
+from guyot.app.launch import TIMEOUT, local_device, processes
+from guyot.app.running.start import resume, train
+from guyot.app.running.together import open_folder
+from guyot.app.running.watcher import Watcher
+from guyot.core.errors import GuyotError, MisconfiguredError
+from guyot.core.parallel import Ranks
+from guyot.core.storage import read_json, read_tree, replaced
+from guyot.core.trees import json_text
+from guyot.discovery.checkpoint import checkpoints_in
+from guyot.discovery.family import Family
+from guyot.report import Outcome
+
+Summary = dict[str, Any]
+"""`{"status": "finished" or "interrupted", "targets": [...], "members": [...]}`; a member is its
+`result.json` with its `target` and `folder`."""
+
+
+def train_family(
+    config: RunConfig,
+    out: str | Path,
+    watcher: Watcher | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    *,
+    tensorboard: bool = False,
+    timeout: float = TIMEOUT,
+) -> Summary:
+    """Train networks of several sizes that share the beginning of their training.
+
+    The member with the smallest target is trained first, see `guyot.Family`; then the others, the
+    largest first, each from where the first one passed its size.
+
+    Args:
+        config: with `targets`.
+        out: the folder; does not exist or is empty.
+        watcher: told how it goes, one member after the other.
+        stop: as for `train`.
+        tensorboard: as for `train`, in the folders of the members.
+        timeout: as for `train`.
+
+    Raises:
+        GuyotError: what the user can put right.
+    """
+    if not config.targets:
+        raise MisconfiguredError("targets=(): give the sizes of the family, such as (0.7, 0.5)")
+    return _Members(Path(out), watcher, stop, tensorboard, timeout).run(config)
+
+
+def resume_family(
+    folder: str | Path,
+    watcher: Watcher | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    *,
+    timeout: float = TIMEOUT,
+) -> Summary:
+    """Go on with a family from its latest checkpoint; members that are finished stay.
+
+    Like `guyot.app.running.resume` it ends as if it had never been stopped, bit for bit.
+
+    Args:
+        folder: of the family.
+        watcher: told how it goes.
+        stop: as for `train`.
+        timeout: as for `train`.
+
+    Raises:
+        GuyotError: what the user can put right.
+    """
+    return _Members(Path(folder), watcher, stop, False, timeout).run()
+
+
+def is_family(folder: Path) -> bool:
+    """Whether `guyot train --targets` wrote a folder."""
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and bool(config.get("targets"))
+
+
+class _Members:
+    """Trains one member after the other, in one process or on every rank of several."""
+
+    def __init__(
+        self,
+        path: Path,
+        watcher: Watcher | None,
+        stop: Callable[[], bool],
+        tensorboard: bool,
+        timeout: float,
+    ) -> None:
+        self._path, self._watcher, self._stop = path, watcher, stop
+        self._tensorboard, self._timeout = tensorboard, timeout
+
+    def run(self, config: RunConfig | None = None) -> Summary:
+        """All members that are not finished; a new family if there is a configuration."""
+        then = f"guyot train --resume {self._path} goes on, with any number of processes"
+        device = local_device("auto" if config is None else config.device)
+        with processes(device, self._timeout, then) as ranks:
+            with ranks.together():
+                whole = open_folder(ranks, self._path, False, resumed=config is None)
+            with whole.locked(), contextlib.closing(whole), self._nothing_left_behind(ranks):
+                with ranks.together():
+                    config = self._settings(config, ranks)
+                    family = Family(self._path, config.targets)
+                    ended = {target for target in family if self._status(target) == "finished"}
+                status = "interrupted"
+                for target in family:
+                    if ranks.any(self._stop()):
+                        break
+                    if target not in ended:
+                        outcome = self._member(family, config, target, ranks)
+                        if outcome.interrupted is not None:
+                            break
+                else:
+                    status = "finished"
+                summary = self._summary(family, status)
+                whole.result(summary)
+                return summary
+
+    def _settings(self, config: RunConfig | None, ranks: Ranks) -> RunConfig:
+        """Those of the family: written when it is new, else read."""
+        file = self._path / "config.json"
+        if config is None:
+            config = RunConfig.from_dict(read_json(file))
+            if not ranks.rank:
+                (self._path / "result.json").unlink(missing_ok=True)
+        elif not ranks.rank:
+            replaced(file, json_text(config.to_dict()))
+        return config
+
+    @contextlib.contextmanager
+    def _nothing_left_behind(self, ranks: Ranks) -> Generator[None]:
+        """No folder stays of a family whose first member could not begin."""
+        try:
+            yield
+        except GuyotError:
+            if not ranks.rank and [file.name for file in self._path.iterdir()] == ["config.json"]:
+                (self._path / "config.json").unlink()
+                self._path.rmdir()
+            raise
+
+    def _member(self, family: Family, config: RunConfig, target: float, ranks: Ranks) -> Outcome:
+        """Train a member, or what is left of its training."""
+        folder, first = self._folder(target), target == family.smallest
+        rest: dict[str, Any] = {"timeout": self._timeout, "family": family if first else None}
+        if first and not (folder / "config.json").is_file():
+            own = dataclasses.replace(config, target=target, targets=())
+            rest["tensorboard"] = self._tensorboard
+            return train(own, folder, self._watcher, self._stop, **rest)
+        with ranks.together():
+            if not ranks.rank and not (folder / "config.json").is_file():
+                self._begin(target, self._folder(family.smallest))
+        return resume(folder, self._watcher, self._stop, **rest)
+
+    def _begin(self, target: float, first: Path) -> None:
+        """Make the run folder of a member as it would be had it gone its way from the start.
+
+        Raises:
+            MisconfiguredError: the checkpoint in which it begins is gone.
+        """
+        folder = self._folder(target)
+        there = checkpoints_in(folder / "checkpoints")
+        if not there:
+            raise MisconfiguredError(
+                f"{folder} has no checkpoint, in which this member of the family would begin: "
+                "restore it, or train the family anew"
+            )
+        lines = int(read_tree(there[-1], "state")["position"]["lines"])
+        text = (first / "metrics.jsonl").read_text(encoding="utf-8")
+        replaced(folder / "metrics.jsonl", "".join(text.splitlines(keepends=True)[:lines]))
+        if (first / "tensorboard").is_dir():
+            (folder / "tensorboard").mkdir(exist_ok=True)
+        settings = read_json(first / "config.json")
+        replaced(folder / "config.json", json_text({**settings, "target": target}))
+
+    def _folder(self, target: float) -> Path:
+        return self._path / f"{target:g}"
+
+    def _result(self, target: float) -> dict[str, Any]:
+        file = self._folder(target) / "result.json"
+        found: Any = read_json(file) if file.exists() else None
+        return found if isinstance(found, dict) else {"status": "open"}
+
+    def _status(self, target: float) -> str:
+        return str(self._result(target).get("status"))
+
+    def _summary(self, family: Family, status: str) -> Summary:
+        members = [
+            {"target": target, "folder": f"{target:g}", **self._result(target)}
+            for target in family.targets
+        ]
+        return {"status": status, "targets": list(family.targets), "members": members}

@@ -1,0 +1,252 @@
+"""The run folder: what it holds, how it is written, and the network made from it again.
+
+config.json         the `RunConfig`, with device, threads and precision as they were
+environment.json    versions, hardware, command and state of the sources, for every start
+metrics.jsonl       what happened, a line each: `docs/runs.md` is the reference
+checkpoints/        the last checkpoints, see `guyot.discovery.checkpoint`
+model.safetensors   the state dict of the network that is left
+structure.json      the model's name and what it kept, for `guyot.load`
+result.json         figures before and after
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from guyot.app.config import RunConfig
+from guyot.app.models import build
+from guyot.app.running.tensorboard import Board
+from guyot.core.errors import MisconfiguredError, StorageError
+from guyot.core.inputs import Inputs
+from guyot.core.storage import read_json, replaced
+from guyot.core.trees import finite, json_text
+from guyot.costs.latency import LatencyTable
+from guyot.results.saved import STRUCTURE, WEIGHTS, load, read, save
+
+
+class RunFolder:
+    """Writes a run folder; of a finished run nothing is ever overwritten.
+
+    Args:
+        path: does not exist or is empty; of a run that goes on, its folder.
+        board: is told every line of `metrics.jsonl` too.
+        resumed: a run goes on here.
+
+    Raises:
+        MisconfiguredError: there is something else.
+    """
+
+    def __init__(self, path: Path, board: Board | None = None, *, resumed: bool = False) -> None:
+        self.path, self._board = path, board
+        self.lines = 0
+        if resumed:
+            self._check_unfinished()
+        elif (path / "config.json").is_file():
+            raise MisconfiguredError(
+                f"out={str(path)!r} holds a run: go on with it by guyot train --resume {path}, or "
+                "give a new folder"
+            )
+        elif path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise MisconfiguredError(
+                f"out={str(path)!r} {'is not empty' if path.is_dir() else 'is a file'}: give a "
+                "new folder, what is there is not overwritten"
+            )
+
+    def _check_unfinished(self) -> None:
+        if not (self.path / "config.json").is_file():
+            raise MisconfiguredError(
+                f"resume={str(self.path)!r} is no run folder, it has no config.json: give one that "
+                "guyot train wrote"
+            )
+        result = self.path / "result.json"
+        ended: Any = read_json(result) if result.exists() else None
+        if isinstance(ended, Mapping) and ended.get("status") == "finished":
+            raise MisconfiguredError(
+                f"resume={str(self.path)!r} is finished, there is nothing to go on with: what "
+                "came out is in the folder"
+            )
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints go."""
+        return self.path / "checkpoints"
+
+    @contextlib.contextmanager
+    def locked(self) -> Generator[None]:
+        """Nobody else writes here meanwhile.
+
+        Raises:
+            MisconfiguredError: somebody does, or the folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise MisconfiguredError(
+                f"out={str(self.path)!r} cannot be made ({error.strerror}): give another folder"
+            ) from error
+        try:
+            if not _lock(descriptor):
+                raise MisconfiguredError(
+                    f"{self.path} is in use by another process: wait for its end, or stop it"
+                )
+            yield
+        finally:
+            os.close(descriptor)
+
+    def begin(self, config: RunConfig, environment: Mapping[str, Any]) -> None:
+        """Write `config.json`, `environment.json` and an empty `metrics.jsonl`.
+
+        A latency table is copied to `latency.json`, and the configuration names the copy.
+
+        Raises:
+            StorageError: they cannot be written.
+        """
+        if config.latency_table is not None:
+            table = self.path / "latency.json"
+            self._write(table.name, LatencyTable.load(config.latency_table).to_dict())
+            config = dataclasses.replace(config, latency_table=str(table.resolve()))
+        self._write("config.json", config.to_dict())
+        self.go_on(0, environment)
+
+    def go_on(self, lines: int, environment: Mapping[str, Any]) -> None:
+        """Keep the lines that were written before a checkpoint, and note another start.
+
+        The network and the figures of where the run was stopped go: they will be written anew.
+
+        Raises:
+            StorageError: the files cannot be written.
+        """
+        file = self.path / "environment.json"
+        before: Any = read_json(file) if file.exists() else None
+        starts = before.get("starts") if isinstance(before, Mapping) else None
+        known = starts if isinstance(starts, list) else []
+        self._write(file.name, {"starts": [*known, environment]})
+        self._cut(lines)
+        for name in ("result.json", STRUCTURE, WEIGHTS):
+            (self.path / name).unlink(missing_ok=True)
+
+    def _cut(self, lines: int) -> None:
+        file = self.path / "metrics.jsonl"
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        kept = text.splitlines(keepends=True)[:lines]
+        if len(kept) < lines:
+            raise MisconfiguredError(
+                f"{file} has {len(kept)} lines and the checkpoint was written after {lines}: "
+                "restore the file, or start anew"
+            )
+        replaced(file, "".join(kept))
+        self.lines = lines
+
+    def metric(self, event: str, values: Mapping[str, Any]) -> None:
+        """Append a line to `metrics.jsonl`; `docs/runs.md` says what it may hold.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        line = json.dumps(finite({"event": event, **values}), allow_nan=False)
+        file = self.path / "metrics.jsonl"
+        try:
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(line + "\n")
+        except OSError as error:
+            raise StorageError(
+                f"{file} cannot be written: {error.strerror}; make room, then go on with guyot "
+                f"train --resume {self.path}"
+            ) from error
+        self.lines += 1
+        if self._board is not None:
+            self._board.metric(event, values)
+
+    def network(
+        self, model: nn.Module, example_inputs: Inputs, structure: Mapping[str, Any]
+    ) -> None:
+        """Write `model.safetensors` and `structure.json`."""
+        save(self.path, model, example_inputs, structure)
+
+    def result(self, values: Mapping[str, Any]) -> None:
+        """Write `result.json`.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self._write("result.json", values)
+
+    def close(self) -> None:
+        """No more lines."""
+        if self._board is not None:
+            self._board.close()
+
+    def _write(self, name: str, values: Mapping[str, Any]) -> None:
+        replaced(self.path / name, json_text(values))
+
+
+class Elsewhere(RunFolder):
+    """The run folder of a process that leaves writing to another.
+
+    Args:
+        path: of the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._board = path, None
+        self.lines = 0
+
+    @contextlib.contextmanager
+    def locked(self) -> Generator[None]:
+        """Nothing is locked."""
+        yield
+
+    def go_on(self, lines: int, environment: Mapping[str, Any]) -> None:
+        """Nothing is cut."""
+        self.lines = lines
+
+    def metric(self, event: str, values: Mapping[str, Any]) -> None:
+        """Nothing is appended."""
+        self.lines += 1
+
+    def network(
+        self, model: nn.Module, example_inputs: Inputs, structure: Mapping[str, Any]
+    ) -> None:
+        """Nothing is written."""
+
+    def _write(self, name: str, values: Mapping[str, Any]) -> None:
+        """Nothing is written."""
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether this process holds a folder now; it does until its end, whatever that may be."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def load_run(folder: str | Path) -> nn.Module:
+    """The network of a run folder, in evaluation mode.
+
+    Raises:
+        MisconfiguredError: the folder is not one, or is incomplete.
+    """
+    structure, _ = read(folder)
+    name, classes = structure.get("model"), structure.get("classes")
+    if not isinstance(name, str) or not isinstance(classes, int):
+        raise MisconfiguredError(
+            f"folder={str(folder)!r} was not written by `guyot train`: its network is read with "
+            "guyot.load(folder, model_factory)"
+        )
+    image_shape = structure["inputs"][0]["tensor"][1:]
+    return load(folder, lambda: build(name, classes, image_shape))

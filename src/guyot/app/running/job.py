@@ -1,0 +1,330 @@
+"""The job of `guyot train`: the reference loop around a `Discovery`, and what it writes."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guyot.app.config import RunConfig
+from guyot.app.data import Batches, Dataset
+from guyot.app.models import build, count_macs
+from guyot.app.running.course import Course
+from guyot.app.running.folder import RunFolder
+from guyot.app.running.journal import Journal
+from guyot.app.running.setup import check_forward, cost_of
+from guyot.app.running.together import (
+    Agreement,
+    share_buffers,
+    wrapped,
+)
+from guyot.app.running.watcher import Progress, Watcher
+from guyot.app.training import (
+    EpochResult,
+    Recipe,
+    Tally,
+    evaluate,
+    make_optimizer,
+    make_scheduler,
+    train_epoch,
+)
+from guyot.core.errors import MisconfiguredError
+from guyot.core.parallel import Ranks
+from guyot.core.randomness import diverge, seed_all
+from guyot.discovery.checkpoint import Checkpointer
+from guyot.discovery.family import Family
+from guyot.discovery.session import Discovery
+from guyot.planning.controller import DiscoveryConfig
+from guyot.report import Latency, Network, Outcome, measure, to_dict, widths
+
+_EVALUATION_BATCH = 500
+_CALIBRATION_IMAGES = 512
+_LATENCY_BATCHES = (1, 64)
+
+
+class Job:
+    """Everything of a run that exists before its first step."""
+
+    def __init__(self, config: RunConfig, dataset: Dataset, ranks: Ranks) -> None:
+        assert dataset.validation is not None
+        self.config, self.dataset, self.ranks = config, dataset, ranks
+        share = (ranks.rank, ranks.size)
+        self.recipe = Recipe(
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            warmup_epochs=config.warmup_epochs,
+            decay="linear" if config.decay == "linear" else "cosine",
+            label_smoothing=config.label_smoothing,
+            bf16=bool(config.bf16),
+        )
+        self.batches = Batches(
+            dataset, dataset.train, config.batch_size, augment=True, seed=config.seed, share=share
+        )
+        self.validation = Batches(
+            dataset, dataset.validation, _EVALUATION_BATCH, augment=False, share=share
+        )
+        self.test = Batches(dataset, dataset.test, _EVALUATION_BATCH, augment=False)
+        images = next(Batches(dataset, dataset.train, 2, augment=False).epoch(0))[0]
+        classes = len(dataset.classes)
+        seed_all(config.seed)  # here, since reading data draws the first time and never again
+        model = build(config.model, classes, dataset.image_shape)
+        check_forward(model, images, config, classes)
+        self.model = model.to(config.device).to(memory_format=torch.channels_last)
+        self.full = copy.deepcopy(self.model)
+        self.example = images.to(config.device)
+        self.before = Network(count_macs(self.full, self.example), _params(self.full))
+        self.optimizer = make_optimizer(self.model, self.recipe)
+        self.scheduler = make_scheduler(self.optimizer, self.recipe, len(self.batches))
+        self.trained = wrapped(self.model, ranks)
+        self.discovery = self._discovery() if config.discovery else None
+
+    def _discovery(self) -> Discovery:
+        config = self.config
+        assert config.round_to is not None
+        settings = DiscoveryConfig(
+            estimator=config.estimator,
+            seed=config.seed,
+            round_to=config.round_to,
+            ignore=config.ignore,
+            freeze=config.freeze,
+            tie=[patterns.split(",") for patterns in config.tie],
+        )
+        steps = len(self.batches)
+        try:
+            return Discovery(
+                self.trained,
+                (self.example,),
+                self.optimizer,
+                total_steps=config.epochs * steps,
+                nu=config.nu,
+                target=config.target,
+                alpha=cost_of(config),
+                beta=config.beta,
+                config=settings,
+            )
+        except MisconfiguredError as error:
+            if "total_steps" not in str(error):
+                raise
+            raise MisconfiguredError(f"{error} Here an epoch is {steps} steps.") from error
+
+    def run(
+        self,
+        folder: RunFolder,
+        watcher: Watcher,
+        stop: Callable[[], bool],
+        begin: Callable[[Course], None] | None = None,
+        family: Family | None = None,
+    ) -> Outcome:
+        """All epochs, then the figures; or what there is when it is stopped.
+
+        Args:
+            folder: to write to.
+            watcher: told how it goes.
+            stop: whether to stop here.
+            begin: takes the course to a checkpoint; None: a new run.
+            family: to keep branches for; None: for none.
+        """
+        size, steps = (self.before.macs, self.before.params), len(self.batches)
+        journal = Journal(folder, watcher, self.discovery, self.config.epochs * steps, size)
+        course = self._course(folder, journal, family)
+        if begin is not None:
+            begin(course)
+        agreed = Agreement(self.ranks, stop)
+        watcher.started(self.config, steps, *size)
+        if course.step == 0:
+            diverge(self.ranks.rank)
+            journal.began(steps)
+        else:
+            watcher.resumed(course.step)
+        while course.epoch < self.config.epochs and not agreed():
+            result = self._epoch(course, journal, watcher, agreed)
+            if result.steps < steps:
+                break
+            number = course.epoch + 1
+            journal.epoch(self._progress(number, result, self._validate(number), course.tally))
+            course.next_epoch()
+        interrupted = None
+        if course.epoch < self.config.epochs:
+            course.save()
+            interrupted = self._phase
+        accuracy = self._end(interrupted is not None, course.epoch)
+        journal.ended(course.epoch * steps)
+        structure = {
+            "model": self.config.model,
+            "classes": len(self.dataset.classes),
+            "mean": self.dataset.mean,
+            "std": self.dataset.std,
+            **self._structure,
+        }
+        folder.network(self.model, (self.example,), structure)
+        outcome = self._outcome(interrupted, accuracy, course)
+        if interrupted is None and self.ranks.rank == 0:
+            watcher.measuring()
+            outcome = self._measured(outcome, stop)
+        folder.result(to_dict(outcome))
+        return outcome
+
+    def _course(self, folder: RunFolder, journal: Journal, family: Family | None) -> Course:
+        checkpoints = Checkpointer(
+            folder.checkpoints,
+            self.trained,
+            self.discovery,
+            keep=max(1, self.config.keep),
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+        )
+        return Course(
+            self.config,
+            self.batches,
+            checkpoints,
+            self.model,
+            folder,
+            journal,
+            self.ranks,
+            family,
+        )
+
+    def _epoch(
+        self, course: Course, journal: Journal, watcher: Watcher, agreed: Agreement
+    ) -> EpochResult:
+        def stepped(step: int, loss: float) -> None:
+            loss, overdue = agreed.step(loss, course.overdue)
+            journal.stepped(course.step, loss)
+            watcher.stepped(step, loss)
+            course.stepped(loss, overdue)
+
+        journal.rest()
+        return train_epoch(
+            self.trained,
+            _until(self.batches.epoch(course.epoch, start=course.tally.steps), agreed),
+            self.optimizer,
+            self.scheduler,
+            self.recipe,
+            discovery=self.discovery,
+            on_step=stepped,
+            tally=course.tally,
+        )
+
+    @property
+    def _phase(self) -> str:
+        return "dense" if self.discovery is None else self.discovery.phase.value
+
+    @property
+    def _structure(self) -> Mapping[str, Any]:
+        if self.discovery is None:
+            return {"units": {}, "removed_layers": []}
+        return self.discovery.structure
+
+    @contextlib.contextmanager
+    def _evaluation(self, epoch: int) -> Generator[None]:
+        """The most probable network, with statistics from batches of training images."""
+        share_buffers(self.model, self.ranks)
+        if self.discovery is None:
+            yield
+            return
+        count = -(-_CALIBRATION_IMAGES // self.config.batch_size)
+        batches = itertools.islice(self.batches.epoch(epoch), count)
+        images = (batch.to(self.config.device) for batch, _ in batches)
+        device = torch.device(self.config.device).type
+        autocast = torch.autocast(device, torch.bfloat16, enabled=self.recipe.bf16)
+        with autocast, self.discovery.evaluation(images):
+            yield
+
+    def _validate(self, epoch: int) -> float:
+        with self._evaluation(epoch):
+            return self._accuracy()
+
+    def _accuracy(self) -> float:
+        """On the validation images, those of all ranks."""
+        batches, total = self.validation.epoch(0), self.ranks.sum
+        return evaluate(self.model, batches, bf16=self.recipe.bf16, total=total)
+
+    def _progress(self, epoch: int, result: EpochResult, accuracy: float, tally: Tally) -> Progress:
+        discovery = self.discovery
+        return Progress(
+            epoch=epoch,
+            step=epoch * len(self.batches),
+            loss=result.loss,
+            accuracy=result.accuracy,
+            validation_accuracy=accuracy,
+            macs=self.before.macs if discovery is None else discovery.macs,
+            params=self.before.params if discovery is None else discovery.params,
+            undecided=0 if discovery is None else discovery.undecided,
+            expected_complexity=1.0 if discovery is None else discovery.expected_complexity,
+            phase=self._phase,
+            lr=float(self.optimizer.param_groups[0]["lr"]),
+            seconds=tally.seconds,
+        )
+
+    def _end(self, interrupted: bool, epoch: int) -> float:
+        """Make the network a plain one; its validation accuracy."""
+        if self.discovery is not None and interrupted:
+            with self._evaluation(epoch):
+                accuracy = self._accuracy()
+                statistics = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+            self.model = self.discovery.abandon()
+            self.model.load_state_dict(statistics, strict=False)
+            return accuracy
+        if self.discovery is not None:
+            self.model = self.discovery.finish()
+        share_buffers(self.model, self.ranks)
+        return self._accuracy()
+
+    def _outcome(self, interrupted: str | None, accuracy: float, course: Course) -> Outcome:
+        found = () if self.discovery is None else self.discovery.original.layers
+        kept = () if self.discovery is None else widths(self.discovery.original, self._structure)
+        return Outcome(
+            model=self.config.model,
+            data=self.config.data,
+            image_shape=self.dataset.image_shape,
+            before=self.before,
+            after=Network(count_macs(self.model, self.example), _params(self.model)),
+            validation_accuracy=accuracy,
+            layers=tuple(layer.name for layer in found),
+            removed_layers=tuple(self._structure["removed_layers"]),
+            widths=kept,
+            epochs=course.epoch,
+            seconds=course.seconds,
+            device=self.config.device,
+            threads=self.config.threads or torch.get_num_threads(),
+            interrupted=interrupted,
+        )
+
+    def _measured(self, outcome: Outcome, stop: Callable[[], bool]) -> Outcome:
+        """With test accuracy and, unless somebody wants to stop, latency."""
+        accuracy = evaluate(self.model, self.test.epoch(0), bf16=self.recipe.bf16)
+        models = {"before": self.full, "after": self.model}
+        times: dict[str, dict[int, Latency]] = {name: {} for name in models}
+        for batch in _LATENCY_BATCHES:
+            if not stop():
+                for name, latency in measure(models, self.dataset.image_shape, batch).items():
+                    times[name][batch] = latency
+        before = dataclasses.replace(
+            outcome.before,
+            latency=times["before"],
+            test_accuracy=accuracy if self.discovery is None else None,
+        )
+        after = dataclasses.replace(outcome.after, latency=times["after"], test_accuracy=accuracy)
+        return dataclasses.replace(outcome, before=before, after=after)
+
+
+def _until(
+    batches: Iterable[tuple[Tensor, Tensor]], stop: Callable[[], bool]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """At least one batch; no more once it is time to stop."""
+    for batch in batches:
+        yield batch
+        if stop():
+            return
+
+
+def _params(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)

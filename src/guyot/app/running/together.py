@@ -1,0 +1,91 @@
+"""What `guyot train` does when a launcher started it several times: rank 0 writes, all train."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from guyot.app.config import RunConfig
+from guyot.app.running.folder import Elsewhere, RunFolder
+from guyot.app.running.setup import resolve
+from guyot.app.running.tensorboard import Board
+from guyot.core.errors import MisconfiguredError
+from guyot.core.parallel import Ranks
+
+
+def open_folder(ranks: Ranks, path: Path, tensorboard: bool, *, resumed: bool = False) -> RunFolder:
+    """The run folder; on all ranks but the first one that nothing is written to."""
+    if ranks.rank:
+        return Elsewhere(path)
+    return RunFolder(path, Board(path / "tensorboard") if tensorboard else None, resumed=resumed)
+
+
+def resolve_together(config: RunConfig, ranks: Ranks) -> RunConfig:
+    """`resolve`, with what rank 0 measured.
+
+    Raises:
+        MisconfiguredError: as `resolve`; or batches cannot be split evenly over the ranks.
+    """
+    if config.batch_size % ranks.size:
+        raise MisconfiguredError(
+            f"batch_size={config.batch_size} images per step cannot be split evenly over "
+            f"{ranks.size} processes: give a multiple of {ranks.size}"
+        )
+    measured = config.round_to is None and config.discovery
+    with ranks.together():
+        others = measured and ranks.rank
+        config = resolve(dataclasses.replace(config, round_to=1) if others else config)
+    if measured:
+        found = torch.tensor([config.round_to or 1], device=config.device)
+        config = dataclasses.replace(config, round_to=int(ranks.first(found)))
+    return config
+
+
+def wrapped(model: nn.Module, ranks: Ranks) -> nn.Module:
+    """The model in `DistributedDataParallel` if there are several ranks.
+
+    Parameters that a step does not use are looked for, in models with skipped branches for
+    instance. Then buckets stay in one order, too, and a run that goes on adds up as it did before.
+    """
+    if ranks.size == 1:
+        return model
+    return DistributedDataParallel(model, find_unused_parameters=True)
+
+
+def share_buffers(model: nn.Module, ranks: Ranks) -> None:
+    """Let buffers (running statistics) be those of rank 0."""
+    if ranks.size > 1:
+        for buffer in model.buffers():
+            buffer.copy_(ranks.first(buffer))
+
+
+class Agreement:
+    """What all ranks know of a step: the loss over all of its images, and what some rank wants.
+
+    Args:
+        ranks: who agrees.
+        stop: whether this rank wants to stop.
+    """
+
+    def __init__(self, ranks: Ranks, stop: Callable[[], bool]) -> None:
+        self._ranks, self._stop = ranks, stop
+        self._agreed = False
+
+    def step(self, loss: float, overdue: bool) -> tuple[float, bool]:
+        """Mean loss over the ranks, nats, and whether any is overdue; one message of 3 numbers."""
+        if self._ranks.size == 1:
+            return loss, overdue
+        wishes = [float(self._stop()), float(overdue)]
+        mine = torch.tensor([loss, *wishes], device=self._ranks.device)
+        mean, stop, late = self._ranks.mean(mine).tolist()
+        self._agreed = stop > 0
+        return mean, late > 0
+
+    def __call__(self) -> bool:
+        """Whether to stop; the same on all ranks between two steps."""
+        return self._stop() if self._ranks.size == 1 else self._agreed

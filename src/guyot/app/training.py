@@ -1,0 +1,301 @@
+"""The reference recipe and loop: SGD with Nesterov momentum, warm-up, cosine decay, bf16.
+
+Everything is a small part that another loop may use on its own; `train_epoch` shows where a
+`Discovery` goes into a loop: one `step()` after `optimizer.zero_grad()`.
+"""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from guyot.core.errors import MisconfiguredError
+
+
+class Stepper(Protocol):
+    """What the loop needs of a `Discovery`: to be told that an optimiser step is over."""
+
+    def step(self) -> Any:
+        """Called once per optimiser step, after the gradients were cleared."""
+        ...
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. The defaults are those of every CIFAR figure in `benchmarks/`.
+
+    ``lr`` peak learning rate; ``momentum`` of Nesterov's SGD; ``weight_decay`` L2 coefficient on
+    all parameters, BatchNorm included; ``warmup_epochs`` of linear growth from 0; ``decay`` to 0
+    at the last step; ``label_smoothing`` in [0, 1); ``bf16`` autocast with float32 weights.
+    """
+
+    epochs: int = 24
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: float = 1.0
+    decay: Literal["cosine", "linear"] = "cosine"
+    label_smoothing: float = 0.0
+    bf16: bool = True
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        if self.epochs < 1:
+            problems.append(f"epochs={self.epochs}: give at least 1")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            problems.append(f"lr={self.lr}: give a positive learning rate, such as 0.1")
+        if not 0 <= self.momentum < 1:
+            problems.append(f"momentum={self.momentum}: give a value in [0, 1)")
+        if self.weight_decay < 0:
+            problems.append(f"weight_decay={self.weight_decay}: give 0 or more")
+        if self.warmup_epochs < 0:
+            problems.append(f"warmup_epochs={self.warmup_epochs}: give 0 or more")
+        if self.decay not in ("cosine", "linear"):
+            problems.append(f"decay={self.decay!r}: choose 'cosine' or 'linear'")
+        if not 0 <= self.label_smoothing < 1:
+            problems.append(f"label_smoothing={self.label_smoothing}: give a value in [0, 1)")
+        if problems:
+            raise MisconfiguredError("; ".join(problems))
+
+
+FAST_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(2**27),
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
+"""Environment under which glibc keeps freed activations instead of returning them to the kernel,
+and torch asks for huge pages: a ResNet-20 step on the CPU takes about 0.8 of its time."""
+
+
+def restart_with_fast_allocator(**variables: str) -> None:
+    """Start this program anew under :data:`FAST_ALLOCATOR`, once; for programs, not libraries.
+
+    The variables are read when a process starts, so setting them later has no effect. Does nothing
+    on other systems than Linux or when one of them is set already.
+
+    Args:
+        **variables: further ones, unless they are set already.
+    """
+    if not sys.platform.startswith("linux") or any(name in os.environ for name in FAST_ALLOCATOR):
+        return
+    sys.stdout.flush()
+    os.execve(sys.executable, sys.orig_argv, FAST_ALLOCATOR | variables | os.environ)
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch of training gave.
+
+    ``loss`` mean training loss per sample (nats), ``accuracy`` of the training batches in [0, 1],
+    ``seconds`` wall-clock, ``steps`` optimiser steps.
+    """
+
+    loss: float
+    accuracy: float
+    seconds: float
+    steps: int
+
+
+class Tally:
+    """Sums over the steps of an epoch, which may be continued in another process.
+
+    ``steps`` optimiser steps so far; ``state_dict()`` holds tensors and numbers.
+    """
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        self.steps = 0
+        self._loss = torch.zeros((), device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._count = 0
+        self._before = 0.0
+        self._started = time.perf_counter()
+
+    def add(self, loss: Tensor, correct: Tensor, count: int) -> None:
+        """One step: mean ``loss`` (nats, scalar) and ``correct`` predictions of ``count``."""
+        self._loss += loss * count
+        self._correct += correct
+        self._count += count
+        self.steps += 1
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock so far."""
+        return self._before + time.perf_counter() - self._started
+
+    @property
+    def result(self) -> EpochResult:
+        """What the steps gave."""
+        if not self.steps:
+            raise MisconfiguredError(
+                "the epoch had no batch: batch_size exceeds the training images"
+            )
+        loss, accuracy = float(self._loss) / self._count, int(self._correct) / self._count
+        return EpochResult(loss, accuracy, self.seconds, self.steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "loss": self._loss.clone(),
+            "correct": self._correct.clone(),
+            "count": self._count,
+            "steps": self.steps,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        self._loss.copy_(state["loss"])
+        self._correct.copy_(state["correct"])
+        self._count, self.steps = int(state["count"]), int(state["steps"])
+        self._before, self._started = float(state["seconds"]), time.perf_counter()
+
+
+def lr_factor(recipe: Recipe, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """Learning rate at a step as a fraction of the peak: linear warm-up, then decay to 0."""
+    warmup = min(round(recipe.warmup_epochs * steps_per_epoch), total_steps - 1)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
+        return (
+            0.5 * (1 + math.cos(math.pi * progress)) if recipe.decay == "cosine" else 1 - progress
+        )
+
+    return factor
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """SGD with Nesterov momentum over all parameters of ``model``."""
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+        weight_decay=recipe.weight_decay,
+        foreach=True,
+    )
+
+
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """The recipe's per-step schedule for ``recipe.epochs`` epochs."""
+    total = recipe.epochs * steps_per_epoch
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(recipe, total, steps_per_epoch))
+
+
+def prefers_bf16(device: str | torch.device = "cpu") -> bool:
+    """Whether bf16 autocast gains on ``device``: bf16 matrix units on the CPU, or a recent GPU."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def train_step(
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+) -> tuple[Tensor, Tensor]:
+    """Forward and backward of one batch.
+
+    ``images`` ``(N, C, H, W)``, ``labels`` int64 ``(N,)``. Returns the detached mean loss (nats,
+    float32 scalar) and the number of correct predictions (int64 scalar).
+    """
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.bf16):
+        logits = model(images)
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+    loss.backward()
+    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+
+def train_epoch(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    recipe: Recipe,
+    *,
+    discovery: Stepper | None = None,
+    on_step: Callable[[int, float], None] | None = None,
+    tally: Tally | None = None,
+) -> EpochResult:
+    """Train on every batch once.
+
+    ``on_step(step, loss)`` is told about every step; ``tally`` holds the sums of the batches that
+    came before these, when an epoch is continued.
+    """
+    device = next(model.parameters()).device
+    model.train()
+    tally = tally or Tally(device)
+    for images, labels in batches:
+        images, labels = images.to(device), labels.to(device)
+        loss, hits = train_step(model, images, labels, recipe)
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        if discovery is not None:
+            discovery.step()
+        tally.add(loss, hits, len(labels))
+        if on_step is not None:
+            on_step(tally.steps, float(loss))
+    return tally.result
+
+
+@dataclass(frozen=True)
+class Score:
+    """``accuracy`` in [0, 1]; ``loss`` mean cross entropy per sample (nats)."""
+
+    accuracy: float
+    loss: float
+
+
+@torch.no_grad()
+def score(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    bf16: bool = True,
+    total: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> Score:
+    """Accuracy and loss over all batches, in eval mode; the model's mode is restored.
+
+    ``total`` sums a vector over processes that have batches of their own each.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    correct, loss, count = 0, 0.0, 0
+    for images, labels in batches:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            logits = model(images.to(device))
+        logits = logits.float().cpu()
+        correct += int((logits.argmax(1) == labels).sum())
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        count += len(labels)
+    model.train(was_training)
+    sums = torch.tensor([correct, loss, count], dtype=torch.float64, device=device)
+    correct, loss, count = total(sums).tolist()
+    return Score(correct / count, loss / count)
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    bf16: bool = True,
+    total: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> float:
+    """The accuracy of :func:`score`."""
+    return score(model, batches, bf16=bf16, total=total).accuracy

@@ -1,0 +1,1 @@
+"""Types, errors and helpers that every other folder uses."""

@@ -1,0 +1,132 @@
+"""What a model is called with: positional arguments, or keyword arguments as a mapping."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from guyot.core.errors import MisconfiguredError
+
+Inputs = Sequence[Any] | Mapping[str, Any]
+"""Positional arguments of a `forward`, or its keyword arguments."""
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """What the model returns for the inputs.
+
+    Example:
+        >>> call(nn.Identity(), {"input": 3}), call(nn.Identity(), (3,))
+        (3, 3)
+    """
+    args, kwargs = arguments(model, inputs)
+    return model(*args, **kwargs)
+
+
+def arguments(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments, the latter in the order of the signature.
+
+    A `forward` that takes `use_cache` (models of text) and is not given it gets False: a cache of
+    keys and values is no part of the network.
+
+    Example:
+        >>> class Text(nn.Module):
+        ...     def forward(self, ids, mask=None, use_cache=True): ...
+        >>> arguments(Text(), {"mask": 1, "ids": 0})
+        ((), {'ids': 0, 'mask': 1, 'use_cache': False})
+    """
+    args = () if isinstance(inputs, Mapping) else tuple(inputs)
+    given = dict(inputs) if isinstance(inputs, Mapping) else {}
+    names = list(inspect.signature(model.forward).parameters)
+    if "use_cache" in names[len(args) :]:
+        given.setdefault("use_cache", False)
+    known = [name for name in names if name in given]
+    return args, {name: given[name] for name in dict.fromkeys([*known, *given])}
+
+
+def changed(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same nest of mappings, lists and tuples with other tensors in it.
+
+    Example:
+        >>> import torch
+        >>> changed({"ids": [torch.ones(1), None]}, lambda x: x + 1)
+        {'ids': [tensor([2.]), None]}
+    """
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: changed(item, function) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, (list, tuple)):
+        items = [changed(item, function) for item in value]  # pyright: ignore[reportUnknownVariableType]
+        return items if isinstance(value, list) else tuple(items)
+    return value
+
+
+def flat(value: Any) -> list[Any]:
+    """The leaves of a nest of mappings, lists and tuples, in order.
+
+    Example:
+        >>> flat({"a": (1, None), "b": [2]})
+        [1, None, 2]
+    """
+    if isinstance(value, Mapping):
+        value = list(value.values())  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    if isinstance(value, (list, tuple)):
+        return [leaf for item in value for leaf in flat(item)]  # pyright: ignore[reportUnknownVariableType]
+    return [value]
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors in a nest of mappings, lists and tuples, in order."""
+    return [leaf for leaf in flat(value) if isinstance(leaf, Tensor)]
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Generator[None]:
+    """The model in evaluation mode; every module's own mode comes back afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def check_inputs(model: nn.Module, example_inputs: Inputs) -> None:
+    """Refuse example inputs on another device than the model or without a batch dimension."""
+    if isinstance(example_inputs, Tensor):
+        raise MisconfiguredError(
+            "example_inputs is one tensor; pass a tuple of the arguments of the model's forward, "
+            'e.g. (images,), or its keyword arguments, e.g. {"input_ids": ids}'
+        )
+    tensors = tensors_of(example_inputs)
+    if not tensors:
+        raise MisconfiguredError(
+            f"example_inputs={type(example_inputs).__name__} holds no tensor; "
+            "pass a tuple of the arguments of the model's forward, e.g. (images,), or its keyword "
+            'arguments, e.g. {"input_ids": ids}'
+        )
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise MisconfiguredError(
+            f"the model {type(model).__name__} has no parameters; pass the network to train"
+        )
+    for position, value in enumerate(tensors):
+        if value.device != parameter.device:
+            raise MisconfiguredError(
+                f"example input {position} is on {value.device} and the model on "
+                f"{parameter.device}; move one with .to({str(parameter.device)!r})"
+            )
+        if value.dim() == 0:
+            raise MisconfiguredError(
+                f"example input {position} is a scalar; dimension 0 must be the batch"
+            )
+    if parameter.device.type == "meta":
+        raise MisconfiguredError(
+            "the model is on the meta device and has no weights to check; "
+            'give it some with model.to_empty(device="cpu") and initialise them'
+        )

@@ -1,0 +1,205 @@
+"""Trees as files: `NAME.safetensors` holds a tree's tensors, `NAME.json` the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, load_file, save, save_file
+from torch import Tensor
+
+from guyot.core.errors import MisconfiguredError, StorageError, UnsupportedError
+from guyot.core.storage.coding import Malformed, decoded, encoded
+from guyot.core.trees import describe
+
+JSON_LIMIT = 2**28
+"""Bytes of the largest JSON file that is read; a structure of a million units takes 2**23."""
+
+_TEXT = "$text"
+"""Name of the tensor that holds the JSON of a tree in one piece; no path in a tree is like it."""
+
+
+def write_tree(folder: Path, name: str, tree: Any) -> None:
+    """Write `NAME.json` and `NAME.safetensors`.
+
+    Raises:
+        UnsupportedError: a leaf is neither a dense tensor nor a plain value; says where.
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    write_json(folder / f"{name}.json", encoded(tree, name, tensors))
+    write_tensors(folder / f"{name}.safetensors", tensors)
+
+
+def read_tree(folder: Path, name: str) -> Any:
+    """The tree that `write_tree` wrote; tensors are on the CPU and have the strides they had.
+
+    Raises:
+        MisconfiguredError: a file is missing, damaged, or not of this kind; names it.
+    """
+    tensors = read_tensors(folder / f"{name}.safetensors")
+    file = folder / f"{name}.json"
+    try:
+        return decoded(read_json(file), tensors)
+    except Malformed as error:
+        raise MisconfiguredError(f"{file} is no state that guyot wrote: {error}") from error
+
+
+def packed(name: str, tree: Any) -> bytes:
+    """A tree in one piece, to be sent to another process; `name` is for errors.
+
+    Raises:
+        UnsupportedError: a leaf is neither a dense tensor nor a plain value; says where.
+    """
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps(encoded(tree, name, tensors), allow_nan=False).encode()
+    tensors[_TEXT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    return save(_plain(tensors))
+
+
+def unpacked(data: bytes) -> Any:
+    """The tree that `packed` made."""
+    tensors = load(data)
+    return decoded(json.loads(tensors.pop(_TEXT).numpy().tobytes()), tensors)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write plain data.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    try:
+        file.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise unwritten(file, error) from error
+
+
+def replaced(file: Path, text: str) -> None:
+    """Write a text file; a reader finds the old text or the new one, even after a crash.
+
+    Raises:
+        StorageError: it cannot be written; the old one is still there.
+    """
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        sync(scratch)
+        scratch.replace(file)
+        sync(file.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise unwritten(file, error) from error
+
+
+def read_json(file: Path) -> Any:
+    """Read plain data.
+
+    Raises:
+        MisconfiguredError: it is missing, too large, or no JSON.
+    """
+    try:
+        size = regular(file)
+        if size > JSON_LIMIT:
+            raise ValueError(f"it has {size} bytes, more than {JSON_LIMIT}")
+        return json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise MisconfiguredError(f"{file} cannot be read: {reason(error)}") from error
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors by name, contiguous.
+
+    Raises:
+        UnsupportedError: one of them is sparse, or of a dtype that safetensors lacks.
+        StorageError: they cannot be written.
+    """
+    plain = _plain(tensors)
+    try:
+        file.touch()
+        mode = file.stat().st_mode  # as the umask wants it; safetensors lets only the owner read
+        save_file(plain, file, metadata={"format": "pt"})
+        file.chmod(mode)
+    except (OSError, SafetensorError) as error:
+        raise unwritten(file, error) from error
+    except (KeyError, ValueError) as error:
+        raise UnsupportedError(f"{file.name} cannot hold a tensor: {reason(error)}") from error
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU that share no memory.
+
+    Raises:
+        UnsupportedError: one of them is sparse.
+    """
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            raise UnsupportedError(
+                f"{name} is {describe(tensor)} with layout {tensor.layout} on {tensor.device}: a "
+                "checkpoint holds dense tensors"
+            )
+        value = tensor.detach().cpu().contiguous()
+        if value.untyped_storage().data_ptr() in seen:  # safetensors wants no two names for one
+            value = value.clone()
+        seen.add(value.untyped_storage().data_ptr())
+        plain[name] = value
+    return plain
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Read tensors by name, to the CPU.
+
+    Raises:
+        MisconfiguredError: the file is missing or damaged.
+    """
+    try:
+        regular(file)
+        return load_file(file)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise MisconfiguredError(f"{file} cannot be read: {reason(error)}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def regular(file: Path) -> int:
+    """Bytes of a file that is neither a link nor a device."""
+    found = file.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("it is no regular file")
+    return found.st_size
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error."""
+    text = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+def unwritten(file: Path, error: BaseException) -> StorageError:
+    """The error for a file or folder that cannot be written."""
+    return StorageError(
+        f"{file} cannot be written: {reason(error)}; make room or give another folder"
+    )
+
+
+def sync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk itself."""
+    if path.is_dir() and os.name != "posix":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

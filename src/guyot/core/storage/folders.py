@@ -1,0 +1,117 @@
+"""Folders that appear whole or not at all, and the checksums of what is in them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Collection, Generator
+from pathlib import Path
+
+from guyot.core.errors import MisconfiguredError, StorageError
+from guyot.core.storage.files import JSON_LIMIT, reason, regular, sync, unwritten
+
+SUMS = "SHA256SUMS"
+"""Name of the file with the checksums of a folder; `sha256sum --check` reads it."""
+
+_SCRATCH = ".unfinished-"
+_REPLACED = f"{_SCRATCH}replaced-"
+
+
+@contextlib.contextmanager
+def published(folder: Path) -> Generator[Path]:
+    """A new folder to be filled; it appears under its name when all of it is on disk.
+
+    Files get their checksums, files and folder are synced, then the folder is renamed, and the
+    rename is synced. A folder of that name is replaced. If anything fails, nothing appears.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    scratch = folder.parent / f"{_SCRATCH}{folder.name}"
+    replaced = folder.parent / f"{_REPLACED}{folder.name}"
+    try:
+        sweep(folder.parent)
+        scratch.mkdir(parents=True)
+        yield scratch
+        sums = "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(scratch.iterdir()))
+        (scratch / SUMS).write_text(sums, encoding="utf-8")
+        for file in [*scratch.iterdir(), scratch]:
+            sync(file)
+        if folder.exists():
+            folder.rename(replaced)
+        scratch.rename(folder)
+        sync(folder.parent)
+        _discard(replaced)
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise unwritten(folder, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            _discard(scratch)
+
+
+def removed(folder: Path) -> None:
+    """Remove a folder; it disappears at once, never in part."""
+    scratch = folder.parent / f"{_SCRATCH}removed-{folder.name}"
+    _discard(scratch)
+    folder.rename(scratch)
+    _discard(scratch)
+
+
+def sweep(parent: Path) -> None:
+    """Put in order what a killed process left; every folder is then old or new, and whole."""
+    for folder in parent.glob(f"{_SCRATCH}*"):
+        replaced = parent / folder.name.removeprefix(_REPLACED)
+        if folder.name.startswith(_REPLACED) and not replaced.exists():
+            folder.rename(replaced)  # killed between the two renames of `published`
+        else:
+            _discard(folder)
+
+
+def verify(folder: Path, names: Collection[str]) -> None:
+    """Check that a folder holds exactly these files, whole, and the checksums of all of them.
+
+    Raises:
+        MisconfiguredError: names the file that is missing, unexpected, or was changed.
+    """
+    try:
+        present = {file.name for file in folder.iterdir()}
+    except OSError as error:
+        raise MisconfiguredError(f"{folder} cannot be read: {reason(error)}") from error
+    for name in sorted({*names, SUMS} ^ present):
+        kind = "is missing" if name not in present else "does not belong there"
+        raise MisconfiguredError(f"{folder / name} {kind}: this is no whole checkpoint")
+    try:
+        if regular(folder / SUMS) > JSON_LIMIT:
+            raise ValueError("it is too large")
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    except (OSError, ValueError) as error:
+        raise MisconfiguredError(f"{folder / SUMS} cannot be read: {reason(error)}") from error
+    if set(sums) != set(names):
+        raise MisconfiguredError(
+            f"{folder / SUMS} lists {', '.join(sorted(sums)) or 'nothing'}; expected "
+            f"{', '.join(sorted(names))}"
+        )
+    for name in sorted(names):
+        try:
+            size, digest = regular(folder / name), _sha256(folder / name)
+        except (OSError, ValueError) as error:
+            raise MisconfiguredError(f"{folder / name} cannot be read: {reason(error)}") from error
+        if digest != sums[name]:
+            raise MisconfiguredError(
+                f"{folder / name} is damaged: its {size} bytes have the SHA-256 {digest[:12]}..., "
+                f"written were {sums[name][:12]}..."
+            )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _discard(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)

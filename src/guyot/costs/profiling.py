@@ -1,0 +1,300 @@
+"""Measure what the operators of a network take on this machine, at several widths, in place.
+
+The network is cut down to other widths and to fewer layers, really, and every copy predicts in
+turns. In some passes each module's own time is taken: the time its `forward` takes without that of
+the modules inside it. So an operator is measured where it runs, with the caches as its
+predecessor left them, and the own times add up to the pass. In other passes only the whole is
+timed. `guyot.costs.latency.fit` makes a table of both.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import platform
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import lcm
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from guyot.core.axis import best
+from guyot.core.inputs import Inputs, arguments, tensors_of
+from guyot.core.locate import unwrap
+from guyot.core.types import KeepPlan, Structures
+from guyot.costs.latency import Agreement, LatencyTable, Measurement, agreement, fit
+from guyot.costs.quantum import Clock, clock_of, measure_quantum
+from guyot.structures import find_structures
+from guyot.structures.kernels import ROOT
+from guyot.surgery import operate, present
+
+UNIFORM = (1.0, 0.75, 0.5, 0.25)
+"""Shares of the widths of the first networks that are timed."""
+
+RANDOM = 6
+"""How many networks with a random width for every group follow."""
+
+SHALLOW = 8
+"""How many networks with random widths and without random layers follow."""
+
+LEAST_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network cut down from another.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        measurement: its widths and removed layers, times still to come.
+    """
+
+    model: nn.Module
+    measurement: Measurement
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What `profile` found.
+
+    Attributes:
+        table: for a `guyot.Cost`.
+        measurements: what it was fitted to.
+        agreement: measured and predicted latency of the cut networks, each predicted by a fit to
+            others; None if nothing can be cut.
+        structures: of the network.
+    """
+
+    table: LatencyTable
+    measurements: tuple[Measurement, ...]
+    agreement: Agreement | None
+    structures: Structures
+
+
+def variants(
+    model: nn.Module, structures: Structures, *, quantum: int = 1, seed: int = 0
+) -> Iterator[Variant]:
+    """The full network and smaller ones, for a profiler of one's own.
+
+    Widths are multiples of `quantum` (and full ones) from a quarter of the full width on.
+
+    Args:
+        model: the full network; it is copied.
+        structures: what it is made of.
+        quantum: of the widths.
+        seed: of the random networks.
+
+    Example:
+        >>> mlp = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> structures = find_structures(mlp, (torch.ones(1, 8),))
+        >>> [v.measurement.widths for v in variants(mlp, structures, quantum=4)][:4]
+        [{}, {'0': 12}, {'0': 8}, {'0': 4}]
+    """
+    draw = random.Random(seed)
+    levels = [
+        _levels(group.size, lcm(quantum, structures.blocks_of(group)))
+        for group in structures.groups
+    ]
+    sizes = [group.size for group in structures.groups]
+    for share in UNIFORM:
+        close = [_nearest(ls, share * n) for ls, n in zip(levels, sizes, strict=True)]
+        yield _cut(model, structures, close, ())
+    for number in range(RANDOM + SHALLOW):
+        layers = range(len(structures.layers))
+        rate = 0.7 * draw.random() if number >= RANDOM else 0.0
+        gone = [layer for layer in layers if draw.random() < rate]
+        yield _cut(model, structures, [draw.choice(ls) for ls in levels], gone)
+
+
+def _levels(size: int, quantum: int) -> list[int]:
+    """Widths worth timing."""
+    least = max(1, size // 4)
+    return sorted({w for w in range(quantum, size, quantum) if w >= least} | {size})
+
+
+def _nearest(levels: Sequence[int], width: float) -> int:
+    return min(levels, key=lambda level: abs(level - width))
+
+
+def _cut(
+    model: nn.Module, structures: Structures, widths: Sequence[int], gone: Sequence[int]
+) -> Variant:
+    kept = {
+        n: best(torch.zeros(group.size), width, structures.blocks_of(group))
+        for n, (group, width) in enumerate(zip(structures.groups, widths, strict=True))
+        if width < group.size
+    }
+    plan = KeepPlan(kept, frozenset(gone))
+    smaller = copy.deepcopy(model).eval()
+    operate(smaller, structures, plan)
+    left = zip(structures.groups, present(structures, plan), strict=True)
+    named = {group.name: int(mask.sum()) for group, mask in left if not bool(mask.all())}
+    removed = tuple(structures.layers[layer].name for layer in gone)
+    return Variant(smaller, Measurement(named, removed))
+
+
+def profile(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    seconds: float = 20.0,
+    quantum: int | None = None,
+) -> Profile:
+    """Measure a network's operators on the device it is on, with torch's present threads.
+
+    The number of threads, the dtype, the memory format and the batch (dimension 0 of the inputs)
+    are part of the question. With one thread on a CPU the thread's own CPU time is taken, which
+    other programs hardly change.
+
+    Args:
+        model: the full network; it is not changed. Some twenty copies, most of them smaller, exist
+            at a time.
+        example_inputs: what it predicts from: arguments, or a mapping of keyword arguments.
+        seconds: about how long to measure, after finding the structures; at least five rounds.
+        quantum: multiple of channels for widths; None: measured, for predictions of this batch.
+
+    Raises:
+        MisconfiguredError: the inputs do not fit the model.
+        UnsupportedError: the model cannot be traced.
+    """
+    model = unwrap(model)
+    structures = find_structures(model, example_inputs)
+    parameter = next(model.parameters())
+    batch = len(tensors_of(example_inputs)[0])
+    if quantum is None:
+        quantum = measure_quantum(parameter.device, parameter.dtype, batch=batch)
+    found = list(variants(model, structures, quantum=quantum))
+    clock = _clock(parameter.device)
+    measurements = _measured(found, example_inputs, clock, seconds)
+    measurements = _named(measurements, structures)
+    table = fit(
+        structures, measurements, batch=batch, quantum=quantum, where=_where(parameter, clock)
+    )
+    cut = [m for m in measurements if m.widths or m.removed_layers]
+    agreed = agreement(structures, measurements, batch=batch) if len(cut) > 1 else None
+    return Profile(table, tuple(measurements), agreed, structures)
+
+
+def _clock(device: torch.device) -> Clock:
+    """Seconds at which all that was asked of the device so far is done."""
+    if device.type == "cpu":
+        return clock_of(torch.get_num_threads())
+
+    def synchronised() -> float:
+        torch.accelerator.synchronize(device)
+        return time.perf_counter()
+
+    return synchronised
+
+
+def _where(parameter: torch.Tensor, clock: Clock) -> dict[str, str]:
+    """What the times belong to."""
+    device = parameter.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "device": f"{device.type} ({name})",
+        "threads": str(torch.get_num_threads()),
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "clock": "CPU time of the thread" if clock is time.thread_time else "time on the wall",
+        "torch": torch.__version__,
+    }
+
+
+def _measured(
+    found: Sequence[Variant], inputs: Inputs, clock: Clock, seconds: float
+) -> list[Measurement]:
+    """Medians over rounds in which every network predicts twice, to be timed within and without.
+
+    Odd rounds run backwards, so that a drift of the machine's speed favours no network.
+    """
+    own: list[dict[str, list[float]]] = [defaultdict(list) for _ in found]
+    whole: list[list[float]] = [[] for _ in found]
+    watches = [_Stopwatch(variant.model, clock) for variant in found]
+    args, kwargs = arguments(found[0].model, inputs)
+    order = list(range(len(found)))
+    with torch.inference_mode():
+        for variant in found:
+            variant.model(*args, **kwargs)
+        end, rounds = time.perf_counter() + seconds, 0
+        while rounds < LEAST_ROUNDS or time.perf_counter() < end:
+            for number in order[:: 1 - 2 * (rounds % 2)]:
+                started = clock()
+                found[number].model(*args, **kwargs)
+                whole[number].append(clock() - started)
+                for name, time_taken in watches[number].run(*args, **kwargs).items():
+                    own[number][name].append(time_taken)
+            rounds += 1
+    return [
+        replace(
+            variant.measurement,
+            milliseconds=1000 * median(whole[number]),
+            operators={name: 1000 * median(times) for name, times in own[number].items()},
+        )
+        for number, variant in enumerate(found)
+    ]
+
+
+def _named(measurements: Sequence[Measurement], structures: Structures) -> list[Measurement]:
+    """With the times of modules that have kernels.
+
+    If one with MACs has no time (a fused path went past its `forward`), single operators tell
+    nothing, and only the times of whole networks are left.
+    """
+    names = {kernel.name for kernel in structures.kernels}
+    counted = {kernel.name for kernel in structures.kernels if kernel.macs}
+    fused = any(counted - m.operators.keys() for m in measurements if not m.removed_layers)
+    return [
+        replace(m, operators={} if fused else {n: t for n, t in m.operators.items() if n in names})
+        for m in measurements
+    ]
+
+
+class _Stopwatch:
+    """Takes the own time of every module of a network: without that of the modules inside it.
+
+    Args:
+        model: the network; between runs it is as it was.
+        clock: seconds.
+    """
+
+    def __init__(self, model: nn.Module, clock: Clock) -> None:
+        self._model, self._clock = model, clock
+        readings = [clock() for _ in range(100)]
+        self._reading = min(b - a for a, b in itertools.pairwise(readings))
+        self._own: dict[str, float] = {}
+        self._inside: list[float] = []
+        self._timed = {
+            module: self._wrapped(name or ROOT, module.forward)
+            for name, module in model.named_modules()
+        }
+
+    def run(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """One forward pass; seconds by module, added up over its calls."""
+        self._own = defaultdict(float)
+        self._inside = [0.0]
+        try:
+            for module, forward in self._timed.items():
+                module.__dict__["forward"] = forward
+            self._model(*args, **kwargs)
+        finally:
+            for module in self._timed:
+                module.__dict__.pop("forward", None)
+        return dict(self._own)
+
+    def _wrapped(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = self._clock()
+            self._inside.append(0.0)
+            result = forward(*args, **kwargs)
+            taken = self._clock() - started
+            self._own[name] += max(0.0, taken - self._inside.pop() - self._reading)
+            self._inside[-1] += taken + self._reading
+            return result
+
+        return timed

@@ -1,0 +1,276 @@
+"""The width multiple below which convolutions do not get faster on this device, by measurement.
+
+Vector units, matrix units and their kernels work on blocks of channels. A width that fills its
+blocks is *efficient*; the width between two blocks may cost more time than the next larger one.
+The *quantum* is the smallest multiple whose widths are all efficient. It is measured once per
+process on the layer that convolutional networks are made of, 3x3 convolution + BatchNorm + ReLU,
+forward and backward.
+
+Efficiency compares a width with the powers of two around it, a < w < 2a, which are fast wherever
+blocks exist. The work of a layer grows like a power of its width between them (about 1 where
+memory is the limit, up to 2 where arithmetic is), so
+
+    promised(w) = T(a) * (w / a) ** log2(T(2a) / T(a)),    efficiency(w) = promised(w) / T(w)
+
+is 1 on any device without blocks, whatever its balance of memory and arithmetic. Comparing with
+MACs alone would fail even the powers of two: at small widths activations, not weights, take the
+time [ours].
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from statistics import median
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from guyot.core.errors import MisconfiguredError
+
+DEFAULT_QUANTUM = 8
+"""Where nothing can be measured or the measurement does not tell."""
+
+POWERS = (8, 16, 32, 64)
+CLASSES: dict[int, tuple[int, ...]] = {
+    16: (48,),
+    8: (24, 40, 56),
+    4: (12, 20, 28),
+    2: (10, 14, 22),
+    1: (9, 11, 21),
+}
+"""Widths by the largest power of two that divides them: what a finer quantum would add."""
+
+WIDTHS = tuple(sorted((*POWERS, *(width for widths in CLASSES.values() for width in widths))))
+BATCHES = (8, 32, 128)
+PIXELS = 16
+LEAST_ROUNDS = 5
+LEAST_GROWTH = 1.9
+
+Clock = Callable[[], float]
+Step = Callable[[], None]
+
+
+def efficiency(times: Mapping[int, float], width: int) -> float:
+    """What a width should take, seen from the powers of two around it, over what it takes.
+
+    Args:
+        times: seconds by width; must hold both neighbouring powers of two.
+        width: not a power of two.
+
+    Example:
+        >>> round(efficiency({16: 2.0, 24: 4.0, 32: 4.0}, 24), 3)  # 24 is as slow as 32
+        0.75
+    """
+    below = 1 << (width.bit_length() - 1)
+    low, high = times[below], times[2 * below]
+    return low * (width / below) ** math.log2(high / low) / times[width]
+
+
+def decide(rounds: Sequence[Mapping[int, float]], threshold: float = 0.8) -> int:
+    """The quantum that a timing table speaks for; 8 unless it clearly speaks for another.
+
+    Efficiencies are taken within a repetition, so a slow moment of the machine cancels if it lasts
+    longer than that. Over the repetitions a width is clearly efficient (or clearly not) if the
+    median is two standard errors above (below) the threshold; a class of widths (`CLASSES`) is
+    clearly efficient if all its widths are, and clearly not if one is not. The quantum becomes
+    coarser than 8 if multiples of 8 are clearly not efficient, and finer as long as they and every
+    class added clearly are.
+
+    Args:
+        rounds: seconds by width, one mapping for each repetition over all `WIDTHS`.
+        threshold: least efficiency of a good width.
+
+    Returns:
+        1, 2, 4, 8, 16 or 32.
+
+    Example:
+        >>> decide([{w: w**1.5 for w in WIDTHS}] * 5)  # no blocks
+        1
+        >>> decide([{w: -(-w // 16) * 16.0 for w in WIDTHS}] * 5)  # blocks of 16
+        16
+    """
+    if not conclusive(rounds):
+        return DEFAULT_QUANTUM
+    verdicts = {
+        quantum: _verdict([[efficiency(t, width) for t in rounds] for width in widths], threshold)
+        for quantum, widths in CLASSES.items()
+    }
+    if verdicts[8] < 0:
+        return 32 if verdicts[16] < 0 else 16
+    quantum = DEFAULT_QUANTUM
+    while quantum > 1 and verdicts[quantum] > 0 and verdicts[quantum // 2] > 0:
+        quantum //= 2
+    return quantum
+
+
+def conclusive(rounds: Sequence[Mapping[int, float]]) -> bool:
+    """Enough rounds, and time that grows with the width at all (else overheads were measured)."""
+    if len(rounds) < LEAST_ROUNDS or any(not min(times.values()) > 0 for times in rounds):
+        return False
+    return median(times[POWERS[-1]] / times[POWERS[0]] for times in rounds) >= LEAST_GROWTH
+
+
+def _verdict(samples: Sequence[Sequence[float]], threshold: float) -> int:
+    """1: all are clearly at least the threshold, -1: one is clearly below, 0: cannot be told."""
+    found: list[int] = []
+    for values in samples:
+        middle = median(values)
+        deviation = 1.4826 * median(abs(value - middle) for value in values)
+        margin = 2 * 1.2533 * deviation / math.sqrt(len(values))  # of a median of normal values
+        found.append((middle - margin >= threshold) - (middle + margin < threshold))
+    return min(found)
+
+
+def measure_quantum(
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    channels_last: bool = True,
+    budget: float = 2.0,
+    batch: int | None = None,
+) -> int:
+    """The width multiple worth keeping to on a device; measured once per process, then cached.
+
+    Off the CPU nothing is measured and the answer is 8: the multiple that NVIDIA's guides ask for
+    with float16 and bfloat16, and a harmless one otherwise.
+
+    The number of threads is part of the question: set it before. The global random state is not
+    touched.
+
+    Args:
+        device: where the network trains.
+        dtype: in which its convolutions run: bfloat16 or float16 under autocast.
+        channels_last: memory format of its activations.
+        budget: seconds the measurement may take.
+        batch: of predictions, whose forward pass is then all that counts; None: of training.
+
+    Raises:
+        MisconfiguredError: not a floating-point dtype.
+    """
+    if not dtype.is_floating_point:
+        raise MisconfiguredError(f"dtype={dtype}: give the dtype of convolutions, e.g. bfloat16")
+    device = torch.device(device)
+    if device.type != "cpu":
+        return DEFAULT_QUANTUM
+    return _measured(dtype, channels_last, budget, torch.get_num_threads(), batch)
+
+
+@cache
+def _measured(
+    dtype: torch.dtype, channels_last: bool, budget: float, threads: int, batch: int | None
+) -> int:
+    return decide(timing_table(dtype, channels_last, budget, threads, batch))
+
+
+def clock_of(threads: int) -> Clock:
+    """CPU time of this thread where it does all the work, else the time on the wall."""
+    exact = time.get_clock_info("thread_time").resolution <= 1e-6
+    return time.thread_time if threads == 1 and exact else time.perf_counter
+
+
+def timing_table(
+    dtype: torch.dtype, channels_last: bool, budget: float, threads: int, batch: int | None = None
+) -> list[dict[int, float]]:
+    """Seconds of one layer by width; one mapping per repetition.
+
+    A first repetition warms up. The batch is as large as the budget allows, since activations that
+    fit a cache hide what a width costs. Odd repetitions run backwards, so that a drift of the
+    machine's speed favours no width. A machine too slow or too busy for the budget gives fewer
+    repetitions, down to none.
+
+    Args:
+        dtype: of the activations; parameters of BatchNorm stay float32.
+        channels_last: memory format.
+        budget: seconds.
+        threads: how many threads torch uses. With one, the thread's own CPU time is taken, which
+            other programs on the same core do not change.
+        batch: forward only, of that many images; None: forward and backward.
+    """
+    clock = clock_of(threads)
+    end = time.perf_counter() + budget
+    if batch is None:
+        steps = _affordable(dtype, channels_last, clock, end)
+    else:
+        steps = {width: _prediction(width, batch, dtype, channels_last) for width in WIDTHS}
+    rounds: list[dict[int, float]] = []
+    if _round(steps, WIDTHS, clock, end) is None:
+        return rounds
+    while (times := _round(steps, WIDTHS[:: 1 - 2 * (len(rounds) % 2)], clock, end)) is not None:
+        rounds.append(times)
+    return rounds
+
+
+def _affordable(
+    dtype: torch.dtype, channels_last: bool, clock: Clock, end: float
+) -> dict[int, Step]:
+    """One step per width, of a batch size with which several repetitions fit into the time."""
+    smallest = min(BATCHES)
+    probe = _layer(WIDTHS[-1], smallest, dtype, channels_last)
+    probe()
+    started = clock()
+    probe()
+    repetition = (clock() - started) * len(WIDTHS) / 2  # of the smallest batch, roughly
+    affordable = (end - time.perf_counter()) / (LEAST_ROUNDS + 2)
+    fitting = (batch for batch in BATCHES if repetition * batch / smallest <= affordable)
+    batch = max(fitting, default=smallest)
+    return {width: _layer(width, batch, dtype, channels_last) for width in WIDTHS}
+
+
+def _round(
+    steps: Mapping[int, Step], order: Sequence[int], clock: Clock, end: float
+) -> dict[int, float] | None:
+    """One repetition over all widths; None if time is up before it is complete."""
+    times: dict[int, float] = {}
+    for width in order:
+        if time.perf_counter() > end:
+            return None
+        started = clock()
+        steps[width]()
+        times[width] = clock() - started
+    return times
+
+
+def _layer(width: int, batch: int, dtype: torch.dtype, channels_last: bool) -> Step:
+    """Forward and backward of conv3x3 + BatchNorm + ReLU, `width` channels in and out."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        values = torch.randn(shape, generator=generator).to(dtype)
+        return values.contiguous(memory_format=layout).requires_grad_()
+
+    with torch.inference_mode(False), torch.enable_grad():
+        image, weight = drawn(batch, width, PIXELS, PIXELS), drawn(width, width, 3, 3)
+        scale, shift = (torch.ones(width, requires_grad=True) for _ in range(2))
+        cotangent = drawn(batch, width, PIXELS, PIXELS).detach()
+
+    def step() -> None:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+        ):
+            out = F.conv2d(image, weight, padding=1)
+            out = F.relu_(F.batch_norm(out, None, None, scale, shift, training=True))
+            torch.autograd.grad(out, (image, weight, scale, shift), cotangent)
+
+    return step
+
+
+def _prediction(width: int, batch: int, dtype: torch.dtype, channels_last: bool) -> Step:
+    """Forward of the same layer in evaluation mode."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    image = torch.zeros(batch, width, PIXELS, PIXELS, dtype=dtype).contiguous(memory_format=layout)
+    weight = torch.zeros(width, width, 3, 3, dtype=dtype).contiguous(memory_format=layout)
+    ones = torch.ones(width)
+
+    def step() -> None:
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+            out = F.conv2d(image, weight, padding=1)
+            F.relu_(F.batch_norm(out, ones, ones, ones, ones))
+
+    return step

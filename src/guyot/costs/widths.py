@@ -1,0 +1,124 @@
+"""Which widths are physically possible, and what may go now.
+
+A *logical* width counts the units that can still be active, a *physical* one the entries that the
+tensors really have. Hardware computes some widths no faster than the next larger multiple, so
+units that are gone stay as exact zeros until a whole quantum of their group can go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from guyot.core.axis import best
+from guyot.core.errors import MisconfiguredError
+from guyot.core.patterns import chosen
+from guyot.core.types import KeepPlan, Structures, Units
+
+
+def quanta_of(structures: Structures, round_to: int | Mapping[str, int]) -> tuple[int, ...]:
+    """The quantum of every group: its numbers of units are multiples of this.
+
+    Widths are counted in entries of weights. Where a unit has several (a head), as few units as
+    make a multiple: with heads of 64 entries and `round_to=8` any number of heads will do. Equal
+    blocks of units (the groups of a convolution) lose as many each, so the quantum of such a group
+    is that of a block times the number of blocks.
+
+    Args:
+        structures: what there is.
+        round_to: one number for all, or by patterns of group names, later ones first; 1 where
+            none matches.
+
+    Raises:
+        MisconfiguredError: a number below 1, or a pattern that matches no group.
+
+    Example:
+        >>> from guyot.core.types import UnitGroup
+        >>> group = UnitGroup("stem", 32, (), ())
+        >>> quanta_of(Structures((group,), (), (), ()), {"*": 4, "st*": 16})
+        (16,)
+    """
+    names = [group.name for group in structures.groups]
+    by_pattern = round_to if isinstance(round_to, Mapping) else {"*": round_to}
+    if any(value < 1 for value in by_pattern.values()):
+        raise MisconfiguredError(f"round_to={round_to!r}: a width comes in multiples of 1 or more")
+    quanta = dict.fromkeys(names, 1)
+    for pattern, value in by_pattern.items() if names else ():
+        quanta |= dict.fromkeys(chosen("round_to", pattern, names, "group"), value)
+    each = [q // gcd(q, g.stride) for q, g in zip(quanta.values(), structures.groups, strict=True)]
+    for number, (group, wanted) in enumerate(zip(structures.groups, quanta.values(), strict=True)):
+        blocks = structures.blocks_of(group)
+        if blocks > 1:
+            least = blocks
+            if isinstance(group.block, Units):  # blocks may go, in multiples of their own quantum
+                least = gcd(blocks, each[group.block.group])
+            each[number] = blocks * (wanted // gcd(wanted, group.stride * least))
+    return tuple(each)
+
+
+def protect(alive: Tensor, score: Tensor, structures: Structures, quanta: Sequence[int]) -> Tensor:
+    """Revive what the network cannot do without; let layers go whose units have all gone.
+
+    A group outside layers keeps at least one quantum, its best by `score`. A group inside a layer
+    may empty: then the layer goes, since it has nothing left to compute.
+
+    Args:
+        alive: bool, shape (gates,).
+        score: which units are better, shape (gates,).
+        structures: what there is.
+        quanta: per group.
+
+    Returns:
+        bool, shape (gates,).
+    """
+    alive = alive.clone()
+    index = structures.index
+    for number, group in enumerate(structures.groups):
+        where = index.units(number)
+        least = min(group.size, quanta[number])
+        count = int(alive[where].sum())
+        home = structures.home_of(group)
+        if home is not None:
+            if count == 0:
+                alive[index.layer(home)] = False
+        elif count < least:
+            order = score[where] + alive[where] * (score[where].max() - score[where].min() + 1)
+            units = alive[where].clone()
+            units[best(order, least, structures.blocks_of(group))] = True
+            alive[where] = units
+    return alive
+
+
+def physical_plan(structures: Structures, alive: Tensor, quanta: Sequence[int]) -> KeepPlan:
+    """What can be sliced away: whole quanta of units that are gone, and layers that are gone.
+
+    Of equal blocks none loses a unit before all that stay can lose one.
+
+    Args:
+        structures: what there is.
+        alive: bool, shape (gates,).
+        quanta: per group.
+
+    Example:
+        >>> from guyot.core.types import Slot, UnitGroup
+        >>> group = UnitGroup("a", 8, (Slot("a.weight", 0),), (Slot("b.weight", 1),))
+        >>> alive = torch.tensor([1, 1, 0, 0, 1, 0, 0, 0], dtype=torch.bool)
+        >>> physical_plan(Structures((group,), (), (), ()), alive, quanta=[4]).kept[0]
+        tensor([0, 1, 2, 4])
+    """
+    index = structures.index
+    kept: dict[int, Tensor] = {}
+    for number, group in enumerate(structures.groups):
+        units, blocks = alive[index.units(number)].cpu(), structures.blocks_of(group)
+        rows = units.view(blocks, -1)
+        if isinstance(group.block, Units):
+            rows = rows & alive[index.units(group.block.group)].cpu()[:, None]
+        quantum, count = quanta[number] // blocks, int(rows.sum(1).max())
+        width = blocks * max(1, -(-count // quantum)) * quantum
+        if width < group.size:
+            kept[number] = best(rows.flatten().to(torch.int8), width, blocks)
+    gone = frozenset(n for n in range(len(structures.layers)) if not bool(alive[index.layer(n)]))
+    return KeepPlan(kept, gone)

@@ -1,0 +1,1 @@
+"""`Discovery`: structure is found during training, removed, and checkpointed."""

@@ -1,0 +1,386 @@
+"""`Checkpointer`: writes checkpoints, and takes a run back to one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import re
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from guyot.core.errors import GuyotError, GuyotWarning, MisconfiguredError, UnsupportedError
+from guyot.core.locate import unwrap, wrapper_of
+from guyot.core.parallel import Ranks
+from guyot.core.randomness import diverge, random_state
+from guyot.core.storage import (
+    published,
+    read_json,
+    read_tensors,
+    read_tree,
+    removed,
+    sweep,
+    verify,
+    write_json,
+    write_tensors,
+    write_tree,
+)
+from guyot.core.trees import difference
+from guyot.discovery.checkpoint.others import collected, misfit, own, warn_number
+from guyot.discovery.checkpoint.parts import REMEDY, Stateful, restore, restore_random
+from guyot.discovery.session import Discovery
+from guyot.discovery.snapshot import branched
+
+FORMAT = "guyot checkpoint"
+VERSION = 2
+
+_FILES = ("manifest.json", "structure.json", "model.safetensors", "state.json", "state.safetensors")
+_NAME = re.compile(r"step-(\d{9,})")
+_WHOLE = {"units": {}, "removed_layers": []}
+
+
+class Checkpointer:
+    """Saves a run as it goes, and goes on with it in another process.
+
+    Everything of a run is handed over once; the order of `parts` is the order in which they are
+    restored. A checkpoint appears whole or not at all, and only then the oldest one is removed.
+    Random states of Python, NumPy and torch (the CPU's and every GPU's) are part of it.
+
+    With several processes give the model in its `DistributedDataParallel`. All of them call `save`
+    and `resume`; rank 0 writes, also what only the others know: their random states and positions,
+    and parts that differ. With as many processes a run goes on bit for bit, with more or fewer
+    with other random numbers.
+
+    Args:
+        folder: where the checkpoints go.
+        model: the network; with a discovery, the one it was made with, in the same wrapper.
+        discovery: None for a run without one.
+        keep: how many checkpoints stay.
+        **parts: everything else with `state_dict()` and `load_state_dict()`.
+
+    Attributes:
+        folder: the same.
+        discovery: the same.
+
+    Raises:
+        MisconfiguredError: `keep` below 1, a part that has no state, or a discovery of another
+            model.
+
+    Examples:
+        >>> import tempfile
+        >>> def start(folder):
+        ...     model = nn.Linear(3, 2)
+        ...     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        ...     return model, Checkpointer(folder, model, optimizer=optimizer)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model, checkpoints = start(folder)
+        ...     path = checkpoints.save(step=7, position={"epoch": 1})
+        ...     again, checkpoints = start(folder)
+        ...     position = checkpoints.resume()
+        >>> path.name, position, torch.equal(again.weight, model.weight)
+        ('step-000000007', {'epoch': 1}, True)
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: nn.Module,
+        discovery: Discovery | None = None,
+        *,
+        keep: int = 2,
+        **parts: Stateful,
+    ) -> None:
+        if keep < 1:
+            raise MisconfiguredError(f"keep={keep}: give how many checkpoints stay, at least 1")
+        for name, part in parts.items():
+            if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
+                raise MisconfiguredError(
+                    f"{name}={type(part).__name__} has no state_dict() and load_state_dict(): "
+                    "leave it out, or put what must survive into position"
+                )
+        if discovery is not None and discovery.model is not unwrap(model):
+            raise MisconfiguredError(
+                f"the discovery is of another {type(model).__name__} than the model: give the "
+                "model that the Discovery was made with"
+            )
+        self.folder = Path(folder)
+        self.keep = keep
+        self._model, self.discovery, self._parts = unwrap(model), discovery, parts
+        self._wrapper = wrapper_of(model)
+        group = None if self._wrapper is None else self._wrapper.process_group
+        self._ranks = Ranks(group, next(self._model.parameters()).device)
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Those that are there, oldest step first."""
+        return checkpoints_in(self.folder)
+
+    def save(self, step: int, position: Mapping[str, Any] | None = None) -> Path:
+        """Write a checkpoint; call it between two steps.
+
+        Older ones beyond `keep` are removed afterwards, and so are those of later steps: they
+        belong to a future that this run left when it went on from an earlier checkpoint.
+
+        Args:
+            step: optimiser steps so far.
+            position: where in the data the run is, and whatever else the loop needs; tensors and
+                plain values.
+
+        Returns:
+            The folder of the checkpoint; on other ranks than 0 it may not be there yet.
+
+        Raises:
+            UnsupportedError: a state holds something else than tensors and plain values.
+            StorageError: it cannot be written, the disk is full for instance; the checkpoints
+                that are there stay.
+            SequenceError: in the middle of a step.
+        """
+        target = self.folder / f"step-{step:09}"
+        state = None if self.discovery is None else self.discovery.state_dict()
+        self._write(target, step, state, position)
+        if self._ranks.rank:
+            return target
+        there = self.checkpoints
+        number = there.index(target)
+        for path in [*there[number + 1 :], *there[: max(0, number + 1 - self.keep)]]:
+            removed(path)
+        return target
+
+    def branch(
+        self,
+        folder: str | Path,
+        target: float,
+        step: int,
+        position: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write a checkpoint from which a run with a larger target goes on, during discovery.
+
+        Make everything of that run as for a first start, with its own target, and `resume()` from
+        a `Checkpointer` on that folder: it settles with the next step, see `guyot.Family`.
+
+        Args:
+            folder: of the checkpoints of that run.
+            target: share of the complexity that it keeps.
+            step: optimiser steps so far.
+            position: as for `save`.
+
+        Returns:
+            The folder of the checkpoint; on other ranks than 0 it may not be there yet.
+
+        Raises:
+            MisconfiguredError: no target above that of this run, or a run without a discovery.
+            SequenceError: the gates are not on.
+            StorageError: it cannot be written.
+        """
+        if self.discovery is None:
+            raise MisconfiguredError(
+                f"target={target} from a run without a discovery: a run branches off while "
+                "structures go"
+            )
+        path = Path(folder) / f"step-{step:09}"
+        self._write(path, step, branched(self.discovery.state_dict(), target), position)
+        return path
+
+    def go_back(self, folder: str | Path, step: int) -> bool:
+        """Remove branches of later steps, which belong to a future that this run has left.
+
+        Args:
+            folder: as for `branch`.
+            step: optimiser steps so far.
+
+        Returns:
+            Whether one is left.
+        """
+        left = False
+        for path in checkpoints_in(Path(folder)):
+            if int(path.name.rpartition("-")[2]) <= step:
+                left = True
+            elif not self._ranks.rank:
+                removed(path)
+        return left
+
+    def _write(
+        self,
+        target: Path,
+        step: int,
+        discovery: Mapping[str, Any] | None,
+        position: Mapping[str, Any] | None,
+    ) -> None:
+        state: dict[str, Any] = {
+            "discovery": discovery,
+            "parts": {name: part.state_dict() for name, part in self._parts.items()},
+            "random": random_state(),
+            "position": dict(position or {}),
+        }
+        state["ranks"] = collected(self._ranks, self._known(state))
+        if self._ranks.rank:
+            return
+        with published(target) as folder:
+            write_json(folder / "manifest.json", _manifest(step))
+            structure = _WHOLE if self.discovery is None else self.discovery.structure
+            write_json(folder / "structure.json", structure)
+            write_tensors(folder / "model.safetensors", _weights(self._model))
+            write_tree(folder, "state", state)
+
+    def resume(self, checkpoint: str | Path | None = None) -> dict[str, Any] | None:
+        """Go on from a checkpoint.
+
+        Make model, optimiser, discovery and the rest exactly as for the first start, then call
+        this: the model is cut down to the size it had, and everything gets its state.
+
+        Args:
+            checkpoint: its folder; None: the latest, if there is one.
+
+        Returns:
+            The position that was saved; None if there is no checkpoint yet.
+
+        Raises:
+            MisconfiguredError: the checkpoint is not whole, was changed, has another version, or
+                does not fit what is here; names the file and the difference. Make everything anew
+                before another attempt.
+        """
+        folder = self._found(checkpoint)
+        if folder is None:
+            return None
+        verify(folder, _FILES)
+        _check_manifest(folder / "manifest.json")
+        weights = read_tensors(folder / "model.safetensors")
+        state = read_tree(folder, "state")
+        self._check_shape(folder, state)
+        try:
+            if self.discovery is not None:
+                self.discovery.load_state_dict(state["discovery"])
+        except GuyotError as error:
+            raise MisconfiguredError(f"{folder / 'state.json'}: {error}") from error
+        self._check_structure(folder / "structure.json")
+        if found := difference(_weights(self._model), weights):
+            raise MisconfiguredError(f"{folder / 'model.safetensors'}: {found}; {REMEDY}")
+        self._model.load_state_dict(weights)
+        return self._restore(state, folder / "state.json")
+
+    def _restore(self, state: Mapping[str, Any], file: Path) -> dict[str, Any]:
+        """Give everything but the network its state; the position."""
+        mine = own(state["ranks"], self._ranks)
+        known = state if mine is None else {**state, **mine}
+        if "buffers" in known:
+            buffers = dict(self._model.named_buffers())
+            if found := difference(buffers, known["buffers"]):
+                raise MisconfiguredError(f"{file}: buffers: {found}; {REMEDY}")
+            for name, buffer in buffers.items():
+                buffer.copy_(known["buffers"][name])
+        for name, part in self._parts.items():
+            restore(part, name, known.get(f"parts.{name}", state["parts"][name]), file)
+        restore_random(known["random"], file)
+        if mine is None:
+            diverge(self._ranks.rank)
+            if not self._ranks.rank:
+                warn_number(file, len(state["ranks"]) + 1, self._ranks.size)
+        return known["position"]
+
+    def _found(self, checkpoint: str | Path | None) -> Path | None:
+        """The checkpoint that was asked for, the same one on all ranks."""
+        if checkpoint is None:
+            with self._ranks.together():
+                if self.folder.is_dir() and not self._ranks.rank:
+                    sweep(self.folder)
+            there = self.checkpoints
+            checkpoint = there[-1] if there else None
+        self._ranks.agree("the checkpoint to go on from", str(checkpoint and Path(checkpoint).name))
+        return None if checkpoint is None else Path(checkpoint)
+
+    def _known(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """What another rank may know otherwise; an optimiser's state is the same on all."""
+        known = {"random": state["random"], "position": state["position"]}
+        for name, part in self._parts.items():
+            if not isinstance(part, torch.optim.Optimizer):
+                known[f"parts.{name}"] = state["parts"][name]
+        if self._wrapper is not None and not self._wrapper.broadcast_buffers:
+            known["buffers"] = dict(self._model.named_buffers())
+        return known
+
+    def _check_shape(self, folder: Path, state: Any) -> None:
+        """Refuse a state without the entries that this run has."""
+        expected = {
+            "discovery": self.discovery is not None,
+            "parts": dict.fromkeys(self._parts, True),
+            "random": True,
+            "position": True,
+            "ranks": True,
+        }
+        found: Any = state
+        if isinstance(state, Mapping):
+            found = {
+                key: key == "ranks" or isinstance(value, Mapping) for key, value in state.items()
+            }
+            if isinstance(state.get("parts"), Mapping):
+                found["parts"] = dict.fromkeys(state["parts"], True)
+        wrong = difference(expected, found, values=True)
+        names = ["random", "position", "buffers", *(f"parts.{name}" for name in self._parts)]
+        if wrong := wrong or misfit(state["ranks"], names):
+            raise MisconfiguredError(f"{folder / 'state.json'}: {wrong}; {REMEDY}")
+
+    def _check_structure(self, file: Path) -> None:
+        """Refuse a structure file that says something else than the record of removals."""
+        own = _WHOLE if self.discovery is None else self.discovery.structure
+        if found := difference(own, read_json(file), values=True):
+            raise MisconfiguredError(f"{file}: {found}; {REMEDY}")
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest step first."""
+    found: list[tuple[int, Path]] = []
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if (match := _NAME.fullmatch(path.name)) and path.is_dir():
+                found.append((int(match[1]), path))
+    return [path for _, path in sorted(found)]
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a model, which must be tensors."""
+    state = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UnsupportedError(
+                f"the model's state has {name}, a {type(value).__name__}: a checkpoint holds "
+                "tensors; put the module's extra state into position"
+            )
+    return state
+
+
+def _manifest(step: int) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "step": step,
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "guyot": importlib.metadata.version("guyot"),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _check_manifest(file: Path) -> None:
+    """Refuse other formats and versions; tell of other versions of torch."""
+    found = read_json(file)
+    known = isinstance(found, Mapping) and found.get("format") == FORMAT
+    if not known or found.get("version") != VERSION:
+        what = f"version {found.get('version')!r}" if known else "no checkpoint of guyot"
+        raise MisconfiguredError(
+            f"{file}: this is {what}, and this guyot reads version {VERSION}: go on with the "
+            "version of guyot that wrote it"
+        )
+    if found.get("torch") != str(torch.__version__):
+        warnings.warn(
+            f"{file}: torch {found.get('torch')} wrote it and this is {torch.__version__}; the "
+            "run goes on, but not bit for bit as with the former",
+            GuyotWarning,
+            stacklevel=3,
+        )

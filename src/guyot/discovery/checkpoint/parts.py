@@ -1,0 +1,88 @@
+"""Optimisers, schedulers and whatever else has a state: how it is restored, and when it is not."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from guyot.core.errors import GuyotWarning, MisconfiguredError
+from guyot.core.randomness import set_random_state
+from guyot.core.trees import difference
+from guyot.discovery.checks import keeps_elementwise_state
+
+REMEDY = "build model, discovery and the rest as for the first start"
+UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
+"""What the `load_state_dict` of others may raise at a state that is not theirs."""
+
+
+class Stateful(Protocol):
+    """An optimiser, a scheduler, a gradient scaler, an average of the weights, ..."""
+
+    def state_dict(self) -> Any:
+        """What must survive: tensors and plain values."""
+        ...
+
+    def load_state_dict(self, state_dict: Any, /) -> Any:
+        """Restore what `state_dict` gave."""
+        ...
+
+
+def restore(part: Stateful, name: str, state: Any, file: Path) -> None:
+    """Give a part its state; whatever it objects to names the file."""
+    problem = None
+    if isinstance(part, torch.optim.lr_scheduler.LRScheduler):
+        own = part.state_dict()
+        found = state
+        if isinstance(state, Mapping):  # some schedulers get entries as they go
+            found = {key: state[key] for key in own if key in state}
+        problem = difference(own, found)
+    elif isinstance(part, torch.optim.Optimizer):
+        problem = _misfit(part, state)
+    if problem is None:
+        try:
+            cast(Stateful, part).load_state_dict(state)
+        except (*UNFIT, RuntimeError) as error:
+            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if problem is not None:
+        raise MisconfiguredError(f"{file}: {name} does not fit: {problem}; {REMEDY}")
+
+
+def restore_random(state: Any, file: Path) -> None:
+    """Give the global sources of random numbers their states; what does not fit names the file."""
+    try:
+        set_random_state(state)
+        saved = len(state["cuda"])
+    except (*UNFIT, RuntimeError) as error:
+        raise MisconfiguredError(f"{file}: random does not fit: {error}") from error
+    if saved != torch.cuda.device_count():
+        warnings.warn(
+            f"{file}: it holds the random states of {saved} GPUs and "
+            f"{torch.cuda.device_count()} are here; theirs start anew",
+            GuyotWarning,
+            stacklevel=3,
+        )
+
+
+def _misfit(optimizer: torch.optim.Optimizer, state: Any) -> str | None:
+    """In what an optimiser's state is not that of this optimiser."""
+    own = {**optimizer.state_dict(), "state": {}}
+    if not isinstance(state, Mapping) or not isinstance(state.get("state"), Mapping):
+        return difference(own, state) or "state is no mapping"
+    if found := difference(own, {**state, "state": {}}):
+        return found
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    elementwise = keeps_elementwise_state(optimizer)
+    for number, entries in state["state"].items():
+        if number not in range(len(parameters)) or not isinstance(entries, Mapping):
+            return f"state.{number} is of no parameter"
+        for key, value in entries.items():
+            if elementwise and isinstance(value, Tensor) and value.dim():
+                expected = parameters[number].detach().to(value.dtype)
+                if found := difference(expected, value):
+                    return f"state.{number}.{key}: {found}"
+    return None

@@ -1,0 +1,130 @@
+"""What callbacks of different programs share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guyot.core.errors import MisconfiguredError, UnsupportedError
+from guyot.core.inputs import Inputs, changed
+from guyot.discovery.session import Discovery
+
+DIALS = ("nu", "target", "alpha", "beta", "config")
+
+
+def missing(package: str, error: ImportError) -> MisconfiguredError:
+    """The error for a package of an extra that is not installed."""
+    return MisconfiguredError(
+        f"guyot.discovery.integrations.{package} needs the package {error.name!r}, which is not "
+        f"installed: "
+        f"pip install 'guyot[{package}]'"
+    )
+
+
+class Guest:
+    """A discovery in the loop of another program, whose callback calls these methods.
+
+    Args:
+        dials: `nu` or `target`, `alpha`, `beta` and `config` of `guyot.Discovery`.
+
+    Attributes:
+        discovery: of the present or last training; None before.
+
+    Raises:
+        MisconfiguredError: a name that is no dial.
+    """
+
+    discovery: Discovery | None = None
+
+    def __init__(self, dials: Mapping[str, Any]) -> None:
+        if unknown := sorted(set(dials) - set(DIALS)):
+            name = unknown[0]
+            raise MisconfiguredError(
+                f"{name}={dials[name]!r} is no dial of a discovery: give {', '.join(DIALS)}"
+            )
+        self._dials = dict(dials)
+        self._scale: float | None = None
+
+    def _begin(
+        self, model: nn.Module, inputs: Inputs, optimizer: torch.optim.Optimizer, steps: int
+    ) -> Discovery:
+        """Training begins; steps of the optimiser in all."""
+        device = next(model.parameters()).device
+        inputs = changed(inputs, lambda tensor: tensor.to(device))
+        self.discovery = Discovery(model, inputs, optimizer, total_steps=steps, **self._dials)
+        self._scale = None
+        return self.discovery
+
+    def _scaled(self, scaler: Any) -> None:
+        """By what a `GradScaler` multiplied the loss, before that changes; None without one."""
+        self._scale = None if scaler is None else float(scaler.get_scale())
+
+    def _step(self) -> None:
+        """The optimiser made a step: gates move."""
+        if self.discovery is not None and not self.discovery.finished:
+            self.discovery.step(grad_scale=self._scale)
+
+    def _finish(self) -> None:
+        """Training is over: the network is plain from now on."""
+        if self.discovery is not None and not self.discovery.finished:
+            self.discovery.finish()
+
+
+def check_one_process(count: int, program: str) -> None:
+    """Refuse several processes, in which the callback would see only its own.
+
+    Raises:
+        UnsupportedError: there are several.
+    """
+    if count > 1:
+        raise UnsupportedError(
+            f"{program} trains on {count} devices, and this callback does not know its wrapper of "
+            "the model: train on one device, or write the loop with Accelerate or torchrun"
+        )
+
+
+class Withheld:
+    """Keeps weights of another size from a model until it has been cut to that size.
+
+    A program that goes on from a checkpoint reads the weights of the smaller network first and
+    makes the optimiser afterwards, of the full one; only then it can be cut. Weights that fit are
+    loaded as ever.
+
+    Args:
+        model: the full model, whose `load_state_dict` is watched.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._weights: dict[str, Tensor] | None = None
+        self._hook = model.register_load_state_dict_pre_hook(self._take)
+
+    def _take(self, model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        own = model.state_dict()
+        if _shapes(own) != _shapes(state):
+            self._weights = dict(state)
+            state.clear()
+            state.update(own)
+
+    def release(self) -> None:
+        """The model has its size now: load what was kept, and watch no longer."""
+        self.stop()
+        if self._weights is not None:
+            self._model.load_state_dict(self._weights, strict=False)
+            self._weights = None
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._hook.remove()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether weights of another size came."""
+        return self._weights is not None
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: getattr(value, "shape", None) for name, value in state.items()}

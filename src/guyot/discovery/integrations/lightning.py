@@ -1,0 +1,170 @@
+"""A callback for Lightning: `Trainer(callbacks=[DiscoveryCallback(target=0.5)])`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from guyot.core.errors import MisconfiguredError, UnsupportedError
+from guyot.core.inputs import Inputs
+from guyot.discovery.integrations.host import Guest, Withheld, check_one_process, missing
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import WeightAveraging
+except ImportError as error:
+    raise missing("lightning", error) from error
+
+
+class DiscoveryCallback(Guest, Callback):
+    """Lets the network of a `LightningModule` find its structure while Lightning trains it.
+
+    Gates move after every step of the optimiser, also with accumulated gradients, clipping and a
+    gradient scaler. When training ends the module is a plain one. Lightning's checkpoints hold the
+    discovery: `trainer.fit(..., ckpt_path=...)` goes on with the smaller network. Averages of
+    `WeightAveraging` are cut along.
+
+    Args:
+        module: qualified name of the network in the `LightningModule`; "" is all of it. Training
+            must call it, not only parts of it.
+        example_inputs: arguments of its `forward`; None: the `example_input_array` of the
+            `LightningModule`.
+        **dials: `nu` or `target`, `alpha`, `beta` and `config` of `guyot.Discovery`.
+
+    Attributes:
+        discovery: of the present or last `fit`; None before.
+
+    Raises:
+        MisconfiguredError: a name that is no dial.
+
+    Example:
+        >>> callback = DiscoveryCallback("net", target=0.5)
+        >>> callback.discovery is None
+        True
+    """
+
+    def __init__(
+        self, module: str = "", example_inputs: Inputs | None = None, **dials: Any
+    ) -> None:
+        super().__init__(dials)
+        self._module, self._inputs = module, example_inputs
+        self._withheld: dict[int, Withheld] = {}
+        self._state: dict[str, Any] | None = None
+        self._steps = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Weights of a smaller network may come before it is small."""
+        if stage == "fit":
+            self._state = None
+            self._withhold(pl_module, *_averages(trainer))
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Averages may be there by now that were not in `setup`."""
+        if self._withheld:
+            self._withhold(*_averages(trainer))
+
+    def _withhold(self, *models: nn.Module) -> None:
+        for model in models:
+            if id(model) not in self._withheld:
+                self._withheld[id(model)] = Withheld(model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What Lightning writes into its checkpoint."""
+        return {} if self.discovery is None else {"discovery": self.discovery.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What Lightning read; it is used when the optimiser is there."""
+        self._state = state_dict.get("discovery")
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the discovery; go on with the one of the checkpoint.
+
+        Raises:
+            MisconfiguredError: no example inputs, no such module, or a checkpoint without a
+                discovery.
+            UnsupportedError: several optimisers, manual optimisation, several devices.
+        """
+        check_one_process(trainer.world_size, "Lightning")
+        if not pl_module.automatic_optimization or len(trainer.optimizers) != 1:
+            raise UnsupportedError(
+                f"{type(pl_module).__name__} has {len(trainer.optimizers)} optimizers and "
+                f"automatic_optimization={pl_module.automatic_optimization}: a discovery needs one "
+                "optimizer and automatic optimization"
+            )
+        network = self._network(pl_module)
+        steps = int(trainer.estimated_stepping_batches)
+        discovery = self._begin(network, self._example(pl_module), trainer.optimizers[0], steps)
+        for average in _averages(trainer):
+            discovery.follow(average.module.get_submodule(self._module))
+        if self._state is not None:
+            discovery.load_state_dict(self._state)
+        elif any(withheld.waiting for withheld in self._withheld.values()):
+            raise MisconfiguredError(
+                "ckpt_path holds weights of another size and no discovery: give a checkpoint that "
+                f"was written with a {type(self).__name__}, or one of the full network"
+            )
+        for withheld in self._withheld.values():
+            withheld.release()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Steps are counted from here."""
+        self._steps = trainer.global_step
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+    ) -> None:
+        """By what the loss was multiplied, before that changes."""
+        self._scaled(getattr(trainer.precision_plugin, "scaler", None))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Gates move if the optimiser did."""
+        if trainer.global_step > self._steps:
+            self._steps = trainer.global_step
+            self._step()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The network is plain from now on."""
+        self._finish()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave nothing behind."""
+        for withheld in self._withheld.values():
+            withheld.stop()
+        self._withheld.clear()
+
+    def _network(self, pl_module: LightningModule) -> nn.Module:
+        try:
+            return pl_module.get_submodule(self._module)
+        except AttributeError as error:
+            names = [name for name, _ in pl_module.named_children()]
+            raise MisconfiguredError(
+                f"module={self._module!r} is not in {type(pl_module).__name__}, which has {names}"
+            ) from error
+
+    def _example(self, pl_module: LightningModule) -> Inputs:
+        inputs: Any = self._inputs
+        if inputs is None:
+            inputs = pl_module.example_input_array
+        if inputs is None:
+            raise MisconfiguredError(
+                f"example_inputs=None, and {type(pl_module).__name__} has no example_input_array: "
+                "give one of them, with the shapes of a training batch"
+            )
+        return inputs if isinstance(inputs, tuple | list | dict) else (inputs,)
+
+
+def _averages(trainer: Trainer) -> list[AveragedModel]:
+    """The averaged models of the trainer's callbacks."""
+    callbacks: list[Any] = getattr(trainer, "callbacks", [])
+    averages = [
+        getattr(callback, "_average_model", None)
+        for callback in callbacks
+        if isinstance(callback, WeightAveraging)
+    ]
+    return [average for average in averages if isinstance(average, AveragedModel)]

@@ -1,0 +1,171 @@
+"""A callback for the `Trainer` of Hugging Face's transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from guyot.core.errors import MisconfiguredError
+from guyot.core.inputs import Inputs
+from guyot.core.storage import read_tree, write_tree
+from guyot.discovery.checks import inner_optimizer
+from guyot.discovery.integrations.host import Guest, Withheld, check_one_process, missing
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ImportError as error:
+    raise missing("transformers", error) from error
+
+NAME = "guyot"
+_OPTIMIZER = "optimizer.pt"
+
+
+class DiscoveryCallback(Guest, TrainerCallback):
+    """Lets a model find its structure while the `Trainer` trains it.
+
+    Give it to the constructor of the `Trainer`. Gates move after every step of the optimiser, also
+    with accumulated gradients, clipping and a gradient scaler. When training ends the model is a
+    plain one.
+
+    Checkpoints of the `Trainer` get two files, `guyot.json` and `guyot.safetensors`, with the
+    discovery and the states of optimiser and scheduler; `optimizer.pt` goes, since the `Trainer`
+    would read it before the model is small. `trainer.train(resume_from_checkpoint=...)` goes on.
+
+    Args:
+        example_inputs: keyword arguments of the model's `forward` without labels, shaped as in a
+            training batch.
+        resume_from: the checkpoint's folder, when it is not in `output_dir` of the arguments.
+        **dials: `nu` or `target`, `alpha`, `beta` and `config` of `guyot.Discovery`.
+
+    Attributes:
+        discovery: of the present or last training; None before.
+
+    Raises:
+        MisconfiguredError: a name that is no dial.
+
+    Example:
+        >>> callback = DiscoveryCallback({"x": torch.zeros(2, 4)}, target=0.5)
+        >>> callback.discovery is None
+        True
+    """
+
+    def __init__(
+        self, example_inputs: Inputs, resume_from: str | Path | None = None, **dials: Any
+    ) -> None:
+        super().__init__(dials)
+        self._inputs, self._resume_from = example_inputs, resume_from
+        self._withheld: Withheld | None = None
+
+    def on_init_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module,
+        **_: Any,
+    ) -> None:
+        """Weights of a smaller network may come before it is small.
+
+        Raises:
+            MisconfiguredError: `load_best_model_at_end`.
+            UnsupportedError: several devices.
+        """
+        check_one_process(max(args.world_size, args.n_gpu), "the Trainer")
+        if args.load_best_model_at_end:
+            raise MisconfiguredError(
+                "load_best_model_at_end=True: the best checkpoint can have another size than the "
+                "network at the end; leave it out and choose among the checkpoints afterwards"
+            )
+        self._withheld = Withheld(model)
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any,
+        **_: Any,
+    ) -> None:
+        """Make the discovery; go on with the one of the checkpoint.
+
+        Raises:
+            MisconfiguredError: the checkpoint holds no discovery, or the callback came late.
+        """
+        if self._withheld is None:
+            raise MisconfiguredError(
+                "the callback was added after the Trainer was made: give it to the constructor, "
+                "Trainer(..., callbacks=[callback])"
+            )
+        discovery = self._begin(model, self._inputs, optimizer, state.max_steps)
+        if state.global_step:
+            tree = read_tree(self._checkpoint(args, state), NAME)
+            discovery.load_state_dict(tree["discovery"])
+            self._withheld.release()
+            inner_optimizer(optimizer).load_state_dict(tree["optimizer"])
+            lr_scheduler.load_state_dict(tree["scheduler"])
+        self._withheld.stop()
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """By what the loss was multiplied, before that changes."""
+        self._scaled(getattr(kwargs["optimizer"], "scaler", None))
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Gates move."""
+        self._step()
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any,
+        **_: Any,
+    ) -> None:
+        """Add the discovery to the checkpoint that was just written."""
+        folder = _folder(args, state)
+        if self.discovery is None or not folder.is_dir():
+            return
+        tree = {
+            "discovery": self.discovery.state_dict(),
+            "optimizer": inner_optimizer(optimizer).state_dict(),
+            "scheduler": lr_scheduler.state_dict(),
+        }
+        write_tree(folder, NAME, tree)
+        (folder / _OPTIMIZER).unlink(missing_ok=True)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """The model is plain from now on."""
+        self._finish()
+
+    def _checkpoint(self, args: TrainingArguments, state: TrainerState) -> Path:
+        """The folder that the training goes on from."""
+        given = [self._resume_from, args.resume_from_checkpoint, _folder(args, state)]
+        folders = [Path(folder) for folder in given if folder is not None]
+        for folder in folders:
+            if (folder / f"{NAME}.json").is_file():
+                return folder
+        raise MisconfiguredError(
+            f"training goes on from step {state.global_step}, but there is no {NAME}.json in "
+            f"{' or '.join(map(str, folders))}: give resume_from=FOLDER of a checkpoint that was "
+            "written with a DiscoveryCallback"
+        )
+
+
+def _folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Where the `Trainer` puts the checkpoint of the present step."""
+    return Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"

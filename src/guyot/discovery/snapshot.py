@@ -1,0 +1,150 @@
+"""The state of a `Discovery` as a tree of tensors and plain values, and what is refused on return.
+
+Weights and the optimiser's state are not in it: loops, Lightning and others save those themselves.
+The whole of it is small: some vectors over gates, and the record of removals. It is the same on all
+ranks, though each samples gates of its own: what is kept is the state of the generator that they
+come from, and every rank draws its own again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guyot.core.errors import MisconfiguredError, SequenceError
+from guyot.core.trees import difference, mapped
+from guyot.core.types import Structures
+from guyot.discovery.surgeon import Surgeon
+from guyot.planning.controller import Controller
+from guyot.planning.dynamics import Phases
+from guyot.surgery.record import Removal
+
+VERSION = 3
+"""Of the tree."""
+
+_DO = "build the model and the Discovery as for the first start"
+
+
+def snapshot(
+    original: Structures,
+    controller: Controller,
+    removals: list[Removal],
+    source: Tensor | None,
+    counters: Mapping[str, int | float | bool | None],
+) -> dict[str, Any]:
+    """The tree.
+
+    Args:
+        original: structures of the full network.
+        controller: everything that is numbered by gates.
+        removals: in order.
+        source: state of the generator before the present gates were drawn; None without gates.
+        counters: plain values of the session.
+    """
+    return {
+        "version": VERSION,
+        "run": identity(original, controller),
+        "removals": [removal.to_dict() for removal in removals],
+        "counters": dict(counters),
+        "controller": controller.state_dict(),
+        "generator": source,
+    }
+
+
+def identity(original: Structures, controller: Controller) -> dict[str, Any]:
+    """What must be the same when a run goes on, and on all ranks of it."""
+    return {
+        "total_steps": controller.phases.total_steps,
+        **dataclasses.asdict(controller.dials),
+        "config": dataclasses.asdict(controller.config),
+        "groups": {group.name: group.size for group in original.groups},
+        "layers": [layer.name for layer in original.layers],
+        "macs": round(controller.full.macs),
+        "params": round(controller.full.params),
+    }
+
+
+def branched(state: Mapping[str, Any], target: float) -> dict[str, Any]:
+    """The state of a run with a larger target that went this way so far and settles here.
+
+    With `target=0.25` and a most probable network of 0.7 just now, this is a state of a run with
+    `target=0.7` that has come to its end of discovery: the next step is the last with gates.
+
+    Args:
+        state: of a run during discovery.
+        target: share of the complexity to keep.
+
+    Raises:
+        SequenceError: the gates are not on.
+        MisconfiguredError: `target` is not above that of the run.
+    """
+    run, step = state["run"], state["counters"]["step"]
+    if state["generator"] is None:
+        raise SequenceError(
+            f"target={target} at step {step}: branch off while the gates are on, between warm-up "
+            "and fine-tuning"
+        )
+    if run["target"] is None or not run["target"] < target < 1:
+        raise MisconfiguredError(
+            f"target={target} from a run with target={run['target']}: branch off towards a target "
+            "between that of the run and 1"
+        )
+    config = run["config"]
+    shares = {name: config[name] for name in ("warmup", "discovery_end")}
+    skip = Phases(run["total_steps"], **shares).ending(step).skip
+    return {
+        **state,
+        "run": {**run, "target": target},
+        "controller": {**state["controller"], "skip": skip, "plan": None},
+    }
+
+
+def checked(state: Mapping[str, Any], fresh: Mapping[str, Any], surgeon: Surgeon) -> list[Removal]:
+    """The removals of a state that fits; changes nothing.
+
+    Args:
+        state: was read from somewhere.
+        fresh: the `snapshot` of the session before its first step.
+        surgeon: of the full network.
+
+    Raises:
+        MisconfiguredError: another version, another model or other settings, or a part that is
+            missing, unexpected, or of the wrong shape; names the difference.
+    """
+    if not isinstance(state, Mapping) or state.get("version") != VERSION:
+        found = state.get("version") if isinstance(state, Mapping) else state
+        raise MisconfiguredError(
+            f"the state of the discovery has version {found!r} and this guyot reads {VERSION}: "
+            "use the version of guyot that wrote it"
+        )
+    if found := difference(fresh["run"], state.get("run"), values=True):
+        raise MisconfiguredError(f"the state is of another run: {found}; {_DO}")
+    if not isinstance(state.get("removals"), list):
+        raise MisconfiguredError("the state of the discovery does not fit: removals is no list")
+    removals = [Removal.from_dict(values) for values in state["removals"]]
+    total = surgeon.rehearse(removals).index.total
+    expected: dict[str, Any] = {**fresh, "removals": state["removals"], "run": state["run"]}
+    expected["controller"] = mapped(fresh["controller"], lambda vector: vector.new_empty(total))
+    if state.get("generator") is not None:
+        expected["generator"] = torch.Generator().get_state()
+    if isinstance(state.get("controller"), Mapping) and state["controller"].get("plan") is not None:
+        expected["controller"]["plan"] = torch.empty(total, dtype=torch.bool)
+    found = difference(expected, state)
+    if found is None and state["generator"] is not None:
+        found = _unusable(state["generator"])
+    if found:
+        raise MisconfiguredError(f"the state of the discovery does not fit: {found}; {_DO}")
+    return removals
+
+
+def _unusable(source: Tensor) -> str | None:
+    """Why a generator cannot have a state, in words."""
+    try:
+        torch.Generator().set_state(source.cpu())
+    except RuntimeError as error:
+        return f"generator is no state of a generator ({str(error).splitlines()[0]})"
+    return None

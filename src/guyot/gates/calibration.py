@@ -1,0 +1,111 @@
+"""The most probable network and statistics that belong to it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from guyot.core.inputs import call
+from guyot.core.types import Structures
+
+
+def most_probable(theta: Tensor, alive: Tensor, structures: Structures) -> Tensor:
+    """Gates of the most probable network: theta >= 1/2, and in every group at least one unit.
+
+    Args:
+        theta: keep probabilities, shape (gates,).
+        alive: which gates may still be 1, bool, shape (gates,).
+        structures: what there is.
+
+    Returns:
+        0/1, dtype and shape of `theta`.
+    """
+    index = structures.index
+    likely = (theta >= 0.5) & alive
+    groups = index.group_of_gate.to(theta.device)[likely]
+    filled = torch.bincount(groups, minlength=len(structures.groups))
+    for group, count in enumerate(filled[: len(structures.groups)].tolist()):
+        if not count:
+            where = index.units(group)
+            likely[where.start + int(theta[where].argmax())] = True
+    return likely.to(theta)
+
+
+@contextlib.contextmanager
+def calibrated(
+    model: nn.Module,
+    batches: Iterable[Any] | None,
+    total: Callable[[Tensor], Tensor] | None = None,
+) -> Generator[nn.Module]:
+    """The model in evaluation mode, BatchNorm's statistics averaged over some batches.
+
+    The gates of weights are those of evaluation mode while the statistics are
+    collected. Modes and statistics come back afterwards. Without batches only the mode changes.
+
+    Args:
+        model: the network.
+        batches: what it is called with: a tensor, a tuple of arguments or a mapping of them, each;
+            those of this rank.
+        total: sum over the ranks, of a vector, which is called once if `batches` is not None;
+            None: there is one rank.
+    """
+    modes = {module: module.training for module in model.modules()}
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    saved = [
+        (m, m.momentum, {k: v.clone() for k, v in m.named_buffers(recurse=False)}) for m in norms
+    ]
+
+    @torch.no_grad()
+    def restore() -> None:
+        for norm, momentum, buffers in saved:
+            norm.momentum = momentum
+            for name, value in buffers.items():
+                getattr(norm, name).copy_(value)
+
+    model.eval()
+    try:
+        if batches is not None and not _collect(model, norms, batches, total):
+            restore()
+        yield model
+    finally:
+        restore()
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@torch.no_grad()
+def _collect(
+    model: nn.Module,
+    norms: Sequence[_BatchNorm],
+    batches: Iterable[Any],
+    total: Callable[[Tensor], Tensor] | None,
+) -> int:
+    """Let running statistics be means over the batches of all ranks; how many there were."""
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.training = True
+    count = 0
+    for batch in batches:
+        _call(model, batch)
+        count += 1
+    for norm in norms:
+        norm.training = False
+    found = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
+    if total is not None and found:
+        weight = found[0].new_tensor([float(count)])
+        pooled = total(torch.cat([weight, *(count * statistic for statistic in found)]))
+        count = int(pooled[0])
+        parts = (pooled[1:] / pooled[0].clamp(min=1)).split([len(s) for s in found])
+        for statistic, part in zip(found, parts, strict=True):
+            statistic.copy_(part)
+    return count
+
+
+def _call(model: nn.Module, batch: Any) -> None:
+    call(model, batch if isinstance(batch, (tuple, list, Mapping)) else (batch,))

@@ -1,0 +1,50 @@
+"""What must be true of a user's model before gates are put on it."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from guyot.core.errors import GuyotWarning, MisconfiguredError, UnsupportedError
+from guyot.core.locate import wrapper_of, wrappings
+from guyot.core.parallel import check_wrapper
+from guyot.gates.gates import Gated
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model that another run has gates on, or whose wrapper surgery cannot follow."""
+    if any(isinstance(module, Gated) for module in model.modules()):
+        raise MisconfiguredError(
+            f"{type(model).__name__} still has the gates of another Discovery: call abandon() or "
+            "finish() of that one, or make the model anew"
+        )
+    for wrapping in wrappings(model):
+        if isinstance(wrapping, DistributedDataParallel):
+            check_wrapper(wrapping)
+    if any(isinstance(module, nn.DataParallel) for module in model.modules()):
+        raise UnsupportedError(
+            "DataParallel copies the model to every device in every step, and gates are not in "
+            "the copies: use DistributedDataParallel, with one process per device"
+        )
+    if sharded := [name for name, p in model.named_parameters() if _sharded(p)]:
+        raise UnsupportedError(
+            f"{sharded[0]} is sharded over processes (FSDP, tensor parallelism), and surgery "
+            "needs whole parameters: use DistributedDataParallel; docs/parallel.md has the plan"
+        )
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if processes > 1 and wrapper_of(model) is None:
+        warnings.warn(
+            f"there are {processes} processes, but {type(model).__name__} is not wrapped in "
+            "DistributedDataParallel: each process discovers a structure of its own; to train one "
+            "model together, wrap it before you make the Discovery",
+            GuyotWarning,
+            stacklevel=3,
+        )
+
+
+def _sharded(parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a `DTensor`, or FSDP's flat one."""
+    return hasattr(parameter, "device_mesh") or hasattr(parameter, "_is_flat_param")

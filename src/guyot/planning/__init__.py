@@ -1,0 +1,1 @@
+"""Mathematics of a run: benefits, prices, keep probabilities, budgets, and what to keep."""

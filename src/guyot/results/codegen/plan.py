@@ -1,0 +1,154 @@
+"""What becomes of every module in source code: PyTorch's own, a container, or a class."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from guyot.results.codegen.calls import Call, Source, operands
+from guyot.results.codegen.leaves import constructor
+from guyot.results.codegen.text import is_name
+
+
+class Kind(enum.Enum):
+    """How a module is written."""
+
+    LEAF = "a module of torch.nn"
+    SEQUENTIAL = "nn.Sequential"
+    LIST = "nn.ModuleList"
+    DICT = "nn.ModuleDict"
+    CLASS = "a class of its own"
+
+
+class Plan:
+    """The modules that the graph needs, and how each is written; a `Layout` for methods.
+
+    Args:
+        source: model and graph.
+        root: its calls.
+
+    Attributes:
+        kinds: qualified name -> kind, of the modules that are needed.
+        calls: qualified name -> its calls.
+        tensors: names of parameters, buffers and constants that classes declare.
+    """
+
+    def __init__(self, source: Source, root: Call) -> None:
+        self.source = source
+        self.calls: dict[str, list[Call]] = {}
+        for call in root.calls():
+            self.calls.setdefault(call.path, []).append(call)
+        placeholders = {node for node in root.nodes() for node in operands(node)}
+        used = [name for node in placeholders for name in source.tensors.get(node.name, ())]
+        inner = [*self.calls, *(name.rpartition(".")[0] for name in used)]
+        needed = {"", *(path for each in inner for path in _with_ancestors(each))}
+        modules = dict(source.model.named_modules(remove_duplicate=False))
+        self.modules = {path: modules[path] for path in modules if path in needed}
+        self._constructors = {path: constructor(module) for path, module in self.modules.items()}
+        self.kinds = {path: self._kind(path, module) for path, module in self.modules.items()}
+        self.tensors = {
+            name: None for name in sorted(used) if self.kinds[name.rpartition(".")[0]] is Kind.CLASS
+        }
+
+    def _kind(self, path: str, module: nn.Module) -> Kind:
+        calls = self.calls.get(path, [])
+        if path and self._constructors[path] is not None:
+            attention = isinstance(module, nn.MultiheadAttention)
+            if all(_self_attention(call) if attention else _plain(call) for call in calls):
+                return Kind.LEAF
+        if isinstance(module, nn.Sequential) and all(self._chain(call) for call in calls):
+            return Kind.SEQUENTIAL
+        if isinstance(module, nn.ModuleList) and not calls:
+            return Kind.LIST
+        if isinstance(module, nn.ModuleDict) and not calls:
+            return Kind.DICT
+        return Kind.CLASS
+
+    def _chain(self, call: Call) -> bool:
+        """Whether a call passes one value through children in their order."""
+        names = [name for name, _ in self.modules[call.path].named_children()]
+        prefix = f"{call.path}." if call.path else ""
+        (value, *others), place = call.inputs or (None,), -1
+        for item in call.items:
+            name = item.path.removeprefix(prefix) if isinstance(item, Call) else ""
+            if not isinstance(item, Call) or name not in names[place + 1 :]:
+                return False
+            if item.inputs != (value,) or len(item.outputs) != 1:
+                return False
+            (value,), place = item.outputs, names.index(name)
+        return not others and call.outputs == (value,)
+
+    def ties(self) -> list[str]:
+        """Statements in the root that make one parameter of those that are the same."""
+        ties: list[str] = []
+        for names in dict.fromkeys(self.source.tensors.values()):
+            owners = [name.rpartition(".") for name in names]
+            there = [
+                f"{self.attribute(owner, '')}.{key}"
+                for owner, _, key in owners
+                if owner in self.kinds
+            ]
+            ties += [f"{other} = {there[0]}" for other in there[1:]]
+        return ties
+
+    def text(self, path: str) -> str:
+        """The constructor call of a leaf."""
+        text = self._constructors[path]
+        assert text is not None
+        return text
+
+    def attribute(self, path: str, scope: str) -> str:
+        """The module `path` in the methods of the module `scope`."""
+        text, here = "self", scope
+        inside = path.removeprefix(f"{scope}." if scope else "") if path != scope else ""
+        for part in inside.split(".") if inside else ():
+            kind = self.kinds[here]
+            if kind in (Kind.LIST, Kind.SEQUENTIAL) and part.isdigit():
+                text += f"[{part}]"
+            elif kind is Kind.DICT:
+                text += f'["{part}"]'
+            else:
+                text += f".{part}" if is_name(part) else f'.get_submodule("{part}")'
+            here = f"{here}.{part}" if here else part
+        return text
+
+    def uses(self, call: Call) -> int:
+        """How often each argument is written in a call of a module."""
+        attention = isinstance(self.modules[call.path], nn.MultiheadAttention)
+        return 3 if attention and self.kinds[call.path] is Kind.LEAF else 1
+
+    def called(self, call: Call, callee: str, arguments: Sequence[str]) -> str:
+        """A call of a module."""
+        if self.uses(call) == 1:
+            return f"{callee}({', '.join(arguments)})"
+        return f"{callee}({', '.join([*arguments] * 3)}, need_weights=False)[0]"
+
+
+def _with_ancestors(path: str) -> Iterator[str]:
+    """`a.b.c`, `a.b`, `a`."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+
+
+def _plain(call: Call) -> bool:
+    """Whether a call takes and gives one tensor and calls no other module."""
+    flat = not any(isinstance(item, Call) for item in call.items)
+    return flat and len(call.inputs) == len(call.outputs) == 1
+
+
+def _self_attention(call: Call) -> bool:
+    """Whether a call of `nn.MultiheadAttention` has one input, no mask and no weights."""
+    attention = [
+        node
+        for node in call.nodes()
+        if str(node.target) == "aten.scaled_dot_product_attention.default"
+    ]
+    return (
+        len(attention) == 1
+        and len(attention[0].args) == 3
+        and not attention[0].kwargs
+        and len(call.inputs) == len(call.outputs) == 1
+    )

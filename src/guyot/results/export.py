@@ -1,0 +1,353 @@
+"""A finished network in other formats: source code, a `torch.export` program, ONNX.
+
+| written by | what it is | needs |
+|---|---|---|
+| `to_source` | a Python module and its weights | torch and safetensors |
+| `to_program` | `.pt2`, for `torch.export.load` | torch |
+| `to_onnx` | `.onnx`, for ONNX Runtime and others | no torch |
+
+What is written is read back and compared with the model, on batches of several sizes, before it
+gets its name. Every format takes batches of any size, in evaluation mode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import inspect
+import warnings
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from guyot.core.errors import GuyotWarning, MisconfiguredError, UnsupportedError
+from guyot.core.inputs import (
+    Inputs,
+    arguments,
+    changed,
+    check_inputs,
+    evaluation_mode,
+    tensors_of,
+)
+from guyot.core.locate import unwrap
+from guyot.core.storage import write_tensors
+from guyot.gates.checks import check_model
+from guyot.results.codegen import Source, module_text
+from guyot.results.delivery import (
+    Exported,
+    OnnxNetwork,
+    difference,
+    measured,
+    onnx_package,
+    rows,
+    staged,
+)
+from guyot.structures.trace import plain_graph
+
+__all__ = ["Exported", "OnnxNetwork", "program", "to_onnx", "to_program", "to_source"]
+
+CODE, WEIGHTS = "model.py", "model.safetensors"
+_EXACT, _ONNX = 1e-5, 1e-4
+
+
+def to_source(model: nn.Module, example_inputs: Inputs, folder: str | Path) -> Exported:
+    """Write a readable Python module and the weights beside it, which need no guyot.
+
+    `model.py` holds plain classes with the widths that are left; its `load()` gives the network
+    with the weights of `model.safetensors`. Modules of `torch.nn` stay what they are. What does
+    nothing in evaluation mode (stochastic depth, auxiliary heads) is left out.
+
+    Args:
+        model: finished; it is not changed.
+        example_inputs: arguments of its `forward`, or a mapping of keyword arguments.
+        folder: does not exist.
+
+    Warns:
+        GuyotWarning: parameters that evaluation mode does not use were left out.
+
+    Raises:
+        MisconfiguredError: the folder exists, or the inputs do not fit.
+        UnsupportedError: the model cannot be exported or written as source code.
+    """
+    model, inputs = _prepared(model, example_inputs)
+    exported = program(model, inputs)
+    source = _source(model, exported)
+    tensors = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+        **source.constants,
+    }
+    with staged(folder) as scratch:
+        scratch.mkdir()
+        (scratch / CODE).write_text(module_text(source), encoding="utf-8")
+        module = _imported(scratch / CODE)
+        names = list(module.Network().state_dict())
+        write_tensors(scratch / WEIGHTS, {name: tensors[name] for name in names})
+        _warn_unused(model, names)
+        network = module.load()
+        gap = difference(
+            model, lambda args, kwargs: network(*tensors_of([args, kwargs])), inputs, _EXACT
+        )
+    return measured(folder, gap)
+
+
+def to_program(model: nn.Module, example_inputs: Inputs, path: str | Path) -> Exported:
+    """Write a `.pt2` file: `torch.export.load(path).module()` runs it without the model's code.
+
+    Args:
+        model: finished; it is not changed.
+        example_inputs: arguments of its `forward`, or a mapping of keyword arguments.
+        path: does not exist.
+
+    Raises:
+        MisconfiguredError: the file exists, or the inputs do not fit.
+        UnsupportedError: the model cannot be exported for batches of any size.
+    """
+    if Path(path).suffix != ".pt2":
+        raise MisconfiguredError(f"output={str(path)!r} must end in .pt2: give such a name")
+    model, inputs = _prepared(model, example_inputs)
+    with staged(path) as scratch:
+        torch.export.save(program(model, inputs), scratch)
+        network = torch.export.load(scratch).module()
+        gap = difference(model, lambda args, kwargs: network(*args, **kwargs), inputs, _EXACT)
+    return measured(path, gap)
+
+
+def to_onnx(model: nn.Module, example_inputs: Inputs, path: str | Path) -> Exported:
+    """Write an ONNX file, checked by `onnx.checker` and compared in ONNX Runtime.
+
+    Inputs have the names of `forward`'s arguments; the output is called "output", or by its key in
+    a mapping. Traces of the source files that `torch.onnx` writes into the file are taken out.
+
+    Args:
+        model: finished; it is not changed.
+        example_inputs: arguments of its `forward`, or a mapping of keyword arguments.
+        path: does not exist.
+
+    Raises:
+        MisconfiguredError: the file exists, the inputs do not fit, or a package is missing.
+        UnsupportedError: the model cannot be exported for batches of any size, an operator has no
+            ONNX counterpart, or ONNX Runtime gives other outputs (by more than 1e-4).
+    """
+    onnx = onnx_package()
+    model, inputs = _prepared(model, example_inputs)
+    exported = program(model, inputs)
+    with staged(path) as scratch, _quiet():
+        try:
+            written = torch.onnx.export(
+                exported,
+                dynamo=True,
+                verbose=False,
+                input_names=_input_names(exported),
+                output_names=_output_names(exported),
+                dynamic_shapes=_shapes(model, inputs, "batch"),
+            )
+        except Exception as error:
+            raise UnsupportedError(
+                f"torch.onnx cannot write {type(model).__name__}: {_first_line(error)}; "
+                "export it as pt2 or state-dict"
+            ) from error
+        assert written is not None
+        proto = written.model_proto
+        _forget_origin(proto)
+        onnx.checker.check_model(proto, full_check=True)
+        onnx.save(proto, scratch)
+        network = OnnxNetwork(scratch)
+        gap = difference(
+            model, lambda args, kwargs: network(*tensors_of([args, kwargs])), inputs, _ONNX
+        )
+    return measured(path, gap)
+
+
+# -- programs ----------------------------------------------------------------------------------
+
+
+def program(model: nn.Module, example_inputs: Inputs) -> ExportedProgram:
+    """The model as a `torch.export` program in evaluation mode, for batches of any size.
+
+    Args:
+        model: finished.
+        example_inputs: arguments of its `forward`, or a mapping of keyword arguments.
+
+    Raises:
+        UnsupportedError: `torch.export` cannot trace it, or its `forward` fixes the batch size.
+    """
+    inputs = rows(example_inputs, 2, noise=False)
+    args, kwargs = arguments(model, inputs)
+    shapes = _shapes(model, inputs, Dim("batch"))
+    with evaluation_mode(model), _quiet():
+        try:
+            exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        except Exception as error:
+            raise UnsupportedError(
+                f"torch.export cannot trace {type(model).__name__} for batches of any size: "
+                f"{_first_line(error)}; forward must not depend on the values of tensors, nor "
+                "fix the number of samples (len(x) does, x.shape[0] does not)"
+            ) from error
+    for node in exported.graph.nodes:
+        node.meta.pop("stack_trace", None)  # where the sources lie is nobody's business
+    return exported
+
+
+def _prepared(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
+    """The plain model and its inputs on the CPU."""
+    model = unwrap(model)
+    check_model(model)
+    check_inputs(model, inputs)
+    if any(tensor.device.type != "cpu" for tensor in model.state_dict().values()):
+        model = copy.deepcopy(model).cpu()
+    return model, changed(inputs, lambda tensor: tensor.detach().cpu())
+
+
+def _shapes(model: nn.Module, inputs: Inputs, batch: Any) -> dict[str, Any]:
+    """For every argument of `forward` which of its dimensions is the batch."""
+    args, kwargs = arguments(model, inputs)
+    bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    size = tensors_of(inputs)[0].shape[0]
+
+    def dynamic(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return {0: batch} if value.dim() and value.shape[0] == size else {}
+        if isinstance(value, Mapping):
+            return {key: dynamic(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(dynamic(item) for item in value)
+        return None
+
+    return {name: dynamic(value) for name, value in bound.items()}
+
+
+# -- source code -------------------------------------------------------------------------------
+
+
+def _source(model: nn.Module, exported: ExportedProgram) -> Source:
+    """The program in terms of the model's own names."""
+    names: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for key, tensor in module.named_parameters(recurse=False, remove_duplicate=False):
+            names.setdefault(id(tensor), []).append(f"{path}.{key}".lstrip("."))
+        for key, tensor in module.named_buffers(recurse=False, remove_duplicate=False):
+            names.setdefault(id(tensor), []).append(f"{path}.{key}".lstrip("."))
+    graph = plain_graph(exported.graph_module)
+    _keep_casts_inside(graph)
+    tensors: dict[str, tuple[str, ...]] = {}
+    constants: dict[str, Tensor] = {}
+    literals: dict[str, str] = {}
+    inputs: dict[str, str] = {}
+    for spec in exported.graph_signature.input_specs:
+        name = str(getattr(spec.arg, "name", ""))
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            tensors[name] = tuple(names[id(_at(model, str(spec.target)))])
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            value = cast(Tensor, exported.constants[str(spec.target)])
+            if value.dim():
+                key = f"constant_{len(constants)}"
+                tensors[name], constants[key] = (key,), value
+            else:
+                literals[name] = f"torch.tensor({value.item()!r}, dtype={value.dtype})"
+        elif not hasattr(spec.arg, "value"):
+            inputs[name] = name
+    for node in graph.nodes:  # a copy of a number is that number
+        if node.target is torch.ops.aten.lift_fresh_copy.default and node.args[0].name in literals:
+            literals[node.name] = literals[node.args[0].name]
+    (output,) = graph.find_nodes(op="output")
+    kinds = {spec.kind for spec in exported.graph_signature.output_specs}
+    if kinds != {OutputKind.USER_OUTPUT}:
+        raise UnsupportedError(
+            f"{type(model).__name__} changes its buffers in evaluation mode and cannot be written "
+            "as source code: export it as pt2 or onnx"
+        )
+    assert exported.call_spec.out_spec is not None
+    outputs = pytree.tree_unflatten(list(output.args[0]), exported.call_spec.out_spec)
+    return Source(model, graph, tensors, constants, literals, inputs, outputs)
+
+
+def _keep_casts_inside(graph: fx.Graph) -> None:
+    """Who reads a cast that changes nothing, outside the module that wrote it, reads what was cast.
+
+    PyTorch gives the same tensor back then, so the trace says that the module's caller reads it.
+    """
+    casts = {torch.ops.aten.to.dtype, torch.ops.aten.to.dtype_layout, torch.ops.aten.to.device}
+    for node in graph.nodes:
+        if node.target in casts and node.meta["val"].dtype == node.args[0].meta["val"].dtype:
+            calls = [*(node.meta.get("nn_module_stack") or {})]
+            for user in list(node.users):
+                if [*(user.meta.get("nn_module_stack") or {})][: len(calls)] != calls:
+                    user.replace_input_with(node, node.args[0])
+
+
+def _at(model: nn.Module, name: str) -> Tensor:
+    path, _, key = name.rpartition(".")
+    return getattr(model.get_submodule(path), key)
+
+
+def _imported(file: Path) -> Any:
+    """The module in a file, without a trace in `sys.modules`."""
+    spec = importlib.util.spec_from_file_location("guyot_exported", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _warn_unused(model: nn.Module, names: list[str]) -> None:
+    left_out = [name for name, _ in model.named_parameters() if name not in names]
+    if left_out:
+        warnings.warn(
+            f"{len(left_out)} parameters that evaluation mode does not use were left out, e.g. "
+            f"{left_out[0]}",
+            GuyotWarning,
+            stacklevel=3,
+        )
+
+
+# -- ONNX --------------------------------------------------------------------------------------
+
+
+def _input_names(exported: ExportedProgram) -> list[str]:
+    names = exported.graph_signature.user_inputs
+    return [name for name in names if isinstance(name, str)]
+
+
+def _output_names(exported: ExportedProgram) -> list[str]:
+    spec = exported.call_spec.out_spec
+    assert spec is not None
+    paths = pytree.tree_flatten_with_path(pytree.tree_unflatten([0] * spec.num_leaves, spec))[0]
+    keys = [
+        "_".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) for path, _ in paths
+    ]
+    return [f"output_{key}" if key.isdigit() else key or "output" for key in keys]
+
+
+def _forget_origin(proto: Any) -> None:
+    """Take out what says in which source file an operator was written."""
+    del proto.metadata_props[:]
+    graph = proto.graph
+    for part in (
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.value_info,
+        *graph.initializer,
+    ):
+        del part.metadata_props[:]
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None]:
+    """PyTorch's exporters warn about themselves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,122 @@
+"""Attributes of the user's modules that state lengths: they must follow when the lengths change.
+
+Where a `forward` says `x.view(-1, self.num_heads, self.head_dim)` the graph only shows numbers. An
+attribute of the module that has the same value and a name for such a thing is taken to be where a
+number came from; so is one that has the size of a dimension of the module's own tensors, as far as
+there is only one such dimension. Verification runs the module afterwards.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import fx, nn
+
+from guyot.core.types import Attribute, Axis, Fixed, Units
+from guyot.structures.axes import Dim, find, leaves
+from guyot.structures.trace import module_of
+from guyot.structures.walk import Walk
+
+COUNTS = re.compile(r"(^|_)n?(heads?|groups?)$")
+"""Names of numbers of heads or groups."""
+
+LENGTHS = re.compile(
+    r"(^|_)(\w*dims?|d|dh|nf|nx|\w*size|width|channels|chs|features|planes)(_\w+)?$"
+)
+"""Names of widths."""
+
+OTHERS = re.compile(
+    r"window|patch|kernel|vocab|im(a)?ge?|chunk|grid|batch|seq|len|pool|input|output|shift|pad"
+)
+"""What has a size but is no width."""
+
+
+def attributes(walk: Walk, model: nn.Module, axis: Callable[[Dim], Axis]) -> tuple[Attribute, ...]:
+    """All attributes that state the length of a dimension that may shrink.
+
+    Args:
+        walk: after `run()`.
+        model: whose modules have the attributes.
+        axis: what became of a dim.
+    """
+    seen: dict[tuple[str, str], Attribute] = {}
+    for module, name, dim in walk.attributes:
+        resolved = axis(dim)
+        if not isinstance(resolved, Fixed):
+            seen[module, name] = Attribute(module, name, resolved)
+    own = learned(walk)
+    in_forward: dict[str, dict[Axis, int]] = defaultdict(dict)
+    for node, number, dim in stated(walk):
+        if own.issuperset(leaves(dim)):  # not a number of tokens or samples
+            in_forward[module_of(node)][axis(dim)] = number
+    for node in walk.outputs:  # a forward that cuts a tensor into pieces knows its length
+        place = walk.named(node, "dim", None)
+        if isinstance(place, int) and node.args[0] in walk.dims:
+            whole = walk.dims[node.args[0]][place]
+            in_forward[module_of(node)][axis(whole)] = whole.size
+    of_tensors: dict[str, dict[Axis, int]] = defaultdict(dict)
+    for name, dims in walk.tensors.items():
+        owner = name.rpartition(".")[0]
+        for module in (owner, owner.rpartition(".")[0]):
+            of_tensors[module].update((axis(part), part.size) for d in dims for part in _parts(d))
+    for sources in (in_forward, of_tensors):
+        for module, numbers in sources.items():
+            if any(not isinstance(resolved, Fixed) for resolved in numbers):
+                for found in _explained(model.get_submodule(module), module, numbers):
+                    seen.setdefault((module, found.name), found)
+    return tuple(seen.values())
+
+
+def _parts(dim: Dim) -> tuple[Dim, ...]:
+    """A dim, its pieces and its factors."""
+    dim = find(dim)
+    return (dim, *(part for below in dim.parts for part in _parts(below)))
+
+
+def _explained(module: nn.Module, path: str, numbers: dict[Axis, int]) -> Iterator[Attribute]:
+    """Attributes of one module with the value of a stated number and a name that fits."""
+    for name, value in vars(module).items():
+        if type(value) is not int or OTHERS.search(name):
+            continue
+        fits = [a for a, n in numbers.items() if n == value and _named_like(name, a)]
+        if len(fits) == 1 and not isinstance(fits[0], Fixed):
+            yield Attribute(path, name, fits[0])
+
+
+def _named_like(name: str, axis: Axis) -> bool:
+    """Whether an attribute's name may stand for an axis; a number of units goes by either kind."""
+    if COUNTS.search(name):
+        return isinstance(axis, Units)
+    return bool(LENGTHS.search(name))
+
+
+def stated(walk: Walk) -> Iterator[tuple[fx.Node, int, Dim]]:
+    """Every number that an operator's arguments state about a dim."""
+    for node in walk.shaped:
+        yield from _each(node, node.args[-1], walk.dims[node])
+    for node, position, dims in walk.literals:
+        given = node.args[position] if position < len(node.args) else None
+        yield from _each(node, given, (dims,) if isinstance(dims, Dim) else dims)
+
+
+def _each(node: fx.Node, given: Any, dims: Sequence[Dim]) -> Iterator[tuple[fx.Node, int, Dim]]:
+    for number, dim in zip(*numbers_of(node, given, dims), strict=True):
+        if type(number) is int and number == dim.size and number > 1:
+            yield node, number, dim
+
+
+def numbers_of(node: fx.Node, given: Any, dims: Sequence[Dim]) -> tuple[list[Any], Sequence[Dim]]:
+    """The numbers that an argument states and the dims that they are about."""
+    numbers: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]  # pyright: ignore[reportUnknownArgumentType]
+    if len(numbers) != len(dims):  # unflatten states some dims in the middle
+        start = int(node.args[1]) % (len(dims) - len(numbers) + 1)  # pyright: ignore[reportArgumentType]
+        dims = dims[start : start + len(numbers)]
+    return numbers, dims
+
+
+def learned(walk: Walk) -> set[Dim]:
+    """All leaves of the dims of parameters and buffers."""
+    return {leaf for dims in walk.tensors.values() for dim in dims for leaf in leaves(dim)}

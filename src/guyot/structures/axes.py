@@ -1,0 +1,285 @@
+"""Axis inference: which dimensions of a network shrink together.
+
+Every dimension of every tensor is a `Dim`. A dim is a leaf with a size, an ordered *product*
+(outermost first: what `flatten` makes) or an ordered *concatenation* (what `cat` makes). Rules
+for operators say that two dims are the same (`unify`), that a dim has an outer factor (`factor`)
+or is a concatenation cut at some places (`split`). Leaves are refined in place, as type variables
+are in unification, so the order in which operators are visited does not matter.
+
+Where two dims cannot be made equal the algebra does not guess: it *freezes* all leaves involved
+and keeps the reason.
+
+Example:
+    >>> channels, flat = Dim(8), Dim(32)
+    >>> outer, inner = factor(flat, 8)        # a flatten of 8 channels x 4 pixels
+    >>> unify(outer, channels)
+    >>> find(channels) is find(outer)
+    True
+    >>> freeze(flat, "an example")            # freezing the whole freezes its parts
+    >>> find(channels).reason
+    'an example'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from math import prod
+
+from guyot.core.types import Axis, Concat, Fixed, Product, Units, Within
+
+SPACE = "not a dimension of units"
+"""The reason of a dim that never shrinks, such as pixels."""
+
+
+class Dim:
+    """A dimension under inference: a union-find node that may be refined into parts."""
+
+    __slots__ = ("kind", "link", "parts", "reason", "size")
+
+    def __init__(self, size: int, reason: str | None = None) -> None:
+        self.size = size
+        self.reason = reason
+        self.link: Dim | None = None
+        self.kind = "leaf"
+        self.parts: tuple[Dim, ...] = ()
+
+    def __repr__(self) -> str:
+        dim = find(self)
+        return f"{dim.size}" if dim.kind == "leaf" else f"{dim.kind}{dim.parts!r}"
+
+
+Dims = tuple[Dim, ...]
+"""The dims of one tensor."""
+
+
+def find(dim: Dim) -> Dim:
+    """The representative of a dim; paths to it get shorter on the way."""
+    while (above := dim.link) is not None:
+        dim.link = above.link or above
+        dim = above
+    return dim
+
+
+def leaves(dim: Dim) -> Iterator[Dim]:
+    """All leaves below a dim, in order."""
+    dim = find(dim)
+    if dim.kind == "leaf":
+        yield dim
+    for part in dim.parts:
+        yield from leaves(part)
+
+
+def freeze(dim: Dim, reason: str) -> None:
+    """Forbid every leaf below to shrink; the first reason given is kept."""
+    for leaf in leaves(dim):
+        leaf.reason = leaf.reason or reason
+
+
+def _compose(kind: str, parts: Sequence[Dim]) -> Dim:
+    neutral = 1 if kind == "product" else 0
+    flat: list[Dim] = []
+    for part in map(find, parts):
+        if part.size != neutral:
+            flat.extend(part.parts if part.kind == kind else (part,))
+    if len(flat) == 1:
+        return find(flat[0])
+    sizes = [part.size for part in flat]
+    dim = Dim(prod(sizes) if kind == "product" else sum(sizes))
+    if flat:
+        dim.kind, dim.parts = kind, tuple(flat)
+    return dim
+
+
+def product(*parts: Dim) -> Dim:
+    """The dim that flattens `parts`, outermost first."""
+    return _compose("product", parts)
+
+
+def concat(*parts: Dim) -> Dim:
+    """The dim that lays `parts` end to end."""
+    return _compose("concat", parts)
+
+
+def _refine(leaf: Dim, kind: str, sizes: Sequence[int]) -> tuple[Dim, ...]:
+    leaf.kind = kind
+    leaf.parts = tuple(Dim(size, leaf.reason) for size in sizes)
+    return leaf.parts
+
+
+def _give_up(dims: Sequence[Dim], sizes: Sequence[int], reason: str) -> tuple[Dim, ...]:
+    for dim in dims:
+        freeze(dim, reason)
+    return tuple(Dim(size, reason) for size in sizes)
+
+
+def factor(dim: Dim, outer: int) -> tuple[Dim, Dim]:
+    """Split off an outer factor: `dim = outer x inner`."""
+    dim = find(dim)
+    inner = dim.size // outer
+    if outer * inner != dim.size:
+        first, second = _give_up([dim], (outer, inner), f"{outer} does not divide {dim.size}")
+        return first, second
+    if outer == 1 or inner == 1:
+        return (Dim(1), dim) if outer == 1 else (dim, Dim(1))
+    if dim.kind == "leaf":
+        first, second = _refine(dim, "product", (outer, inner))
+        return first, second
+    cut = take(dim.parts, outer) if dim.kind == "product" else _even(dim, outer)
+    if cut is not None:
+        return cut
+    first, second = _give_up([dim], (outer, inner), f"{dim!r} has no outer factor of size {outer}")
+    return first, second
+
+
+def _even(dim: Dim, outer: int) -> tuple[Dim, Dim] | None:
+    """Take a concatenation for `outer` pieces that are the same; None where none ends there.
+
+    Example:
+        >>> _even(concat(Dim(4), Dim(2), Dim(2)), 2)
+        (2, concat(2, 2))
+    """
+    inner = dim.size // outer
+    ends = list(accumulate(find(part).size for part in dim.parts))
+    if not set(range(inner, dim.size, inner)).issubset(ends):
+        return None
+    first, *others = split(dim, [inner] * outer)
+    for other in others:
+        unify(first, other)
+    return Dim(outer, "numbers pieces laid end to end"), first
+
+
+def take(factors: Sequence[Dim], size: int) -> tuple[Dim, Dim] | None:
+    """Cut a product, outermost factor first, where it reaches `size`; None where it does not.
+
+    Example:
+        >>> take([Dim(2), Dim(6)], 4)
+        (product(2, 2), 3)
+    """
+    taken: list[Dim] = []
+    rest = list(factors)
+    left = size
+    while left > 1 and rest:
+        head = find(rest.pop(0))
+        if left % head.size == 0:
+            taken.append(head)
+            left //= head.size
+        elif head.size % left == 0:
+            first, second = factor(head, left)
+            taken.append(first)
+            rest.insert(0, second)
+            left = 1
+        else:
+            return None
+    return (product(*taken), product(*rest)) if left == 1 else None
+
+
+def split(dim: Dim, sizes: Sequence[int]) -> tuple[Dim, ...]:
+    """Cut a dim end to end into pieces of the given sizes."""
+    dim = find(dim)
+    if len(sizes) == 1:
+        return (dim,)
+    if dim.kind == "leaf":
+        return _refine(dim, "concat", sizes)
+    if dim.kind == "concat":
+        pieces: list[Dim] = []
+        rest = list(dim.parts)
+        for size in sizes:
+            piece: list[Dim] = []
+            need = size
+            while need and rest:
+                head = find(rest.pop(0))
+                if head.size > need:
+                    first, second = split(head, (need, head.size - need))
+                    rest.insert(0, second)
+                    head = first
+                piece.append(head)
+                need -= head.size
+            pieces.append(concat(*piece))
+        return tuple(pieces)
+    return _give_up([dim], sizes, f"{dim!r} is cut into {tuple(sizes)}")
+
+
+def unify(a: Dim, b: Dim) -> None:
+    """Make two dims the same; refine leaves as needed, freeze what does not fit."""
+    a, b = find(a), find(b)
+    if a is b:
+        return
+    if a.size != b.size:
+        reason = f"sizes {a.size} and {b.size} meet"
+        freeze(a, reason)
+        freeze(b, reason)
+    elif a.kind == "leaf" or b.kind == "leaf":
+        leaf, other = (a, b) if a.kind == "leaf" else (b, a)
+        if leaf.reason:
+            freeze(other, leaf.reason)
+        leaf.link = other
+    elif a.kind == b.kind:
+        _align(a, b)
+    else:
+        joined, multiplied = (a, b) if a.kind == "concat" else (b, a)
+        even = _even(joined, find(multiplied.parts[0]).size)
+        if even is not None:
+            freeze(multiplied.parts[0], "numbers pieces laid end to end")
+            unify(even[1], product(*multiplied.parts[1:]))
+            return
+        reason = f"the product {a!r} meets the concatenation {b!r}"
+        freeze(a, reason)
+        freeze(b, reason)
+
+
+def _align(a: Dim, b: Dim) -> None:
+    """Unify two products, or two concatenations, part by part."""
+    left, right = list(a.parts), list(b.parts)
+    while left and right:
+        x, y = find(left.pop(0)), find(right.pop(0))
+        if x.size != y.size:
+            big, small = (x, y) if x.size > y.size else (y, x)
+            if a.kind == "product":
+                first, rest = factor(big, small.size) if big.size % small.size == 0 else (x, None)
+            else:
+                first, rest = split(big, (small.size, big.size - small.size))
+            if rest is None:
+                for dim in (a, b):
+                    freeze(dim, f"{a!r} and {b!r} have no common factors")
+                return
+            (left if big is x else right).insert(0, rest)
+            x, y = first, small
+        unify(x, y)
+
+
+def resolve(
+    dim: Dim,
+    group_of: Callable[[Dim], int | None],
+    block_of: Callable[[Dim], Dim | None] = lambda _: None,
+) -> Axis:
+    """The immutable axis of a dim, once inference is over.
+
+    Args:
+        dim: any dim.
+        group_of: leaf -> its group; None: it stays.
+        block_of: leaf -> the leaf that numbers the blocks which have units of it of their own.
+    """
+    dim = find(dim)
+    if dim.kind == "leaf":
+        group = group_of(dim)
+        if group is None:
+            return Fixed(dim.size)
+        block = block_of(dim)
+        if block is None:
+            return Units(group)
+        number = group_of(block)
+        return Within(group, Fixed(block.size) if number is None else Units(number))
+    places = {find(part): place for place, part in enumerate(dim.parts)}
+    parts: list[Axis] = []
+    for place, part in enumerate(dim.parts):
+        axis = resolve(part, group_of, block_of)
+        if isinstance(axis, Within):
+            block = block_of(find(part))
+            assert block is not None
+            axis = replace(axis, offset=places[find(block)] - place)
+        parts.append(axis)
+    if all(isinstance(part, Fixed) for part in parts):
+        return Fixed(dim.size)
+    return Product(tuple(parts)) if dim.kind == "product" else Concat(tuple(parts))

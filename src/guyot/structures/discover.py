@@ -1,0 +1,159 @@
+"""From a model and example inputs to its structures."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from guyot.core.errors import GuyotWarning
+from guyot.core.inputs import Inputs
+from guyot.core.locate import unwrap
+from guyot.core.patterns import Patterns
+from guyot.core.randomness import isolated
+from guyot.core.types import Frozen, Structures
+from guyot.structures.branches import Branch, find_branches
+from guyot.structures.control import BY_USER, Ignored, frozen_by, tie_groups
+from guyot.structures.inference import Inference, infer, name_groups
+from guyot.structures.rules import rule_for
+from guyot.structures.trace import Trace, trace
+from guyot.structures.verify.remedies import Remedies
+from guyot.structures.verify.verify import Verifier
+from guyot.structures.walk import Walk
+from guyot.structures.ways import Callers, ways_of
+
+
+def find_structures(
+    model: nn.Module,
+    example_inputs: Inputs,
+    *,
+    units: bool = True,
+    layers: bool = True,
+    ignore: Patterns = (),
+    freeze: Patterns = (),
+    tie: Sequence[Patterns] = (),
+    verify: bool = True,
+) -> Structures:
+    """Find the unit groups and residual branches of a model, without any annotation.
+
+    Args:
+        model: any module that `torch.export` can trace; it is not changed.
+        example_inputs: the arguments of its `forward`, or a mapping of keyword arguments;
+            dimension 0 of each tensor is the batch.
+        units: look for units (channels, neurons).
+        layers: look for removable residual branches.
+        ignore: patterns (`guyot.core.patterns`) of names of modules that stay whole: none of their
+            tensors shrinks, and no residual branch that uses one goes.
+        freeze: patterns of names of groups and layers that stay as they are.
+        tie: sets of patterns of names of groups; the groups of a set lose the same units.
+        verify: check every group and layer numerically; those that fail are excluded with a
+            `GuyotWarning` that names them and says why.
+
+    Returns:
+        The structures; `frozen` lists what cannot go and why.
+
+    Raises:
+        MisconfiguredError: the inputs do not fit the model, a pattern matches nothing, or groups
+            of several sizes are tied.
+        UnsupportedError: the model cannot be traced.
+
+    Examples:
+        >>> import torch
+        >>> mlp = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> found = find_structures(mlp, (torch.ones(2, 8),))
+        >>> {group.name: group.size for group in found.groups}
+        {'0': 16}
+    """
+    model = unwrap(model)
+    with isolated():  # a forward that tosses coins gives the same structures every time
+        graph = trace(model, example_inputs)
+        walk = Walk(graph, model, rule_for)
+        walk.run()
+        ignored = Ignored(walk, model, ignore)
+        names = name_groups(walk)
+        tie_groups(names, tie)
+        trainable = {walk.canonical[name] for name, _ in model.named_parameters()}
+        branches, impossible = find_branches(graph, walk.canonical, trainable)
+        stays = frozen_by(freeze, names, [*(b.layer.name for b in branches), *impossible])
+        choices = _choices(model, graph, branches, ignored, stays, impossible)
+        if not layers:
+            choices, impossible = [], {}
+        excluded = stays if units else dict.fromkeys(names.of.values(), f"left alone {BY_USER}")
+        refused: dict[str, str] = {}
+        remedies = Remedies(excluded, _called_once(model, graph))
+
+        def build() -> Inference:
+            return infer(walk, names, [ways[0] for ways in choices], model, remedies)
+
+        inference = build()
+        verifier = Verifier(model, example_inputs, graph) if verify else None
+        while verifier and (
+            bad := verifier.bad_groups(
+                inference, remedies.retryable(inference.structures, inference.stating)
+            )
+        ):
+            remedies.after(inference.structures, inference.stating, bad)
+            inference = build()
+        while verifier and (bad := verifier.bad_layers(inference, [ways[0] for ways in choices])):
+            for number, reason in bad.items():
+                refused[choices[number].pop(0).layer.name] = reason
+            choices = [ways for ways in choices if ways]
+            inference = build()
+        for name in (ways[0].layer.name for ways in choices):
+            refused.pop(name, None)
+    _warn(excluded, refused)
+    _warn_unknown(inference.structures.frozen)
+    frozen = inference.structures.frozen + tuple(
+        Frozen(name, reason) for name, reason in (impossible | refused).items()
+    )
+    return replace(inference.structures, frozen=frozen)
+
+
+def _choices(
+    model: nn.Module,
+    graph: Trace,
+    branches: Sequence[Branch],
+    ignored: Ignored,
+    stays: dict[str, str],
+    impossible: dict[str, str],
+) -> list[list[Branch]]:
+    """For every residual branch the ways to remove it, best first; the rest is impossible."""
+    callers = Callers(graph)
+    found: list[list[Branch]] = []
+    for branch in branches:
+        name = branch.layer.name
+        possible = ignored.keeps(branch) or stays.get(name) or ways_of(model, callers, branch)
+        if isinstance(possible, str):
+            impossible[name] = possible
+        else:
+            found.append(possible)
+    return found
+
+
+def _called_once(model: nn.Module, trace: Trace) -> dict[str, type[nn.Module]]:
+    """The classes of the modules that are called once."""
+    once = {name for name, calls in trace.calls.items() if name and len(calls) == 1}
+    return {name: type(module) for name, module in model.named_modules() if name in once}
+
+
+def _warn(groups: dict[str, str], layers: dict[str, str]) -> None:
+    for kind, found in (("units of", groups), ("layer", layers)):
+        for name, reason in found.items():
+            if not reason.endswith(BY_USER):
+                warnings.warn(
+                    f"{kind} {name} cannot be removed: {reason}", GuyotWarning, stacklevel=4
+                )
+
+
+def _warn_unknown(frozen: Sequence[Frozen]) -> None:
+    """Name the operators that no rule covers, once."""
+    unknown = dict.fromkeys(f.reason for f in frozen if f.reason.endswith("has no rule"))
+    if unknown:
+        warnings.warn(
+            f"the dims that these operators touch cannot shrink: {'; '.join(unknown)}; "
+            "guyot.structures.rules.rule registers a rule for an operator",
+            GuyotWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,237 @@
+"""Read groups, tensors and operations off the dims of a finished walk."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import gcd, prod
+
+from torch import fx, nn
+
+from guyot.core.types import (
+    Axis,
+    Frozen,
+    Operation,
+    Slot,
+    Structures,
+    TensorShape,
+    UnitGroup,
+    Within,
+)
+from guyot.structures.attributes import attributes
+from guyot.structures.axes import SPACE, Dim, find, leaves, resolve
+from guyot.structures.blocks import blocks_of
+from guyot.structures.branches import Branch
+from guyot.structures.kernels import kernels_of
+from guyot.structures.restated import modules_stating, restated
+from guyot.structures.trace import Trace, shape_of
+from guyot.structures.verify.remedies import Remedies
+from guyot.structures.walk import Walk
+
+
+@dataclass
+class Inference:
+    """The result of a walk: structures, and the axes the graph interpreter needs.
+
+    Attributes:
+        structures: what can go and what everything costs.
+        shapes: name of a node whose arguments state a shape -> axes of its result.
+        literals: name of a node -> position of an integer argument -> the axis it states.
+        stating: group -> the modules whose `forward` states a length with it.
+    """
+
+    structures: Structures
+    shapes: dict[str, tuple[Axis, ...]]
+    literals: dict[str, dict[int, Axis | tuple[Axis, ...]]]
+    stating: dict[int, set[str]]
+
+
+@dataclass
+class Names:
+    """What groups are called.
+
+    Attributes:
+        of: leaf -> name of its group.
+        tied: name of a group -> names of the groups that are one with it.
+    """
+
+    of: dict[Dim, str]
+    tied: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+
+
+def name_groups(walk: Walk) -> Names:
+    """Call every class of dims after the tensor that first produces it."""
+    taken: set[str] = set()
+    names: dict[Dim, str] = {}
+    for leaf, slots in _members(walk).items():
+        writers = [slot for slot in slots if slot not in walk.contracted]
+        names[leaf] = _group_name(writers or slots, taken)
+    return Names(names)
+
+
+def _members(walk: Walk) -> dict[Dim, list[Slot]]:
+    members: dict[Dim, list[Slot]] = defaultdict(list)
+    for name, dims in walk.tensors.items():
+        for position, dim in enumerate(dims):
+            for leaf in leaves(dim):
+                if leaf.size > 1:
+                    members[leaf].append(Slot(name, position))
+    return members
+
+
+def _stride(walk: Walk, leaf: Dim, slots: Sequence[Slot], block: Dim | None) -> int:
+    """Greatest common divisor of the entries per unit in the weights of a group."""
+    weights = {slot.tensor for slot in walk.contracted}
+    return gcd(
+        *(
+            _entries(walk.tensors[slot.tensor][slot.dim], leaf, block)
+            for slot in slots
+            if slot.tensor in weights
+        )
+    )
+
+
+def _entries(dim: Dim, leaf: Dim, block: Dim | None) -> int:
+    """Entries per unit of a leaf in a dim that holds it; 0 in one that does not.
+
+    What stands beside it and may shrink itself does not count, nor what numbers its blocks.
+    """
+    dim = find(dim)
+    if dim.kind == "leaf":
+        return int(dim is find(leaf))
+    found = [_entries(part, leaf, block) for part in dim.parts]
+    if dim.kind == "concat":
+        return gcd(*found)
+    beside = (find(part) for part, inside in zip(dim.parts, found, strict=True) if not inside)
+    fixed = (
+        part.size
+        for part in beside
+        if part is not block and all(below.reason for below in leaves(part))
+    )
+    return max(found) * prod(fixed)
+
+
+def _groups(
+    walk: Walk,
+    names: Names,
+    blocks: Mapping[Dim, Dim],
+    trainable: Container[str],
+    excluded: Mapping[str, str],
+) -> tuple[dict[Dim, int], list[UnitGroup], dict[str, str]]:
+    """The number of every leaf that may shrink, its group, and the names of others with reasons."""
+    frozen: dict[str, str] = {}
+    groups: list[UnitGroup] = []
+    number: dict[Dim, int] = {}
+    for leaf, slots in _members(walk).items():
+        readers = tuple(slot for slot in slots if slot in walk.contracted)
+        name = names.of[leaf]
+        tied = names.tied.get(name, ())
+        reason = leaf.reason or excluded.get(name)
+        if reason is None and not readers:
+            reason = "no weight reads it"
+        if reason is None and not any(s.tensor in trainable for s in slots if s not in readers):
+            reason = "nothing that learns makes it"
+        if reason is not None:
+            if reason != SPACE and any(slot.tensor in trainable for slot in slots):
+                frozen |= dict.fromkeys((name, *tied), reason)
+            continue
+        number[leaf] = len(groups)
+        block = blocks.get(leaf)
+        size = leaf.size * (block.size if block else 1)
+        stride = _stride(walk, leaf, slots, block)
+        groups.append(UnitGroup(name, size, tuple(slots), readers, tied, stride))
+    return number, groups, frozen
+
+
+def infer(
+    walk: Walk,
+    names: Names,
+    branches: Sequence[Branch],
+    model: nn.Module,
+    remedies: Remedies,
+) -> Inference:
+    """Read groups, tensors, operations and layers off a finished walk.
+
+    Args:
+        walk: after `run()`.
+        names: of the groups.
+        branches: the removable residual branches.
+        model: the network that was traced.
+        remedies: what failed before and is done about it.
+    """
+    trainable = {walk.canonical[name] for name, _ in model.named_parameters()}
+    blocks = blocks_of(walk, {leaf for leaf, name in names.of.items() if name in remedies.together})
+    number, groups, frozen = _groups(walk, names, blocks, trainable, remedies.excluded)
+
+    def axis(dim: Dim) -> Axis:
+        return resolve(dim, lambda leaf: number.get(find(leaf)), blocks.get)
+
+    for leaf in blocks:
+        if leaf in number and isinstance(own := axis(leaf), Within):
+            groups[number[leaf]] = replace(groups[number[leaf]], block=own.block)
+
+    holders: dict[str | fx.Node, list[int]] = defaultdict(list)
+    for position, branch in enumerate(branches):
+        for part in (*branch.layer.tensors, *branch.nodes):
+            holders[part].append(position)
+    tensors = tuple(
+        TensorShape(
+            name,
+            tuple(axis(dim) for dim in dims),
+            tuple(holders.get(name, ())),
+            name in trainable,
+        )
+        for name, dims in walk.tensors.items()
+    )
+    specs, lengths = restated(walk, axis, remedies.rewritten)
+    structures = Structures(
+        groups=tuple(groups),
+        layers=tuple(branch.layer for branch in branches),
+        tensors=tensors,
+        operations=_operations(walk, axis, holders),
+        attributes=attributes(walk, model, axis) + lengths,
+        restated=specs,
+        frozen=tuple(Frozen(name, reason) for name, reason in frozen.items()),
+        input_shapes=_input_shapes(walk.trace),
+        kernels=kernels_of(walk, branches, axis),
+    )
+    shapes = {node.name: tuple(axis(d) for d in walk.dims[node]) for node in walk.shaped}
+    return Inference(structures, shapes, _literals(walk, axis), modules_stating(walk, axis))
+
+
+def _operations(
+    walk: Walk, axis: Callable[[Dim], Axis], holders: Mapping[str | fx.Node, Sequence[int]]
+) -> tuple[Operation, ...]:
+    batch = find(walk.batch)
+    return tuple(
+        Operation(
+            name, tuple(axis(d) for d in dims if find(d) is not batch), tuple(holders.get(node, ()))
+        )
+        for node, name, dims in walk.counts
+    )
+
+
+def _literals(
+    walk: Walk, axis: Callable[[Dim], Axis]
+) -> dict[str, dict[int, Axis | tuple[Axis, ...]]]:
+    literals: dict[str, dict[int, Axis | tuple[Axis, ...]]] = defaultdict(dict)
+    for node, position, stated in walk.literals:
+        one = isinstance(stated, Dim)
+        literals[node.name][position] = axis(stated) if one else tuple(map(axis, stated))
+    return literals
+
+
+def _input_shapes(trace: Trace) -> tuple[tuple[int, ...], ...]:
+    nodes = [n for n in trace.graph.nodes if n.op == "placeholder" and n.name in trace.inputs]
+    return tuple(shape for node in nodes if (shape := shape_of(node)) is not None)
+
+
+def _group_name(slots: Sequence[Slot], taken: set[str]) -> str:
+    stem = slots[0].tensor.rpartition(".")[0] or slots[0].tensor
+    name, count = stem, 1
+    while name in taken:
+        count += 1
+        name = f"{stem}:{count}"
+    taken.add(name)
+    return name

@@ -1,0 +1,95 @@
+"""Every operator of the graph with what it computes and moves: what latency is made of."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from torch import fx
+
+from guyot.core.types import Axis, Fixed, Kernel
+from guyot.structures.axes import Dim, find
+from guyot.structures.branches import RELU, Branch
+from guyot.structures.trace import module_of
+from guyot.structures.walk import Walk
+
+ROOT = "(root)"
+Shape = tuple[Axis, ...]
+
+
+def kernels_of(
+    walk: Walk, branches: Sequence[Branch], axis: Callable[[Dim], Axis]
+) -> tuple[Kernel, ...]:
+    """The operators that run, in order; those that only look at a tensor differently do not.
+
+    Args:
+        walk: after `run()`.
+        branches: the removable residual branches.
+        axis: the immutable axis of a dim.
+    """
+    counts: dict[fx.Node, list[Shape]] = defaultdict(list)
+    for node, _, dims in walk.counts:
+        counts[node].append(tuple(axis(d) for d in dims if find(d) is not find(walk.batch)))
+    homes: dict[fx.Node, list[int]] = defaultdict(list)
+    for number, branch in enumerate(branches):
+        for node in (*branch.nodes, *_with(branch)):
+            homes[node].append(number)
+    moved: dict[fx.Node, tuple[Shape, ...]] = {}
+
+    def activations(node: fx.Node) -> tuple[Shape, ...]:
+        if node not in moved:
+            results = [walk.dims[node]] if node in walk.dims else walk.outputs.get(node, [])
+            moved[node] = tuple(_without_batch(walk, dims, axis) for dims in results)
+        return moved[node]
+
+    kernels: list[Kernel] = []
+    for node in walk.trace.graph.nodes:
+        if not _runs(node):
+            continue
+        tensors = [s for s in node.all_input_nodes if s.name in walk.trace.tensors]
+        sources = [s for s in node.all_input_nodes if s not in tensors]
+        names = (walk.canonical[walk.trace.tensors[s.name]] for s in tensors)
+        kernels.append(
+            Kernel(
+                name=module_of(node) or ROOT,
+                macs=tuple(counts.get(node, ())),
+                activations=tuple(shape for s in (*sources, node) for shape in activations(s)),
+                tensors=tuple(dict.fromkeys(names)),
+                layers=tuple(homes.get(node, ())),
+            )
+        )
+    return tuple(kernels)
+
+
+def _runs(node: fx.Node) -> bool:
+    """An operator that computes something; a view does not."""
+    schema = getattr(node.target, "_schema", None)
+    if node.op != "call_function" or schema is None or not schema.returns:
+        return False
+    alias = schema.returns[0].alias_info
+    return alias is None or alias.is_write
+
+
+def _with(branch: Branch) -> list[fx.Node]:
+    """What goes with a branch besides its own operators: the addition, a ReLU after a ReLU."""
+    inside = f"{branch.layer.owner}."
+    rectifiers = [
+        user
+        for user in branch.addition.users
+        if user.target in RELU and f"{module_of(user)}.".startswith(inside)
+    ]
+    return [branch.addition, *(rectifiers if branch.layer.rectified else ())]
+
+
+def _without_batch(walk: Walk, dims: Sequence[Dim], axis: Callable[[Dim], Axis]) -> Shape:
+    """The axes of one sample; a product loses its factor of the batch."""
+    batch = find(walk.batch)
+    parts = [
+        part
+        for dim in map(find, dims)
+        for part in (map(find, dim.parts) if dim.kind == "product" else (dim,))
+    ]
+    kept = [part for part in parts if part is not batch]
+    unknown = len(kept) == len(parts) and kept and kept[0].size == batch.size > 1
+    resolved = [axis(part) for part in (kept[1:] if unknown else kept)]
+    return tuple(a for a in resolved if a != Fixed(1))

@@ -1,0 +1,106 @@
+"""Which modules have to be written anew, because their `forward` states what may change."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import fx
+
+from guyot.core.axis import groups_in
+from guyot.core.types import Attribute, Axis, Fixed, Restated
+from guyot.structures.attributes import learned, numbers_of
+from guyot.structures.axes import Dim, find, leaves
+from guyot.structures.trace import module_of
+from guyot.structures.walk import Walk
+
+SPLITS = {"split", "split_with_sizes"}
+Statement = tuple[fx.Node, list[Any], Sequence[Dim]]
+
+
+def statements(walk: Walk) -> dict[str, list[Statement]]:
+    """For every module the operators of its own `forward` that state lengths, in order."""
+    found: dict[fx.Node, tuple[list[Any], Sequence[Dim]]] = {}
+    for node in walk.shaped:
+        found[node] = numbers_of(node, node.args[-1], walk.dims[node])
+    for node, position, dims in walk.literals:
+        if position == 1 and name_of(node) in {*SPLITS, "expand"}:
+            every = (dims,) if isinstance(dims, Dim) else dims
+            found[node] = numbers_of(node, node.args[position], every)
+    by_module: dict[str, list[Statement]] = defaultdict(list)
+    for node in sorted(found):
+        by_module[module_of(node)].append((node, *found[node]))
+    return by_module
+
+
+def name_of(node: fx.Node) -> str:
+    """What a `forward` calls the operator."""
+    name = str(node.target).split(".")[1]
+    return "split" if name in SPLITS else name
+
+
+def modules_stating(walk: Walk, axis: Callable[[Dim], Axis]) -> dict[int, set[str]]:
+    """For every group the modules that state lengths and have to do with it."""
+    found: dict[int, set[str]] = defaultdict(set)
+    for module, groups in _concerned(walk, axis).items():
+        for group in groups:
+            found[group].add(module)
+    return found
+
+
+def _concerned(walk: Walk, axis: Callable[[Dim], Axis]) -> dict[str, set[int]]:
+    """For every module that states lengths the groups of these and of its own tensors."""
+    found: dict[str, set[int]] = {
+        module: {g for _, _, dims in calls for d in dims for g in groups_in(axis(d))}
+        for module, calls in statements(walk).items()
+    }
+    for name, dims in walk.tensors.items():
+        owner = name.rpartition(".")[0]
+        for module in {owner, owner.rpartition(".")[0]} & found.keys():
+            found[module].update(group for dim in dims for group in groups_in(axis(dim)))
+    return found
+
+
+def restated(
+    walk: Walk, axis: Callable[[Dim], Axis], modules: set[str]
+) -> tuple[tuple[Restated, ...], tuple[Attribute, ...]]:
+    """How the given modules are to be written, and the attributes that will hold lengths."""
+    specs: list[Restated] = []
+    attributes: list[Attribute] = []
+    every = statements(walk) if modules else {}
+    own, concerned = learned(walk), _concerned(walk, axis) if modules else {}
+    for module in sorted(modules):
+        names: dict[Axis, str] = {}
+        sizes = tuple(
+            (name_of(node), tuple(_sizes(numbers, dims, axis, own, names, find(walk.batch))))
+            for node, numbers, dims in every[module]
+        )
+        (call,) = walk.trace.calls[module]
+        constants = tuple(call.constants.items())
+        specs.append(Restated(module, constants, sizes, tuple(sorted(concerned[module]))))
+        attributes += [Attribute(module, name, resolved) for resolved, name in names.items()]
+    return tuple(specs), tuple(attributes)
+
+
+def _sizes(
+    numbers: Sequence[Any],
+    dims: Sequence[Dim],
+    axis: Callable[[Dim], Axis],
+    own: set[Dim],
+    names: dict[Axis, str],
+    batch: Dim,
+) -> Iterator[int | str | None]:
+    """What is to be stated: what may change by attributes, what weights have by numbers.
+
+    An attribute must not hold the batch of the example, so nothing is stated for what is folded
+    into the batch; verification tells whether the `forward` follows by itself.
+    """
+    for number, dim in zip(numbers, dims, strict=True):
+        resolved = axis(dim)
+        if number != dim.size or batch in leaves(dim):  # -1, a symbol, or another batch's
+            yield None
+        elif not isinstance(resolved, Fixed):
+            yield names.setdefault(resolved, f"length_{len(names) + 1}")
+        else:
+            yield dim.size if dim.size > 1 and own.issuperset(leaves(dim)) else None

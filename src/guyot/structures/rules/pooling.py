@@ -1,0 +1,74 @@
+"""Pooling, resampling, padding and reductions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import fx
+
+from guyot.structures.axes import Dims, freeze
+from guyot.structures.rules.pointwise import overloads
+from guyot.structures.rules.registry import rule
+from guyot.structures.trace import shape_of
+
+if TYPE_CHECKING:
+    from guyot.structures.walk import Walk
+
+aten = torch.ops.aten
+
+POOLING = (
+    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
+    "adaptive_avg_pool2d adaptive_avg_pool3d upsample_nearest1d upsample_nearest2d "
+    "upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d "
+    "_upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d "
+    "upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa"
+).split()
+WITH_INDICES = (
+    "max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices "
+    "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d"
+).split()
+
+
+def _pooled(walk: Walk, node: fx.Node, shape: Sequence[int]) -> Dims:
+    """All but the dims of space pass; those are new."""
+    (x,) = walk.operands(node, 0)
+    windowed = 1 if "1d" in str(node.target) else 3 if "3d" in str(node.target) else 2
+    for dim in x[-windowed:]:
+        freeze(dim, f"{walk.name(node)} pools or resamples it")
+    return (*x[:-windowed], *(walk.constant(size) for size in shape[-windowed:]))
+
+
+@rule(*overloads(POOLING))
+def pooling(walk: Walk, node: fx.Node) -> Dims:
+    """Batch and channels pass; the dims of space are new."""
+    return _pooled(walk, node, shape_of(node) or ())
+
+
+@rule(*overloads(WITH_INDICES))
+def pooling_with_indices(walk: Walk, node: fx.Node) -> list[Dims]:
+    """As pooling, with the places of the largest entries as a second result."""
+    return [_pooled(walk, node, value.shape) for value in node.meta["val"]]
+
+
+@rule(
+    *overloads("mean sum amax amin prod var std norm linalg_vector_norm logsumexp".split()),
+    *overloads("argmax argmin any all".split()),
+)
+def reduction(walk: Walk, node: fx.Node) -> Dims:
+    """Reduced dims must not shrink (a mean would change); the others pass."""
+    (x,) = walk.operands(node, 0)
+    given = walk.named(node, "dim", None)
+    listed = range(len(x)) if given is None else [given] if isinstance(given, int) else given
+    reduced = {dim % len(x) for dim in listed} or set(range(len(x)))
+    keep = bool(walk.named(node, "keepdim", False))
+    for position in reduced:
+        freeze(x[position], f"{walk.name(node)} reduces over it")
+    result: list[object] = []
+    for position, dim in enumerate(x):
+        if position not in reduced:
+            result.append(dim)
+        elif keep:
+            result.append(walk.constant(1))
+    return tuple(result)  # pyright: ignore[reportReturnType]

@@ -1,0 +1,71 @@
+"""The registry of operator rules and the small interface that rules see.
+
+A rule says, for one operator, which dims of its inputs, parameters and output are the same. It
+gets a `Walk` and the graph node and returns the dims of the output (a list of such tuples for an
+operator with several outputs). An operator without a rule freezes the dims it touches.
+
+    @rule(torch.ops.aten.mv.default)
+    def mv(walk, node):
+        weight, vector = walk.operands(node, 0, 1)
+        unify(weight[1], vector[0])
+        walk.contract(node, 0, dim=1)         # gates of dim 1 multiply this operand
+        walk.count(node, weight[0], weight[1])
+        return (weight[0],)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._library.custom_ops import CustomOpDef
+
+from guyot.core.errors import MisconfiguredError
+from guyot.structures.walk import Rule
+
+_RULES: dict[Any, Rule] = {}
+
+
+def rule(*targets: Any) -> Callable[[Rule], Rule]:
+    """Register a rule for one or more `torch.ops` overloads; a later rule replaces an earlier.
+
+    Args:
+        targets: operator overloads, e.g. `torch.ops.aten.conv2d.default`, what
+            `torch.library.custom_op` made, or a `torch.Tag`.
+
+    Raises:
+        MisconfiguredError: a target is none of these.
+    """
+    overloads = [_overload(target) for target in targets]
+
+    def register(function: Rule) -> Rule:
+        for target in overloads:
+            _RULES[target] = function
+        return function
+
+    return register
+
+
+def _overload(target: Any) -> Any:
+    """What a graph calls an operator."""
+    if isinstance(target, CustomOpDef):
+        return target._opoverload  # pyright: ignore[reportPrivateUsage]
+    if isinstance(target, torch._ops.OpOverloadPacket):  # pyright: ignore[reportPrivateUsage]
+        raise MisconfiguredError(
+            f"rule({target}) is about an operator with the overloads "
+            f"{', '.join(target.overloads())}: give one of them, e.g. {target}.default"
+        )
+    if not isinstance(target, (torch._ops.OperatorBase, torch.Tag)):  # pyright: ignore[reportPrivateUsage]
+        raise MisconfiguredError(
+            f"rule({target!r}) is about no operator: give one as torch.export names it, e.g. "
+            "torch.ops.aten.relu.default, or what torch.library.custom_op returned"
+        )
+    return target
+
+
+def rule_for(target: Any) -> Rule | None:
+    """The rule of an operator, or None; PyTorch's own tag tells what is elementwise."""
+    if target not in _RULES and torch.Tag.pointwise in getattr(target, "tags", ()):
+        return _RULES[torch.Tag.pointwise]
+    return _RULES.get(target)

@@ -1,0 +1,215 @@
+"""One `torch.export` graph of the user's model; nothing else in guyot knows `torch.export`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import operator
+import warnings
+from collections import defaultdict
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+
+from guyot.core.errors import MisconfiguredError, UnsupportedError
+from guyot.core.inputs import (
+    Inputs,
+    arguments,
+    call,
+    check_inputs,
+    tensors_of,
+)
+
+_CHECKS = {torch.ops.aten._assert_tensor_metadata.default}
+_REGIONS = {
+    torch.ops.higher_order.wrap_with_set_grad_enabled,
+    torch.ops.higher_order.wrap_with_autocast,
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """How a module was called.
+
+    Attributes:
+        argument: position or name of the tensor whose shape the (first) result has, or of the first
+            tensor; None when there was none.
+        alike: whether the argument and the (first) result have the same shape.
+        tensor: whether a tensor came back, alone or first in a tuple.
+        rest: None: it came alone; else which arguments the other values are, None for another.
+        constants: the arguments of `forward` that held no tensor, by name.
+    """
+
+    argument: int | str | None
+    alike: bool
+    tensor: bool
+    rest: tuple[int | str | None, ...] | None
+    constants: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The exported graph in terms of the user's own names.
+
+    Attributes:
+        graph: operators of one forward pass in evaluation mode.
+        tensors: placeholder name -> qualified name of the parameter or buffer it stands for.
+        constants: placeholder name -> a tensor that `forward` made up.
+        inputs: placeholder names of the user's inputs, in order.
+        calls: qualified name of a module -> how it was called, every time.
+    """
+
+    graph: fx.Graph
+    tensors: Mapping[str, str]
+    constants: Mapping[str, Tensor]
+    inputs: tuple[str, ...]
+    calls: Mapping[str, Sequence[Call]]
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...] | None:
+    """Shape of the node's tensor result; None when it is not one tensor."""
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def module_of(node: fx.Node) -> str:
+    """Qualified name of the innermost module whose `forward` made the node ('' is the root)."""
+    stack = node.meta.get("nn_module_stack") or {}
+    entries = list(stack.values())
+    return entries[-1][0] if entries else ""
+
+
+def call_of(node: fx.Node) -> str:
+    """Like `module_of`, but different for every call of a module that is called repeatedly."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return list(stack)[-1] if stack else ""
+
+
+def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
+    """Export the model once.
+
+    Raises:
+        MisconfiguredError: the example inputs do not fit the model.
+        UnsupportedError: the model runs but `torch.export` cannot trace it.
+    """
+    check_inputs(model, example_inputs)
+    first, second = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()  # some keep caches
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shapes = [tuple(x.shape) for x in tensors_of(example_inputs)]
+        try:
+            with torch.no_grad(), _watched(first) as calls:
+                call(first, example_inputs)
+        except Exception as error:
+            raise MisconfiguredError(
+                f"the model does not run on example_inputs of shapes {shapes}: {error}; "
+                "pass inputs as the training loop does"
+            ) from error
+        try:
+            program = torch.export.export(second, *arguments(second, example_inputs), strict=False)
+        except Exception as error:
+            raise UnsupportedError(
+                f"torch.export cannot trace {type(model).__name__}: "
+                f"{str(error).strip().splitlines()[0]}; control flow that depends on data must "
+                "move out of forward (see torch.export's documentation of torch.cond)"
+            ) from error
+    tensors: dict[str, str] = {}
+    constants: dict[str, Tensor] = {}
+    inputs: list[str] = []
+    for spec in program.graph_signature.input_specs:
+        name = getattr(spec.arg, "name", "")
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            tensors[name] = str(spec.target)
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            constants[name] = cast(Tensor, program.constants[str(spec.target)])
+        else:
+            inputs.append(name)
+    return Trace(plain_graph(program.graph_module), tensors, constants, tuple(inputs), calls)
+
+
+@contextlib.contextmanager
+def _watched(model: nn.Module) -> Generator[dict[str, list[Call]]]:
+    """Write down how every module is called."""
+    calls: dict[str, list[Call]] = defaultdict(list)
+    names = {module: name for name, module in model.named_modules()}
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        calls[names[module]].append(_call_of(module, args, kwargs, out))
+
+    handles = [m.register_forward_hook(note, with_kwargs=True) for m in names]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _call_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Call:
+    values: list[Any] = list(out) if isinstance(out, (tuple, list)) and out else [out]  # pyright: ignore[reportUnknownArgumentType]
+    given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+    tensors = [key for key, value in given.items() if isinstance(value, Tensor)]
+    alike = [k for k in tensors if given[k].shape == getattr(values[0], "shape", None)]
+    key_of = {id(given[key]): key for key in tensors}
+    rest = None if values[0] is out else tuple(key_of.get(id(value)) for value in values[1:])
+    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    constants = {k: v for k, v in bound.arguments.items() if not tensors_of(v)}
+    first = next(iter([*alike, *tensors]), None)
+    return Call(first, bool(alike), isinstance(values[0], Tensor), rest, constants)
+
+
+def plain_graph(module: fx.GraphModule) -> fx.Graph:
+    """The graph without regions (no_grad, autocast), checks of metadata and casts to what it is.
+
+    Such a region is a call of a graph of its own; its operators take the place of the call.
+    """
+    graph = module.graph
+    for node in list(graph.nodes):
+        if node.target in _CHECKS:
+            graph.erase_node(node)
+        elif getattr(node.target, "overloadpacket", None) is torch.ops.aten.to and _is_same(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.target in _REGIONS:
+            _inline(node, module)
+    return graph
+
+
+def _is_same(node: fx.Node) -> bool:
+    """Whether a cast changes neither dtype nor device."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    before, after = source.meta["val"], node.meta["val"]
+    return (before.dtype, before.device) == (after.dtype, after.device)
+
+
+def _inline(region: fx.Node, module: fx.GraphModule) -> None:
+    """Put the operators of a region in its place."""
+    graph = region.graph
+    place = next(i for i, arg in enumerate(region.args) if getattr(arg, "op", "") == "get_attr")
+    body = region.args[place]
+    assert isinstance(body, fx.Node)
+    inner = cast(fx.GraphModule, module.get_submodule(str(body.target)))
+    copies: dict[fx.Node, Any] = {}
+    given = iter(region.args[place + 1 :])
+    results: Any = ()
+    with graph.inserting_before(region):
+        for node in plain_graph(inner).nodes:
+            if node.op == "placeholder":
+                copies[node] = next(given)
+            elif node.op == "output":
+                results = fx.map_arg(node.args[0], copies.__getitem__)
+            else:
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+    for user in list(region.users):
+        assert user.target is operator.getitem
+        user.replace_all_uses_with(results[user.args[1]])
+        graph.erase_node(user)
+    graph.erase_node(region)
+    if not body.users:
+        graph.erase_node(body)

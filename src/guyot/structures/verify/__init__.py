@@ -1,0 +1,1 @@
+"""Numerical checks that a cut network equals the masked one."""

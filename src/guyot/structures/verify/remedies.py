@@ -1,0 +1,62 @@
+"""What is done about groups that fail verification: other ways first, then they stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from guyot.core.types import Fixed, Structures
+
+
+@dataclass
+class Remedies:
+    """What inference has to heed.
+
+    Attributes:
+        excluded: name of a group -> reason why it must not shrink.
+        kinds: name of a module that is called once, so that it can be rewritten -> its class.
+        rewritten: names of modules that are rewritten when a length that they state changes.
+        together: names of groups whose units go from every block of a convolution at once.
+    """
+
+    excluded: dict[str, str]
+    kinds: Mapping[str, type[nn.Module]]
+    rewritten: set[str] = field(default_factory=set[str])
+    together: set[str] = field(default_factory=set[str])
+
+    def retryable(
+        self, structures: Structures, stating: Mapping[int, set[str]]
+    ) -> Callable[[int], bool]:
+        """Tell for a group (its number) whether modules that state its length may be rewritten."""
+        return lambda number: (
+            structures.groups[number].block == Fixed(1)
+            and bool(self._rewritable(stating, number) - self.rewritten)
+        )
+
+    def after(
+        self,
+        structures: Structures,
+        stating: Mapping[int, set[str]],
+        failures: Mapping[int, str],
+    ) -> None:
+        """Choose for every group that failed (its number -> the reason) what to try next.
+
+        All modules of a class state the same lengths, so they are rewritten together.
+        """
+        kinds: set[type[nn.Module]] = set()
+        for number, reason in failures.items():
+            group = structures.groups[number]
+            modules = self._rewritable(stating, number)
+            if group.block != Fixed(1):
+                self.together.add(group.name)
+            elif modules <= self.rewritten:
+                self.excluded[group.name] = reason
+            else:
+                kinds |= {self.kinds[module] for module in modules}
+        every = set[str]().union(*stating.values())
+        self.rewritten |= {module for module in every if self.kinds.get(module) in kinds}
+
+    def _rewritable(self, stating: Mapping[int, set[str]], number: int) -> set[str]:
+        return {module for module in stating.get(number, ()) if module in self.kinds}

@@ -1,0 +1,178 @@
+"""Run the exported graph with parts left out: masked, or sliced to other widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from guyot.core.axis import kept_indices, size_of, spread
+from guyot.core.inputs import Inputs, arguments, flat, tensors_of
+from guyot.core.locate import first_names, named_tensors
+from guyot.core.types import Axis, KeepPlan, Structures
+from guyot.structures.branches import Branch
+from guyot.structures.inference import Inference
+from guyot.structures.trace import Trace
+from guyot.surgery import masks_of, present
+from guyot.surgery.operate import select
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a replay differs from the traced graph.
+
+    Attributes:
+        shapes: node -> the shape to give its result.
+        literals: node -> position -> the integer, or the list of them, to pass instead.
+        shortcuts: node of an addition -> the operand that stays.
+    """
+
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    literals: dict[str, dict[int, int | list[int]]] = field(default_factory=dict)
+    shortcuts: dict[str, int] = field(default_factory=dict)
+
+
+class _Interpreter(fx.Interpreter):
+    """Run the exported graph with other tensors, other widths or fewer branches."""
+
+    def __init__(self, trace: Trace, change: Change) -> None:
+        super().__init__(fx.GraphModule(nn.Module(), trace.graph))
+        self.change = change
+
+    def run_node(self, n: fx.Node) -> Any:
+        change = self.change
+        if n.name in change.shortcuts:
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            return args[change.shortcuts[n.name]]
+        if n.name in change.shapes:
+            args, _ = self.fetch_args_kwargs_from_env(n)
+            return args[0].reshape(change.shapes[n.name])
+        if n.name in change.literals:
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            stated = change.literals[n.name]
+            return n.target(*(stated.get(i, arg) for i, arg in enumerate(args)), **kwargs)  # pyright: ignore[reportCallIssue]
+        return super().run_node(n)
+
+
+class Replay:
+    """Runs of the exported graph of one model on the same inputs.
+
+    Args:
+        model: holds the tensors.
+        inputs: of every run.
+        trace: the graph.
+        inference: which axes its tensors, shapes and literals have.
+        branches: which nodes add the layers of `inference.structures`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        trace: Trace,
+        inference: Inference,
+        branches: Sequence[Branch],
+    ) -> None:
+        self._trace, self._inference, self._branches = trace, inference, branches
+        named, identities = named_tensors(model), first_names(model)
+        self._names = {key: identities[name] for key, name in trace.tensors.items()}
+        self._tensors = {key: named[name].detach() for key, name in trace.tensors.items()}
+        leaves = flat(arguments(model, inputs))
+        self._given: dict[str, Any] = dict(zip(trace.inputs, leaves, strict=True))
+        self._written = _written(trace.graph)
+
+    def masked(self, plan: KeepPlan) -> list[Tensor]:
+        """The outputs when weights do not read what the plan leaves out."""
+        structures = self._inference.structures
+        scales = reader_masks(structures, masks_of(structures, plan))
+        zeroed = {w for n in plan.removed_layers for w in structures.layers[n].writers}
+        tensors = dict(self._tensors)
+        for key, name in self._names.items():
+            if name in scales:
+                tensors[key] = tensors[key] * scales[name]
+            if name in zeroed:
+                tensors[key] = torch.zeros_like(tensors[key])
+        return self._run(tensors, Change())
+
+    def sliced(self, plan: KeepPlan) -> list[Tensor]:
+        """The outputs when what the plan leaves out is not there."""
+        structures = self._inference.structures
+        masks = present(structures, plan)
+        sizes = [int(mask.sum()) for mask in masks]
+        by_name = {tensor.name: tensor for tensor in structures.tensors}
+        tensors = {
+            key: select(
+                self._tensors[key], tuple(kept_indices(a, masks) for a in by_name[name].axes)
+            )
+            for key, name in self._names.items()
+        }
+        shapes = {
+            node: tuple(size_of(axis, sizes) for axis in axes)
+            for node, axes in self._inference.shapes.items()
+        }
+        literals = {
+            node: {position: _sizes(axis, sizes) for position, axis in stated.items()}
+            for node, stated in self._inference.literals.items()
+        }
+        shortcuts = {
+            self._branches[n].addition.name: 1 - self._branches[n].layer.operand
+            for n in plan.removed_layers
+        }
+        return self._run(tensors, Change(shapes, literals, shortcuts))
+
+    def _run(self, tensors: Mapping[str, Tensor], change: Change) -> list[Tensor]:
+        constants = {key: as_double(value) for key, value in self._trace.constants.items()}
+        values: list[Any] = []
+        for node in self._trace.graph.nodes:
+            if node.op == "placeholder":
+                for source in (tensors, constants, self._given):
+                    if node.name in source:
+                        value = source[node.name]
+                        copied = node.name in self._written and isinstance(value, Tensor)
+                        values.append(value.clone() if copied else value)
+        return tensors_of(_Interpreter(self._trace, change).run(*values))
+
+
+def _written(graph: fx.Graph) -> set[str]:
+    """Placeholders that an operator changes in place, maybe through views of them."""
+    written: set[str] = set()
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or (schema is not None and not schema.is_mutable):
+            continue
+        for base in node.all_input_nodes:
+            while base.op != "placeholder" and base.all_input_nodes:
+                base = base.all_input_nodes[0]
+            written.add(base.name)
+    return written
+
+
+def as_double(tensor: Tensor) -> Tensor:
+    """On the CPU, in float64 if it is a floating-point tensor."""
+    tensor = tensor.detach().cpu()
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _sizes(axis: Axis | tuple[Axis, ...], sizes: Sequence[int]) -> int | list[int]:
+    if isinstance(axis, tuple):
+        return [size_of(one, sizes) for one in axis]
+    return size_of(axis, sizes)
+
+
+def reader_masks(structures: Structures, masks: Sequence[Tensor]) -> dict[str, Tensor]:
+    """For every reader a 0/1 tensor that broadcasts over it: 0 where it reads a left-out unit."""
+    shapes = {tensor.name: tensor.axes for tensor in structures.tensors}
+    result: dict[str, Tensor] = {}
+    for slot in {slot: None for group in structures.groups for slot in group.readers}:
+        axes = shapes[slot.tensor]
+        scale = spread(
+            axes,
+            slot.dim,
+            lambda group: masks[group].to(torch.float64),
+            lambda size: torch.ones(size, dtype=torch.float64),
+        )
+        result[slot.tensor] = result[slot.tensor] * scale if slot.tensor in result else scale
+    return result

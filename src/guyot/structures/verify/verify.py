@@ -1,0 +1,329 @@
+"""Check found structures numerically: masked == sliced, in the graph and in the user's module.
+
+All checks run in float64 on a copy whose parameters and buffers are perturbed, so that nothing
+is hidden behind a weight that happens to be zero (a zero-initialised last BatchNorm, a small
+LayerScale). Many are tried at once; only if that fails are they halved until every culprit is
+found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import combinations, count, pairwise
+from math import comb
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guyot.core.axis import best, groups_in
+from guyot.core.errors import UnsupportedError
+from guyot.core.inputs import Inputs, call, changed, evaluation_mode, tensors_of
+from guyot.core.locate import named_tensors
+from guyot.core.randomness import isolated
+from guyot.core.types import KeepPlan, Structures
+from guyot.structures.branches import Branch
+from guyot.structures.inference import Inference
+from guyot.structures.trace import Trace
+from guyot.structures.verify.double import DoublePrecision, may_narrow
+from guyot.structures.verify.replay import Replay, as_double
+from guyot.surgery import operate
+from guyot.surgery.plan import removed_tensors
+
+TOLERANCE = 1e-8
+
+Suspect = tuple[str, int]
+"""("group" or "layer", its number)."""
+
+
+class Verifier:
+    """Holds the perturbed copy and compares the three ways to leave structures out."""
+
+    def __init__(self, model: nn.Module, example_inputs: Inputs, trace: Trace) -> None:
+        self.trace = trace
+        self.model = _perturbed(model)
+        self.inputs = changed(example_inputs, as_double)
+        self.precision: Callable[[], contextlib.AbstractContextManager[Any]] = (
+            contextlib.nullcontext
+        )
+        if may_narrow(trace.graph) or not self._runs(self.model, _forward):
+            self.precision = DoublePrecision  # looking at every operator doubles the time
+
+    def bad_groups(
+        self, inference: Inference, retryable: Callable[[int], bool] = lambda _: False
+    ) -> dict[int, str]:
+        """Groups that must not be touched: number -> reason.
+
+        They are tried with all layers in place, since a branch that is gone computes nothing: all
+        at once, and so that of any two which meet in a tensor each is cut without the other
+        (`C // num_heads` is right again when both lose a third).
+
+        Args:
+            inference: what was found.
+            retryable: tells whether another way is known for a group; the search ends at the
+                first such.
+        """
+        self.structures = inference.structures
+        self.replay = Replay(self.model, self.inputs, self.trace, inference, ())
+        groups = [("group", n) for n in range(len(self.structures.groups))]
+        parts = [[groups[n] for n in part] for part in groups_apart(self.structures)]
+        found = self._culprits([(part, []) for part in (groups, *parts)], retryable)
+        return {number: reason for (_, number), reason in found.items()}
+
+    def bad_layers(self, inference: Inference, branches: Sequence[Branch]) -> dict[int, str]:
+        """Layers that must not be touched: number -> reason.
+
+        Those some of whose tensors would stay come first: no forward pass need show them. Then all
+        are tried at once with all groups cut, which have passed, and so that each is tried where
+        its neighbours stay and those around it, since a layer that goes hides those inside. The
+        latter also where nothing is cut: a `forward` may go another way then (as the fast path of
+        `nn.TransformerEncoderLayer`).
+        """
+        self.structures = inference.structures
+        self.replay = Replay(self.model, self.inputs, self.trace, inference, branches)
+        groups = [("group", n) for n in range(len(self.structures.groups))]
+        layers = [("layer", n) for n in range(len(self.structures.layers))]
+        if partly_gone := self._partly_gone():
+            return partly_gone
+        parts = [[layers[n] for n in part] for part in layers_apart(self.structures)]
+        sounds = (groups, []) if groups else ([],)
+        trials = [(part, sound) for sound in sounds for part in parts]
+        found = self._culprits([(layers, groups), *trials], lambda _: False)
+        return {number: reason for (_, number), reason in found.items()}
+
+    def _culprits(
+        self,
+        trials: Sequence[tuple[list[Suspect], list[Suspect]]],
+        retryable: Callable[[int], bool],
+    ) -> dict[Suspect, str]:
+        """Try suspects, each time together with what is sound; first in training mode as well."""
+        found: dict[Suspect, str] = {}
+        for number, (suspects, sound) in enumerate(trials):
+            left = [suspect for suspect in suspects if suspect not in found]
+            self._search(left, sound, found, retryable, train=number == 0)
+        return found
+
+    def _search(
+        self,
+        suspects: list[Suspect],
+        sound: list[Suspect],
+        found: dict[Suspect, str],
+        retryable: Callable[[int], bool],
+        *,
+        train: bool,
+    ) -> None:
+        """Halve the suspects until every culprit is known; ``train``: in training mode as well."""
+        if not suspects or any(retryable(number) for _, number in found):
+            return
+        plan = self._plan([*sound, *suspects])
+        trouble = self._trouble(plan, train)
+        if trouble is None:
+            return
+        if len(suspects) == 1:
+            found[suspects[0]] = self._reason(plan, trouble)
+            return
+        before = len(found)
+        middle = len(suspects) // 2
+        self._search(suspects[:middle], sound, found, retryable, train=train)
+        self._search(suspects[middle:], sound, found, retryable, train=train)
+        if len(found) == before:
+            reason = f"only together with others: {self._reason(plan, trouble)}"
+            found.update(dict.fromkeys(suspects, reason))
+
+    def _partly_gone(self) -> dict[int, str]:
+        """Layers some of whose tensors stay when all layers go."""
+        structures, found = self.structures, dict[int, str]()
+        while True:
+            some = frozenset(n for n in range(len(structures.layers)) if n not in found)
+            plan = KeepPlan({}, some)
+            module = _to_cut(self.model)
+            try:
+                operate(module, structures, plan)
+            except UnsupportedError:  # trying them says of which
+                return found
+            left = removed_tensors(structures, plan) & named_tensors(module).keys()
+            if not left:
+                return found
+            for name in sorted(left):
+                outermost = max(
+                    structures.holders[name] & some, key=lambda n: len(structures.layers[n].tensors)
+                )
+                found.setdefault(outermost, _stays(name))
+
+    def _plan(self, suspects: list[Suspect]) -> KeepPlan:
+        generator = torch.Generator().manual_seed(0)
+        chosen = {number for kind, number in suspects if kind == "group"}
+        kept: dict[int, Tensor] = {}
+        for number, group in enumerate(self.structures.groups):
+            units = _uneven(group.size, self.structures.blocks_of(group), generator)
+            if number in chosen:
+                kept[number] = units
+        return KeepPlan(kept, frozenset(n for kind, n in suspects if kind == "layer"))
+
+    @torch.no_grad()
+    def _trouble(self, plan: KeepPlan, train: bool) -> str | None:
+        """What goes wrong when the module is really cut; None when it is the masked network."""
+        module = _to_cut(self.model)
+        with self.precision():
+            own, trouble = self._own(module, plan)
+            if trouble is not None:
+                return trouble
+            if not _close(own, self.replay.masked(plan)):
+                return "the model's own forward gives another output than its graph"
+            if train and self._no_longer_trains(module):
+                return "the model's forward and backward in training mode do not run without it"
+        return None
+
+    @torch.no_grad()
+    def _reason(self, plan: KeepPlan, trouble: str) -> str:
+        """The trouble, unless the graph has some, too: then a rule is wrong, not a `forward`."""
+        with self.precision():
+            try:
+                if not _close(self.replay.masked(plan), self.replay.sliced(plan)):
+                    return "masking and slicing it give different outputs"
+            except Exception as error:  # noqa: BLE001  (whatever an operator raises)
+                return f"the graph does not run without it: {_first_line(error)}"
+        return trouble
+
+    def _own(self, module: nn.Module, plan: KeepPlan) -> tuple[list[Tensor], str | None]:
+        """The outputs of a copy of the model that is really cut, or what is wrong with it."""
+        try:
+            operate(module, self.structures, plan)
+            with evaluation_mode(module), _quiet():
+                own = tensors_of(call(module, changed(self.inputs, Tensor.clone)))
+        except Exception as error:  # noqa: BLE001  (whatever a user's forward raises)
+            return [], f"the model's own forward does not run without it: {_first_line(error)}"
+        if left := removed_tensors(self.structures, plan) & named_tensors(module).keys():
+            return own, _stays(min(left))
+        return own, None
+
+    def _no_longer_trains(self, module: nn.Module) -> bool:
+        """Do forward and backward of a cut module fail where those of the model run?"""
+        for precision in (contextlib.nullcontext, DoublePrecision):
+            with precision():
+                if self._runs(module, _training_step):
+                    return False
+                if self._runs(self.model, _training_step):
+                    return True
+        return False
+
+    def _runs(self, model: nn.Module, work: Callable[[nn.Module, Inputs], None]) -> bool:
+        """Does some work of a model end without an error? Leaves no trace."""
+        buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+        try:
+            with isolated(), evaluation_mode(model), _quiet():
+                work(model, changed(self.inputs, Tensor.clone))
+        except Exception:  # noqa: BLE001  (whatever a user's forward raises)
+            return False
+        finally:
+            with torch.no_grad():
+                for buffer, saved in buffers:
+                    buffer.copy_(saved)
+        return True
+
+
+def groups_apart(structures: Structures) -> list[list[int]]:
+    """Sets of groups: of any two that meet in a tensor each is in some set without the other.
+
+    Groups get colours, different ones where they meet. Each colour is in another half of the sets:
+    no half holds another (Sperner's theorem), so 3 sets do for 3 colours and 4 for 6.
+    """
+    meetings = [{g for axis in t.axes for g in groups_in(axis)} for t in structures.tensors]
+    colours = _coloured(len(structures.groups), meetings)
+    sets = next(n for n in count() if comb(n, n // 2) >= len(colours))
+    halves = list(zip(colours, combinations(range(sets), sets // 2), strict=False))
+    parts = [[g for colour, half in halves if n in half for g in colour] for n in range(sets)]
+    return [sorted(part) for part in parts if part]
+
+
+def layers_apart(structures: Structures) -> list[list[int]]:
+    """Sets of layers: each is in one, without the next layer and without those inside or around."""
+    layers = range(len(structures.layers))
+    return _coloured(len(layers), [*structures.holders.values(), *pairwise(layers)])
+
+
+def _coloured(number: int, meetings: Iterable[Iterable[int]]) -> list[list[int]]:
+    """Classes of the first integers in which no two have a meeting together; found greedily."""
+    meeting: dict[int, set[int]] = defaultdict(set)
+    for together in meetings:
+        for one in together:
+            meeting[one].update(together)
+    classes: list[list[int]] = []
+    for one in range(number):
+        free = next((c for c in classes if meeting[one].isdisjoint(c)), None)
+        if free is None:
+            classes.append([one])
+        else:
+            free.append(one)
+    return classes
+
+
+def _uneven(size: int, blocks: int, generator: torch.Generator) -> Tensor:
+    """Some two thirds of the units of every block of a group, never the same backwards."""
+    count = blocks * max(1, size // blocks * 2 // 3)
+    while True:
+        units = best(torch.rand(size, generator=generator), count, blocks)
+        if count == size or not torch.equal(units, size - 1 - units.flip(0)):
+            return units
+
+
+def _forward(model: nn.Module, inputs: Inputs) -> None:
+    with torch.no_grad():
+        call(model, inputs)
+
+
+def _training_step(model: nn.Module, inputs: Inputs) -> None:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        outputs = tensors_of(call(model.train(), inputs))
+        total = sum(output.sum() for output in outputs if output.requires_grad)
+        if isinstance(total, Tensor):
+            torch.autograd.grad(total, parameters, allow_unused=True)
+
+
+def _to_cut(model: nn.Module) -> nn.Module:
+    """A copy whose parameters share the memory of the model's, since surgery gives them new one."""
+    parameters = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, parameters)
+
+
+def _perturbed(model: nn.Module) -> nn.Module:
+    """A float64 copy on the CPU with random weights near the model's own."""
+    double = copy.deepcopy(model).cpu().double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in [*double.parameters(), *double.buffers()]:
+            if not tensor.is_floating_point():
+                continue
+            spread = float(tensor.std()) if tensor.numel() > 1 else 0.0
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) - 0.5
+            positive = bool((tensor >= 0).all())
+            tensor.add_(noise * (spread if spread > 1e-3 else 0.5))
+            if positive:
+                tensor.abs_()
+    return double
+
+
+def _close(left: list[Tensor], right: list[Tensor]) -> bool:
+    return len(left) == len(right) and all(
+        a.shape == b.shape
+        and bool(((a - b).abs().max() <= TOLERANCE * (1 + b.abs().max())) & a.isfinite().all())
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+def _quiet() -> contextlib.AbstractContextManager[Any]:
+    """An `fx.GraphModule` prints where its code fails, which is an answer here."""
+    return contextlib.redirect_stderr(io.StringIO())
+
+
+def _stays(name: str) -> str:
+    return f"{name} stays, since its module computes something else as well"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,281 @@
+"""Walk the exported graph once and let the rules say what its dims have in common."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from guyot.core.locate import first_names, named_tensors
+from guyot.core.types import Slot
+from guyot.structures.axes import SPACE, Dim, Dims, find, freeze, leaves
+from guyot.structures.trace import Trace, module_of, shape_of
+
+BATCH = "the batch"
+_aten = torch.ops.aten
+VIEWS = {
+    _aten.t.default,
+    _aten.transpose.int,
+    _aten.permute.default,
+    _aten.view.default,
+    _aten.reshape.default,
+    _aten.flatten.using_ints,
+    _aten.squeeze.dim,
+    _aten.unsqueeze.default,
+    _aten.numpy_T.default,
+    _aten.mT.default,
+    _aten.contiguous.default,
+    _aten.alias.default,
+    _aten.to.dtype,
+}
+"""Operators behind which a weight is still that weight."""
+
+
+def origin(node: fx.Node) -> fx.Node:
+    """What a node is a view of: the node itself when it is computed."""
+    while node.target in VIEWS:
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        node = source
+    return node
+
+
+Rule = Callable[["Walk", fx.Node], Dims | list[Dims]]
+"""What an operator does to dims; returns the dims of its result."""
+
+
+class Walk:
+    """What rules see: dims of every node, and verbs to say what an operator does.
+
+    Args:
+        trace: the exported graph.
+        model: the network that was traced.
+        rule_for: the rule of an operator, or None.
+
+    Attributes:
+        dims: node -> dims of its tensor result.
+        outputs: node -> dims of each of its results, for operators with several.
+        contracted: (tensor, dim) pairs that gates can multiply.
+        own_units: pairs of dims: blocks, and units that each of them might lose on its own.
+        blocked: (tensor, dim) -> what numbers the blocks that dimension 0 of it is made of.
+    """
+
+    def __init__(
+        self, trace: Trace, model: nn.Module, rule_for: Callable[[Any], Rule | None]
+    ) -> None:
+        self.trace, self._rule_for = trace, rule_for
+        self.tensors: dict[str, Dims] = {}
+        self.dims: dict[fx.Node, Dims] = {}
+        self.outputs: dict[fx.Node, list[Dims]] = {}
+        self.contracted: dict[Slot, None] = {}
+        self.own_units: list[tuple[Dim, Dim]] = []
+        self.blocked: dict[tuple[str, int], Dim] = {}
+        self.attributes: list[tuple[str, str, Dim]] = []
+        self.counts: list[tuple[fx.Node, str, tuple[Dim, ...]]] = []
+        self.shaped: list[fx.Node] = []
+        self.literals: list[tuple[fx.Node, int, Dim | Dims]] = []
+        self.batch = Dim(0, BATCH)
+        self._fed: set[fx.Node] = set()
+        self._batched = False
+        self.canonical = first_names(model)
+        self.aliases: dict[str, list[str]] = defaultdict(list)
+        for name, first in self.canonical.items():
+            self.aliases[first].append(name)
+        for name, tensor in named_tensors(model).items():
+            if self.canonical[name] == name:
+                self.tensors[name] = tuple(Dim(size) for size in tensor.shape)
+
+    def name(self, node: fx.Node) -> str:
+        """The module that made the node, for messages."""
+        return module_of(node) or str(node.target)
+
+    def operands(self, node: fx.Node, *positions: int) -> tuple[Dims, ...]:
+        """Dims of positional tensor arguments."""
+        return tuple(self.dims[node.args[p]] for p in positions)  # pyright: ignore[reportArgumentType]
+
+    def argument(self, node: fx.Node, position: int, name: str, default: Any) -> Any:
+        """A positional or keyword argument of the operator."""
+        if position < len(node.args):
+            return node.args[position]
+        return node.kwargs.get(name, default)
+
+    def named(self, node: fx.Node, name: str, default: Any) -> Any:
+        """An argument by the name that the operator's schema gives it."""
+        assert isinstance(node.target, torch._ops.OpOverload)  # pyright: ignore[reportPrivateUsage]
+        names = [argument.name for argument in node.target._schema.arguments]  # pyright: ignore[reportPrivateUsage]
+        return self.argument(node, names.index(name), name, default) if name in names else default
+
+    def has(self, node: fx.Node, position: int, name: str) -> bool:
+        """Whether an optional tensor argument was given."""
+        return isinstance(self.argument(node, position, name, None), fx.Node)
+
+    def fresh(self, node: fx.Node, start: int) -> Dims:
+        """New dims, which never shrink, for the node's result from dimension `start` on."""
+        shape = shape_of(node)
+        assert shape is not None
+        return tuple(Dim(size) if start == 0 else Dim(size, SPACE) for size in shape[start:])
+
+    def new(self, size: int) -> Dim:
+        """A dim that may shrink with whatever it meets."""
+        return Dim(size)
+
+    def constant(self, size: int) -> Dim:
+        """A dim that never shrinks."""
+        return Dim(size, SPACE)
+
+    def parameter(self, node: fx.Node, position: int) -> str | None:
+        """Qualified name of the parameter or buffer at an argument; None when it is computed."""
+        operand = node.args[position]
+        name = self.trace.tensors.get(getattr(operand, "name", ""))
+        return None if name is None else self.canonical[name]
+
+    def contract(self, node: fx.Node, position: int, dim: int) -> None:
+        """Say that the operator sums over dimension `dim` of the weight at an argument."""
+        operand = node.args[position]
+        assert isinstance(operand, fx.Node)
+        if not self.reads(operand, dim):
+            reason = f"{self.name(node)} reads it through a weight that is computed"
+            freeze(self.dims[operand][dim], reason)
+
+    def reads(self, operand: fx.Node, dim: int) -> bool:
+        """Let gates multiply the weight behind an operand; False when it is no weight.
+
+        A weight may have been transposed or reshaped, as long as the dim is one of its own.
+        """
+        wanted = find(self.dims[operand][dim])
+        name = self.trace.tensors.get(origin(operand).name)
+        if name is None:
+            return False
+        name = self.canonical[name]
+        for place, own in enumerate(self.tensors[name]):
+            if find(own) is wanted:
+                self.contracted[Slot(name, place)] = None
+                return True
+        return False
+
+    def blocks(self, node: fx.Node, position: int, block: Dim, *own: Dim) -> None:
+        """Say that blocks might lose units of their own, all of them as many.
+
+        Args:
+            node: the operator.
+            position: of its weight, whose dimension 0 is made of the blocks, outermost, and whose
+                dimension 1 lists units of one block.
+            block: numbers the blocks.
+            own: the units of a block.
+        """
+        self.own_units += [(block, units) for units in own]
+        if (name := self.parameter(node, position)) is not None:
+            self.blocked[name, 1] = block
+
+    def attribute(self, node: fx.Node, position: int, attribute: str, dim: Dim) -> None:
+        """Say that an attribute of the modules that own a parameter states a dim's size."""
+        canonical = self.parameter(node, position)
+        for name in () if canonical is None else self.aliases[canonical]:
+            self.attributes.append((name.rpartition(".")[0], attribute, dim))
+
+    def count(self, node: fx.Node, *dims: Dim) -> None:
+        """Say that one sample costs the product of these dims in multiply-accumulates."""
+        self.counts.append((node, self.name(node), dims))
+
+    def samples(self, dims: Dims) -> Dims:
+        """Dims without the batch, also where others are folded into it.
+
+        What does not depend on an input is computed once, whatever the batch.
+        """
+        if not dims or not self._batched:
+            return dims
+        batch = find(self.batch)
+        parts = [
+            part
+            for dim in map(find, dims)
+            for part in (map(find, dim.parts) if dim.kind == "product" else [dim])
+        ]
+        if batch.size <= 1 or batch in parts:
+            return tuple(part for part in parts if part is not batch and part.size > 1)
+        first = find(dims[0])
+        folded = [self.constant(first.size // batch.size)] if first.size > batch.size else []
+        return (*folded, *dims[1:])
+
+    def literal_shape(self, node: fx.Node) -> None:
+        """Say that the node's arguments state the shape of its result."""
+        self.shaped.append(node)
+
+    def literal(self, node: fx.Node, position: int, dim: Dim | Dims) -> None:
+        """Say that an integer argument of the operator, or a list of them, states dims' sizes."""
+        self.literals.append((node, position, dim))
+
+    def literal_sizes(self, node: fx.Node, position: int, dims: Sequence[Dim]) -> None:
+        """Say that an argument lists the sizes of dims; where it says -1 it need not follow."""
+        self.literals.append((node, position, tuple(dims)))
+
+    def run(self) -> None:
+        """Visit every node."""
+        for node in self.trace.graph.nodes:
+            if node.op == "placeholder":
+                self._placeholder(node)
+            elif node.op == "output":
+                for operand in node.all_input_nodes:
+                    for dim in self._all_dims(operand):
+                        freeze(dim, "an output of the network")
+            else:
+                self._call(node)
+
+    def _placeholder(self, node: fx.Node) -> None:
+        shape = shape_of(node)
+        if shape is None:
+            return
+        name = self.trace.tensors.get(node.name)
+        if name is not None:
+            self.dims[node] = self.tensors[self.canonical[name]]
+        elif node.name in self.trace.inputs and shape:
+            if self.batch.size == 0:
+                self.batch = Dim(shape[0], BATCH)
+            first = self.batch if shape[0] == self.batch.size else Dim(shape[0], SPACE)
+            rest = [Dim(size, "an input of the network") for size in shape[1:]]
+            self.dims[node] = (first, *rest)
+            self._fed.add(node)
+        else:
+            self.dims[node] = tuple(Dim(size, "a constant of forward") for size in shape)
+
+    def _all_dims(self, node: fx.Node) -> Iterable[Dim]:
+        for dims in [self.dims.get(node, ()), *self.outputs.get(node, ())]:
+            yield from dims
+
+    def _call(self, node: fx.Node) -> None:
+        if getattr(node.target, "__name__", "") == "getitem":
+            source, position = node.args[0], node.args[1]
+            if source in self._fed:
+                self._fed.add(node)
+            if source in self.outputs:
+                self.dims[node] = self.outputs[source][position]  # pyright: ignore[reportArgumentType,reportCallIssue]
+                return
+        self._batched = any(source in self._fed for source in node.all_input_nodes)
+        if self._batched:
+            self._fed.add(node)
+        rule = self._rule_for(node.target)
+        result = self.unknown(node) if rule is None else rule(self, node)
+        if isinstance(result, list):
+            self.outputs[node] = result
+            return
+        shape = shape_of(node) or ()
+        assert shape == tuple(dim.size for dim in result), (node, shape, result)
+        self.dims[node] = result
+
+    def unknown(self, node: fx.Node) -> Any:
+        """Freeze what an operator touches that no rule covers; its multiply-accumulates stay.
+
+        Where all that it touches is frozen anyway (positions, masks) nothing is lost.
+        """
+        reason = f"operator {node.target} in {self.name(node)} has no rule"
+        touched = [dim for operand in node.all_input_nodes for dim in self._all_dims(operand)]
+        if all(leaf.reason or leaf.size == 1 for dim in touched for leaf in leaves(dim)):
+            reason = SPACE
+        for dim in touched:
+            freeze(dim, reason)
+        value = node.meta.get("val")
+        if isinstance(value, (list, tuple)):
+            return [tuple(Dim(n, reason) for n in getattr(item, "shape", ())) for item in value]
+        return tuple(Dim(size, reason) for size in getattr(value, "shape", ()))

@@ -1,0 +1,118 @@
+"""The ways in which a branch can go.
+
+The `forward` of the module that adds the branch may be rewritten without the addition. Models of
+text branch on optional arguments and pass on whatever they were called with, which no tracer
+follows. Then their blocks stay as they are, and *stand-ins* take the place of the branch's modules:
+the last before the addition returns zeros, the others return their argument.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import fx, nn
+
+from guyot.core.errors import UnsupportedError
+from guyot.core.types import StandIn
+from guyot.structures.branches import Branch
+from guyot.structures.trace import Call, Trace
+from guyot.structures.writers import KEEPS_ZERO, WEIGHTED
+from guyot.surgery import check_rewritable
+
+aten = torch.ops.aten
+PRODUCTS = {
+    aten.scaled_dot_product_attention.default,
+    aten.bmm.default,
+    aten.baddbmm.default,
+    aten.einsum.default,
+}
+"""What costs multiply-accumulates without weights."""
+
+
+class Callers:
+    """Which modules' calls made which operators of a graph.
+
+    Operators on constants (positions, empty biases) do not count: they can be made anywhere.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self._made: dict[str, set[fx.Node]] = defaultdict(set)
+        self._calls: Mapping[str, tuple[Call, ...]] = {k: tuple(v) for k, v in trace.calls.items()}
+        self._real: set[fx.Node] = set()
+        for node in trace.graph.nodes:
+            known = node.op == "placeholder" and (
+                node.name in trace.inputs or node.name in trace.tensors
+            )
+            if known or any(source in self._real for source in node.all_input_nodes):
+                self._real.add(node)
+                for path in _paths(node):
+                    self._made[path].add(node)
+
+    def contains(self, owner: str, branch: Branch) -> bool:
+        """Whether all of a branch runs inside the module that adds it."""
+        return all(owner in _paths(node) for node in branch.nodes if node in self._real)
+
+    def stand_ins(self, branch: Branch) -> tuple[StandIn, ...] | str:
+        """What may stand in for the modules of a branch, or the reason why nothing may."""
+        inside = self._inside(branch)
+        places = {node: path for path in inside for node in self._made[path]}
+        for node in branch.nodes:
+            if node not in places and (node.target in WEIGHTED or node.target in PRODUCTS):
+                return "a module of it does more than this branch"
+        last = branch.operand
+        while last not in places and last in branch.nodes and last.target in KEEPS_ZERO:
+            last = last.args[0]  # pyright: ignore[reportAssignmentType]
+        if last not in places:
+            return "what its addition adds is not made by one module of it"
+        names = branch.layer.tensors
+        if any(not name.startswith(tuple(f"{path}." for path in inside)) for name in names):
+            return "some of its parameters belong to a module that does more than this branch"
+        found: list[StandIn] = []
+        for path in inside:
+            calls = self._calls.get(path, ())
+            if len(calls) != 1 or calls[0].argument is None or not calls[0].tensor:
+                return f"its module {path} is not called once with a tensor, for a tensor"
+            if path == places[last] and not calls[0].alike:
+                return f"the result of its module {path} has another shape than its argument"
+            argument, rest = calls[0].argument, calls[0].rest
+            found.append(StandIn(path, argument, rest, path == places[last]))
+        return tuple(found)
+
+    def _inside(self, branch: Branch) -> tuple[str, ...]:
+        """The outermost modules that make nothing but operators of a branch."""
+        paths = dict.fromkeys(path for node in sorted(branch.nodes) for path in _paths(node))
+        whole = [path for path in paths if path and self._made[path] <= branch.nodes]
+        return tuple(
+            path for path in whole if not any(path.startswith(f"{other}.") for other in whole)
+        )
+
+
+def ways_of(model: nn.Module, callers: Callers, branch: Branch) -> list[Branch] | str:
+    """The branch as it may be removed, the better way first, or the reasons why it cannot be."""
+    found: list[Branch] = []
+    reasons: list[str] = []
+    layer = branch.layer
+    if not layer.owner:
+        reasons.append("its addition is in the root's forward: move it to a submodule")
+    elif not callers.contains(layer.owner, branch):
+        reasons.append("its branch runs outside the module that adds it")
+    else:
+        try:
+            check_rewritable(model.get_submodule(layer.owner), layer.owner, layer.addition)
+            found.append(branch)
+        except UnsupportedError as error:
+            reasons.append(str(error))
+    stand_ins = callers.stand_ins(branch)
+    if isinstance(stand_ins, str):
+        reasons.append(stand_ins)
+    else:
+        found.append(replace(branch, layer=replace(layer, stand_ins=stand_ins)))
+    return found or "; ".join(reasons)
+
+
+def _paths(node: fx.Node) -> tuple[str, ...]:
+    """Qualified names of the modules in whose calls a node was made, outermost first."""
+    return tuple(entry[0] for entry in (node.meta.get("nn_module_stack") or {}).values())

@@ -1,0 +1,135 @@
+"""What the terminal shows: help of every command, usage errors, completion.
+
+`tests/golden/help` holds the help at 80 columns, as it reads with the versions it was written
+with. Only its words are compared, since typer changes frames and names of types between versions.
+When a change is meant: `GOLDEN=write pytest tests/app/test_surface.py`.
+"""
+
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import typer
+from paths import TESTS
+from typer.testing import CliRunner
+
+from guyot.app.cli import commands
+from guyot.app.cli.commands import app
+
+GOLDEN = TESTS / "golden" / "help"
+COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+TYPES = r"<\w+>|\b(?:TEXT|INTEGER|FLOAT|PATH|BOOLEAN)\b"
+
+
+def run(*arguments: str) -> Any:
+    environment = {"COLUMNS": "80", "TERMINAL_WIDTH": "80", "NO_COLOR": "1", "TERM": "dumb"}
+    return CliRunner(env=environment).invoke(app, arguments, prog_name="guyot")
+
+
+def words(text: str) -> list[str]:
+    """Letters, digits and dashes, line by line run together; no frames, no types."""
+    return re.findall(r"[^\s─-╿*]+", re.sub(TYPES, "", text))
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_as_it_was(command: str):
+    result = run(*command.split(), "--help")
+    assert result.exit_code == 0
+    lines = [line.rstrip() for line in result.output.splitlines()]
+    assert max(map(len, lines)) <= 80
+    file, text = GOLDEN / f"{command or 'guyot'}.txt", "\n".join(lines).strip("\n") + "\n"
+    if os.environ.get("GOLDEN") == "write":
+        file.write_text(text, encoding="utf-8")
+    assert file.exists(), f"no {file.name}: GOLDEN=write pytest tests/app/test_surface.py"
+    assert words(text) == words(file.read_text(encoding="utf-8")), (
+        f"the help of guyot {command} changed; if that is meant: "
+        "GOLDEN=write pytest tests/app/test_surface.py"
+    )
+
+
+def test_no_help_is_left_over():
+    assert sorted(file.stem for file in GOLDEN.iterdir()) == sorted(["guyot", *COMMANDS])
+
+
+def test_a_command_is_a_file():
+    assert sorted(file.name for file in pkgutil.iter_modules(commands.__path__)) == COMMANDS
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_the_short_way_to_ask_for_help(command: str):
+    assert run(*command.split(), "-h").output == run(*command.split(), "--help").output
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_can_be_quiet_and_gives_json(command: str):
+    program: Any = typer.main.get_command(app)
+    names = {name for option in program.commands[command].params for name in option.opts}
+    assert names >= {"--json", "--quiet", "-q"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], r"No such command 'trian'.*; see guyot --help"),
+        (["--loud"], r"No such option: --loud; see guyot --help"),
+        (["train", "--epoch", "3"], r"No such option: --epoch.*--epochs.*; see guyot train --help"),
+        (["train", "--epochs", "few"], r"Invalid value for '--epochs': .*see guyot train --help"),
+        (["train", "more"], r"unexpected extra argument.*more.*; see guyot train --help"),
+        (["report"], r"Missing argument 'RUN.*'; see guyot report --help"),
+    ],
+)
+def test_usage_errors_are_one_paragraph(arguments: list[str], message: str):
+    result = run(*arguments)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert re.fullmatch(f"error: .*{message}\n", result.stderr), result.stderr
+
+
+def test_nothing_asked_gives_help():
+    result = run()
+    assert "report" in result.output and "Usage" in result.output
+
+
+def complete(*typed: str, shell: str = "bash") -> list[str]:
+    """What the shell offers: the script it has installed asks through its environment."""
+    line = " ".join(typed)
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(typed) - 1), "_TYPER_COMPLETE_ARGS": line}
+    asked |= {"_TYPER_COMPLETE_FISH_ACTION": "get-args"} if shell == "fish" else {}
+    asked |= {"_TYPER_COMPLETE_WORD_TO_COMPLETE": typed[-1]} if shell == "powershell" else {}
+    environment = asked | {"_GUYOT_COMPLETE": f"complete_{shell}"}
+    result = CliRunner(env=environment).invoke(app, [], prog_name="guyot")
+    return re.findall(r"[\w-]+", result.output)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "powershell"])
+def test_the_shell_completes_commands_options_and_values(shell: str):
+    assert "train" in complete("guyot", "tr", shell=shell)
+    assert "report" not in complete("guyot", "tr", shell=shell)
+    assert "--output" in complete("guyot", "report", "--out", shell=shell)
+    assert "digits" in complete("guyot", "train", "--data", "di", shell=shell)
+    assert "onnx" in complete("guyot", "export", "run", "--format", "on", shell=shell)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_completed(command: str):
+    program: Any = typer.main.get_command(app)
+    options = [p for p in program.commands[command].params if p.param_type_name == "option"]
+    for name in (name for option in options for name in (*option.opts, *option.secondary_opts)):
+        if name.startswith("--"):
+            assert name in complete("guyot", command, name)
+
+
+def test_the_installed_program_answers_the_shell():
+    program = "import sys; sys.argv[0] = 'guyot'; from guyot.app.cli import main; main()"
+    asked = {"COMP_WORDS": "guyot tr", "COMP_CWORD": "1", "_GUYOT_COMPLETE": "complete_bash"}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | asked,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["train"]

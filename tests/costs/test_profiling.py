@@ -1,0 +1,153 @@
+"""Own times add up, networks are left as they were, and predictions go with what is measured."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from cases import CASES
+from torch import nn
+
+import guyot
+from guyot import Cost, Discovery
+from guyot.app.models import resnet
+from guyot.core.errors import MisconfiguredError
+from guyot.costs.latency import LatencyTable
+from guyot.costs.profiling import _named, _Stopwatch, profile, variants
+from guyot.structures import find_structures
+
+
+class Sleeper(nn.Module):
+    """Takes exactly so many ticks of a clock."""
+
+    def __init__(self, ticks: int, now: list[float]) -> None:
+        super().__init__()
+        self.ticks, self.now = ticks, now
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.now[0] += self.ticks
+        return x
+
+
+class Parent(nn.Module):
+    def __init__(self, now: list[float]) -> None:
+        super().__init__()
+        self.now, self.first, self.second = now, Sleeper(3, now), Sleeper(40, now)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.now[0] += 500
+        return self.second(self.first(self.first(x)))
+
+
+def test_own_times_are_exact_and_leave_no_trace() -> None:
+    now = [0.0]
+    model = nn.Sequential(Parent(now), Sleeper(7000, now))
+    before = {module: dict(vars(module)) for module in model.modules()}
+    watch = _Stopwatch(model, lambda: now[0])
+    own = watch.run(torch.zeros(1))
+    assert own == {"(root)": 0, "0": 500, "0.first": 6, "0.second": 40, "1": 7000}
+    assert {module: dict(vars(module)) for module in model.modules()} == before
+
+
+def test_a_pass_that_fails_leaves_no_trace_either() -> None:
+    model = nn.Sequential(nn.Linear(3, 2))
+    watch = _Stopwatch(model, lambda: 0.0)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        watch.run(torch.zeros(1, 7))
+    assert "forward" not in vars(model[0])
+    assert watch.run(torch.zeros(1, 3)).keys() == {"(root)", "0"}
+
+
+def test_variants_are_networks_cut_down_for_real() -> None:
+    case = CASES["cifar"]
+    model = case.build()
+    structures = find_structures(model, (case.inputs(1),), verify=False)
+    found = list(variants(model, structures, quantum=2))
+    assert not found[0].measurement.widths and not found[0].measurement.removed_layers
+    assert any(v.measurement.removed_layers for v in found)
+    for variant in found:
+        widths, modules = variant.measurement.widths, dict(variant.model.named_modules())
+        assert all(width % 2 == 0 for width in widths.values())
+        for name, width in widths.items():
+            if name in modules:
+                assert modules[name].out_channels == width
+        for layer in variant.measurement.removed_layers:
+            assert f"{layer}.conv1" not in modules
+        assert variant.model(case.inputs(1)).shape == (1, 3)
+    assert model.conv1.out_channels == 6 and model.training
+
+
+def test_prediction_goes_with_measurement(tmp_path) -> None:
+    """Wide against narrow, deep against shallow: only the order is asserted, machines are busy."""
+    model = resnet(20).to(memory_format=torch.channels_last)
+    image = torch.randn(1, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = profile(model, (image,), seconds=3.0, quantum=8)
+    finally:
+        torch.set_num_threads(threads)
+    assert found.agreement is not None and found.agreement.correlation > 0.8
+    table = found.table
+    assert table.batch == 1 and table.quantum == 8 and table.where["threads"] == "1"
+    assert table.input_shapes == ((1, 3, 32, 32),)
+    measured = found.measurements[0].milliseconds
+    assert measured is not None
+    assert table.full == pytest.approx(measured, rel=0.5)
+    narrow = found.measurements[3].milliseconds
+    assert narrow is not None and narrow < measured
+    table.check(find_structures(resnet(20), (torch.zeros(4, 3, 32, 32),), verify=False))
+    table.save(tmp_path / "table.json")
+    assert LatencyTable.load(tmp_path / "table.json") == table
+
+
+def test_where_operators_cannot_be_told_apart_whole_networks_count() -> None:
+    block = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
+    model = nn.Sequential(nn.Linear(8, 16), block, nn.Linear(16, 3))
+    with pytest.warns(guyot.GuyotWarning):
+        found = profile(model, (torch.randn(1, 5, 8),), seconds=0.0, quantum=4)
+    assert not any(m.operators for m in found.measurements)
+    assert len(set(found.table.operators.values())) == 1
+    assert _named([], found.structures) == []
+
+
+def latency_run(model: nn.Module, table: LatencyTable, **dials: float) -> Discovery:
+    torch.manual_seed(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    images, labels = torch.randn(32, 3, 8, 8), torch.randint(3, (32,))
+    discovery = Discovery(
+        model,
+        (images,),
+        optimizer,
+        total_steps=150,
+        alpha=Cost(latency=1, table=table),
+        config=guyot.DiscoveryConfig(round_to=2),
+        **dials,
+    )
+    for _ in range(150):
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        discovery.step()
+    discovery.finish()
+    return discovery
+
+
+def test_a_discovery_meets_a_latency() -> None:
+    torch.manual_seed(0)
+    model = resnet(14, 3, widths=(8, 8, 8))
+    full = find_structures(model, (torch.zeros(1, 3, 8, 8),), verify=False)
+    rates = {kernel.name: guyot.costs.latency.Rate(0.01, 1e-7, 1e-7) for kernel in full.kernels}
+    table = LatencyTable(rates, batch=1, full=1.0, input_shapes=((1, 3, 8, 8),))
+    before = table.milliseconds(full)
+    discovery = latency_run(model, table, target=0.5)
+    after = table.milliseconds(discovery.structures)
+    assert discovery.attained == pytest.approx(after / before)
+    assert after / before == pytest.approx(0.5, abs=0.06)
+    assert any(removal.layers for removal in discovery.removals)
+    assert discovery.macs < discovery.full_macs
+
+
+def test_a_discovery_refuses_the_table_of_another_network() -> None:
+    table = LatencyTable({"features.0": guyot.costs.latency.Rate(1.0)}, batch=1, full=1.0)
+    with pytest.raises(MisconfiguredError, match=r"times features.0, which this network does not"):
+        latency_run(resnet(8, 3, widths=(4, 4, 4)), table, target=0.5)

@@ -1,0 +1,194 @@
+"""A whole discovery on synthetic noisy benefits: the budget is met and the gates decide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from oracles import residual_network
+
+from guyot.core.errors import MisconfiguredError
+from guyot.costs.complexity import Complexity
+from guyot.planning.benefits import SideSums, TwoSided
+from guyot.planning.budget import Budget
+from guyot.planning.dynamics import Phases, sample, speed, step
+from guyot.planning.settle import choose
+
+NET = residual_network(16, (16,) * 9, pixels=8)  # the shape of a ResNet-20
+
+
+@dataclass
+class Outcome:
+    theta: torch.Tensor
+    expected: list[float]
+    wanted: list[float]
+    nu: list[float]
+
+
+def simulate(
+    target: float | None = 0.5,
+    steps: int = 1500,
+    noise: float = 3.0,
+    seed: int = 0,
+    quantum: int = 1,
+    commitment: float = 10.0,
+) -> Outcome:
+    """Benefits of quadratic interaction: they rise up to threefold as others of the group leave.
+
+    Intrinsic benefits are log-normal about 0.3 nats times the price; gradients carry Student-t
+    noise (3 degrees of freedom) of `noise` times that; the weights adapt to theta.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    costs, index = Complexity(NET), NET.index
+    n, reference = index.total, costs.reference_prices()
+    phases = Phases(steps, commitment_max=commitment)
+    budget = Budget(target, phases) if target is not None else None
+    estimator, theta, adapted = TwoSided(n), torch.full((n,), 0.9), torch.ones(n)
+    base = 0.3 * reference * torch.randn(n, generator=generator).exp()
+    tails = torch.distributions.StudentT(3.0)
+    group = index.group_of_gate
+    sizes = torch.bincount(group).float()
+    outcome, plan = Outcome(theta, [], [], []), None
+    for t in range(phases.discovery_start, phases.discovery_stop):
+        gate = sample(theta, 0.03, generator)
+        kept = torch.zeros(len(sizes)).index_add(0, group, gate)
+        others = ((kept[group] - gate) / (sizes[group] - 1).clamp(min=1)).clamp(max=1)
+        others[index.layer_slice] = gate[index.layer_slice].mean()
+        alive = torch.ones(n)
+        for i in range(index.layers):
+            alive[index.units(i + 1)] = gate[index.layer(i)]
+        true = base * adapted * alive * (3 - 2 * others)
+        gradient = -true * (1.5 - gate) + noise * 0.17 * reference * alive * tails.sample((n,))
+        estimator.update(SideSums.from_sample(gradient, gate))
+        benefit, price = estimator.benefit(theta), costs.prices(theta)
+        nu = scale = 0.5
+        if budget:
+            if (t - phases.discovery_start) % 5 == 0:
+                slope = costs.gradient(theta)
+                budget.update(
+                    t, theta, benefit, price, reference, slope, float(costs.expected(theta))
+                )
+            nu, scale = budget.nu, budget.scale
+        mu = phases.commitment(t)
+        if mu > 0 and (plan is None or t % 15 == 0):
+            plan = choose(theta, benefit, nu * price, NET, costs, [quantum] * 10, target).mask
+        drift = speed(benefit, nu * price, scale * reference, 2.0, mu, plan)
+        theta = step(theta, drift, 0.9, phases.horizon)
+        adapted += (theta.clamp(min=0.02) / 0.9 - adapted) * 10 / phases.discovery_steps
+        outcome.expected.append(float(costs.expected(theta)))
+        outcome.wanted.append(budget.reference(t + 1) if budget else 0.0)
+        outcome.nu.append(nu)
+    outcome.theta = theta
+    return outcome
+
+
+def polarised(theta: torch.Tensor) -> float:
+    """Share of the remaining gates that are at 0.95 or above."""
+    remaining = theta[theta > 0]
+    return float((remaining >= 0.95).float().mean())
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {},
+        {"target": 0.3},
+        {"noise": 10.0, "seed": 1},
+        {"steps": 400, "seed": 2},
+        {"quantum": 4, "seed": 3},
+    ],
+    ids=str,
+)
+def test_budget_is_met_and_gates_decide(case: dict) -> None:
+    outcome = simulate(**case)
+    target = case.get("target", 0.5)
+    assert abs(outcome.expected[-1] / target - 1) < 0.01
+    assert polarised(outcome.theta) >= 0.9
+    assert ((outcome.theta == 0) | (outcome.theta > 0.95)).float().mean() > 0.95
+
+
+def test_the_path_is_followed_without_oscillation() -> None:
+    outcome = simulate()
+    on_path = range(30, int(0.74 * len(outcome.expected)))
+    errors = [outcome.expected[t] - outcome.wanted[t] for t in on_path]
+    assert max(map(abs, errors)) < 0.01
+    rises = [max(0.0, outcome.expected[t + 1] - outcome.expected[t]) for t in on_path]
+    assert sum(rises) < 0.02
+
+
+def test_fixed_nu_polarises_as_well_and_needs_the_commitment_for_it() -> None:
+    assert polarised(simulate(target=None).theta) >= 0.9
+    assert polarised(simulate(target=None, commitment=0.0).theta) < 0.9
+
+
+def test_better_structures_stay() -> None:
+    """The kept units earn more for their price than the dropped ones of surviving layers."""
+    outcome = simulate(noise=10.0)
+    index = NET.index
+    base = torch.randn(index.total, generator=torch.Generator().manual_seed(0))
+    alive = torch.ones(index.total, dtype=torch.bool)
+    for i in range(index.layers):
+        alive[index.units(i + 1)] = bool(outcome.theta[index.layer(i)] > 0.5)
+    alive[index.layer_slice] = False
+    kept = outcome.theta > 0.5
+    assert base[alive & kept].mean() > base[alive & ~kept].mean() + 0.5
+
+
+def slope_case(n: int = 8) -> dict[str, torch.Tensor]:
+    ones = torch.ones(n) / n
+    return {
+        "theta": torch.full((n,), 0.9),
+        "price": ones,
+        "reference_price": ones,
+        "gradient": ones,
+    }
+
+
+def test_nu_rises_while_complexity_is_too_high_and_falls_when_too_low() -> None:
+    nus = {}
+    for name, expected in (("high", 0.95), ("low", 0.4)):
+        budget = Budget(0.5, Phases(1000))
+        benefit = torch.linspace(0.0, 0.2, 8)
+        budget.update(100, **slope_case(), benefit=benefit, expected=0.9)
+        before = budget.nu
+        for t in range(101, 140):
+            budget.update(t, **slope_case(), benefit=benefit, expected=expected)
+        nus[name] = budget.nu / before
+    assert nus["high"] > 1.2 and nus["low"] < 0.8
+
+
+def test_negative_benefits_do_not_confuse_the_search() -> None:
+    """A third of the b below 0: C^ still follows the path, step by step."""
+    phases, case = Phases(1000), slope_case(300)
+    start, arrival = phases.discovery_start, phases.discovery_stop - phases.discovery_steps // 4
+    benefit = (torch.randn(300, generator=torch.Generator().manual_seed(0)) + 0.4) / 300
+    budget, theta = Budget(0.5, phases), case.pop("theta")
+    expected = [float(theta.mean())]
+    for t in range(start, arrival):
+        budget.update(t, theta, benefit, **case, expected=expected[-1])
+        drift = speed(benefit, budget.nu * case["price"], budget.scale * case["reference_price"])
+        theta = step(theta, drift, 0.9, phases.horizon)
+        expected.append(float(theta.mean()))
+    errors = [abs(expected[t - start] - budget.reference(t)) for t in range(start + 50, arrival)]
+    assert max(errors) < 0.03
+    assert errors[-1] < 0.005
+
+
+def test_state_round_trip() -> None:
+    benefit = torch.linspace(0.0, 0.2, 8)
+    one, two = Budget(0.5, Phases(1000)), Budget(0.5, Phases(1000))
+    for t in range(100, 120):
+        one.update(t, **slope_case(), benefit=benefit, expected=0.9)
+    two.load_state_dict(one.state_dict())
+    for budget in (one, two):
+        budget.update(120, **slope_case(), benefit=benefit, expected=0.8)
+    assert (one.nu, one.scale) == (two.nu, two.scale)
+    assert one.reference(300) == two.reference(300)
+
+
+@pytest.mark.parametrize("target", [0.0, 1.0, -0.2, 50])
+def test_bad_target(target: float) -> None:
+    with pytest.raises(MisconfiguredError, match=r"target=.*share of the complexity"):
+        Budget(target, Phases(1000))

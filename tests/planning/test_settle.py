@@ -1,0 +1,222 @@
+"""Rounding to a network: against brute force over all widths and layers."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import counted, residual_network, unit_group
+
+from guyot.core.errors import MisconfiguredError
+from guyot.core.types import Fixed, Layer, Operation, Structures, TensorShape, Units
+from guyot.costs.complexity import Complexity
+from guyot.planning.settle import choose, floor, levels_of
+
+NET = residual_network(stream=4, inner=(6, 6), pixels=16)
+INDEX = NET.index
+COSTS = Complexity(NET)
+FULL = counted(NET, torch.ones(INDEX.total))[0]
+
+
+def random_case(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    theta = torch.rand(INDEX.total, generator=g)
+    price = COSTS.prices(theta)
+    return theta, price * torch.rand(INDEX.total, generator=g) * 2, price
+
+
+def widths(mask: torch.Tensor) -> list[int]:
+    return [int(mask[INDEX.units(g)].sum()) for g in range(len(NET.groups))]
+
+
+@cache
+def every_cost(quantum: int) -> list[float]:
+    """C^ of every network, all widths by all layers."""
+    found = []
+    levels = [levels_of(group.size, quantum) for group in NET.groups]
+    for on in product((False, True), repeat=len(NET.layers)):
+        inner = [levels[i + 1] if kept else [0] for i, kept in enumerate(on)]
+        for chosen in product(levels[0], *inner):
+            gate = torch.zeros(INDEX.total)
+            for g, width in enumerate(chosen):
+                gate[INDEX.offsets[g] : INDEX.offsets[g] + width] = 1
+            gate[INDEX.layer_slice] = torch.tensor(on).float()
+            found.append(counted(NET, gate)[0] / FULL)
+    return found
+
+
+def test_levels() -> None:
+    assert levels_of(16, 4) == [4, 8, 12, 16]
+    assert levels_of(10, 4) == [4, 8, 10]
+    assert levels_of(2, 4) == [2]
+
+
+def test_decided_gates_with_exact_widths_are_kept_as_they_are() -> None:
+    mask = torch.ones(INDEX.total)
+    mask[[1, 5, 7, 12]] = 0
+    result = choose(mask, torch.rand(INDEX.total), torch.ones(INDEX.total), NET, COSTS, [1, 1, 1])
+    assert torch.equal(result.mask.float(), mask)
+    assert result.attained == pytest.approx(counted(NET, mask)[0] / FULL)
+
+
+@pytest.mark.parametrize(("worth", "expected"), [(1.5, 4), (0.5, 2)])
+def test_width_goes_to_the_better_neighbour(worth: float, expected: int) -> None:
+    theta, ones = torch.ones(INDEX.total), torch.ones(INDEX.total)
+    theta[INDEX.units(1)] = torch.tensor([0.9, 0.6, 0.2, 0.3, 0.8, 0.1])
+    result = choose(theta, worth * ones, ones, NET, COSTS, [1, 2, 1])
+    assert widths(result.mask)[1] == expected
+    best = [0, 4, 1, 3, 2, 5][:expected]
+    assert result.mask[INDEX.units(1)].nonzero().flatten().tolist() == sorted(best)
+
+
+def test_ties_in_theta_go_by_benefit_per_price() -> None:
+    theta, price = torch.ones(INDEX.total), torch.ones(INDEX.total)
+    theta[INDEX.units(1)] = torch.tensor([0.7, 0.7, 0.4, 0.7, 0.7, 0.7])
+    benefit = torch.ones(INDEX.total)
+    benefit[INDEX.units(1)] = torch.tensor([0.3, 0.9, 9.0, 0.8, 0.2, 0.7])
+    benefit[INDEX.units(1)][2] = -9.0
+    result = choose(theta, benefit, price, NET, COSTS, [1, 4, 1])
+    # five of 0.7: 4 or all 6, where the sixth costs more than it earns
+    assert result.mask[INDEX.units(1)].nonzero().flatten().tolist() == [0, 1, 3, 5]
+
+
+def test_a_dead_interior_takes_its_layer_a_dead_stream_keeps_a_quantum() -> None:
+    theta, ones = torch.ones(INDEX.total), torch.ones(INDEX.total)
+    theta[INDEX.units(1)] = 0.4
+    theta[INDEX.units(0)] = 0.1
+    result = choose(theta, ones, ones, NET, COSTS, [2, 2, 2])
+    assert widths(result.mask) == [2, 0, 6]
+    assert result.mask[INDEX.layer_slice].tolist() == [False, True]
+
+
+def test_a_kept_layer_keeps_a_quantum_and_a_removed_one_nothing() -> None:
+    theta, ones = torch.ones(INDEX.total), torch.ones(INDEX.total)
+    theta[INDEX.units(1)] = 0.0
+    theta[INDEX.units(1).start] = 0.5
+    theta[INDEX.layer(1)] = 0.2
+    result = choose(theta, 0 * ones, ones, NET, COSTS, [1, 3, 3])
+    assert widths(result.mask) == [4, 3, 0]
+    # lost: the second layer as a whole; its units are not counted again
+    lost = choose(theta, ones, ones, NET, COSTS, [1, 3, 3]).lost
+    assert lost == pytest.approx(1 + 3)
+
+
+def nested() -> Structures:
+    """An outer layer (0) around an inner one (1), each with its own group."""
+    tensors = (
+        TensorShape("outer", (Units(0), Fixed(4)), (0,), trainable=True),
+        TensorShape("inner", (Units(1), Fixed(4)), (0, 1), trainable=True),
+        TensorShape("head", (Fixed(4), Fixed(2)), (), trainable=True),
+    )
+    operations = tuple(Operation(t.name, t.axes, t.layers) for t in tensors)
+    layers = (
+        Layer("outer", ("outer",), "outer", 0, 1, ("outer", "inner")),
+        Layer("inner", ("inner",), "inner", 0, 1, ("inner",)),
+    )
+    groups = (unit_group("u", 2, ("outer", 0)), unit_group("v", 2, ("inner", 0)))
+    return Structures(groups, layers, tensors, operations)
+
+
+def test_nested_layers_go_together_but_a_dead_inner_group_takes_only_the_inner_one() -> None:
+    net = nested()
+    costs, ones = Complexity(net), torch.ones(6)
+    theta = torch.tensor([1.0, 1, 1, 1, 0, 1])
+    assert not choose(theta, ones, ones, net, costs, [1, 1]).mask.any()
+    theta = torch.tensor([1.0, 1, 0, 0, 1, 1])
+    assert choose(theta, ones, ones, net, costs, [1, 1]).mask.tolist() == [1, 1, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize("quantum", [1, 2])
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), target=st.floats(0.1, 0.95))
+def test_target_is_met_whenever_it_can_be(quantum: int, seed: int, target: float) -> None:
+    theta, benefit, price = random_case(seed)
+    result = choose(theta, benefit, price, NET, COSTS, [quantum] * 3, target)
+    possible = min(abs(cost - target) for cost in every_cost(quantum)) <= 0.01 * target
+    assert result.attained == pytest.approx(counted(NET, result.mask)[0] / FULL)
+    assert result.within == (abs(result.attained - target) <= 0.01 * target)
+    if possible:
+        assert result.within
+    for g, width in enumerate(widths(result.mask)):
+        allowed = [*levels_of(NET.groups[g].size, quantum)]
+        removed = g > 0 and not result.mask[INDEX.layer(g - 1)]
+        assert width in ([0] if removed else allowed)
+
+
+@pytest.mark.parametrize("target", [0.3, 0.5, 0.7])
+def test_realistic_targets_are_met(target: float) -> None:
+    net = residual_network(stream=16, inner=(16,) * 6, pixels=16)
+    costs, n = Complexity(net), net.index.total
+    for seed in range(10):
+        theta = torch.rand(n, generator=torch.Generator().manual_seed(seed))
+        price = costs.prices(theta)
+        benefit = price * 2 * theta.flip(0)
+        assert choose(theta, benefit, price, net, costs, [1] * 7, target).within
+
+
+def test_target_prefers_what_earns_more_for_its_price() -> None:
+    theta = torch.full((INDEX.total,), 0.5)
+    theta[INDEX.units(0)] = 1
+    theta[INDEX.layer_slice] = 1
+    price = COSTS.prices(torch.ones(INDEX.total))
+    benefit = price.clone()
+    benefit[INDEX.units(1)] *= 3
+    target = 1 - 5 * float(price[INDEX.units(1)][0])
+    result = choose(theta, benefit, price, NET, COSTS, [1, 1, 1], target)
+    assert result.within and widths(result.mask)[1] > widths(result.mask)[2]
+    assert result.lost <= 5.01 * float(price[INDEX.units(2)][0])
+
+
+def test_decided_gates_are_overturned_only_for_the_target() -> None:
+    theta = torch.ones(INDEX.total)
+    theta[INDEX.units(2)] = torch.tensor([1, 1, 0.6, 0.5, 0.4, 0])
+    price = COSTS.prices(torch.ones(INDEX.total))
+    low, high = theta.clone(), theta.clone()
+    low[INDEX.units(2)] = torch.tensor([1, 1, 1, 0, 0, 0.0])
+    near = choose(theta, price, price, NET, COSTS, [1, 1, 1], float(COSTS.expected(low)))
+    assert near.mask.tolist() == low.bool().tolist()
+    far = choose(high, price, price, NET, COSTS, [1, 1, 1], 0.4)
+    nearest = min(abs(cost - 0.4) for cost in every_cost(1))
+    assert abs(far.attained - 0.4) <= max(0.004, nearest + 1e-9)
+
+
+@pytest.mark.parametrize("target", [None, 0.3, 0.6, 0.99])
+@pytest.mark.parametrize("quantum", [1, 2, 4])
+def test_what_was_given_up_never_returns(target: float | None, quantum: int) -> None:
+    for seed in range(5):
+        theta, benefit, price = random_case(seed)
+        alive = torch.rand(INDEX.total, generator=torch.Generator().manual_seed(seed)) > 0.3
+        theta = torch.where(alive, theta, 0)
+        benefit = torch.where(alive, benefit, 100.0)
+        result = choose(theta, benefit, price, NET, COSTS, [quantum] * 3, target, alive=alive)
+        assert not (result.mask & ~alive).any()
+        assert result.lost < 50
+
+
+def test_a_level_may_hold_a_unit_that_was_given_up() -> None:
+    """Five of six left, quantum 3: all five stay, and the sixth is paid for."""
+    theta, alive = torch.ones(INDEX.total), torch.ones(INDEX.total, dtype=torch.bool)
+    alive[INDEX.units(1).start] = False
+    ones = torch.ones(INDEX.total)
+    result = choose(theta, 2 * ones, ones, NET, COSTS, [1, 3, 1], alive=alive)
+    assert widths(result.mask)[1] == 5
+    assert result.attained == pytest.approx(1.0)
+
+
+def test_floor_is_the_cheapest_network() -> None:
+    for quantum in (1, 2, 3):
+        lowest = min(every_cost(quantum))
+        assert floor(NET, COSTS, [quantum] * 3) == pytest.approx(lowest, rel=1e-12)
+    result = choose(*random_case(0), NET, COSTS, [2, 2, 2], 0.001)
+    assert not result.within
+    assert result.attained == pytest.approx(floor(NET, COSTS, [2, 2, 2]))
+
+
+@pytest.mark.parametrize("quantum", [[1, 1], [1, 0, 1]])
+def test_bad_quantum(quantum: list[int]) -> None:
+    with pytest.raises(MisconfiguredError, match=r"does not fit.*3 groups"):
+        floor(NET, COSTS, quantum)

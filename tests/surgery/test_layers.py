@@ -1,0 +1,464 @@
+"""A removed residual branch leaves nothing behind, and what is left is a plain module."""
+
+from __future__ import annotations
+
+import copy
+import io
+import random
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cases import CASES, Nested, TwoBranches, counted
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from guyot import GuyotWarning, find_structures
+from guyot.app.models.cifar import BasicBlock
+from guyot.core.errors import UnsupportedError
+from guyot.core.randomness import seed_all
+from guyot.core.types import KeepPlan, Structures
+from guyot.surgery import check_rewritable, operate
+
+
+def only(structures: Structures, *names: str) -> KeepPlan:
+    """The plan that removes the named layers and keeps every unit."""
+    numbers = {layer.name: n for n, layer in enumerate(structures.layers)}
+    return KeepPlan({}, frozenset(numbers[name] for name in names))
+
+
+def without(model: nn.Module, x: Tensor, *names: str) -> nn.Module:
+    """The model after the named layers were removed."""
+    structures = find_structures(model, (x,))
+    operate(model, structures, only(structures, *names))
+    return model
+
+
+def backward(model: nn.Module, x: Tensor) -> None:
+    model.train()
+    model.zero_grad()
+    model(x).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.layers])
+def test_nothing_is_left_behind(name: str) -> None:
+    case = CASES[name]
+    model, x = case.build(), case.inputs()
+    structures = find_structures(model, (x,))
+    names = set(model.state_dict())
+    every = KeepPlan({}, frozenset(range(len(structures.layers))))
+    branch = {tensor for layer in structures.layers for tensor in layer.tensors}
+    inside = {tensor.rpartition(".")[0] for tensor in branch}
+
+    left = operate(model, structures, every).structures
+
+    assert left.layers == ()
+    assert set(model.state_dict()) == names - branch
+    assert not inside & dict(model.named_modules()).keys()
+    assert not any(op.layers for op in left.operations)
+    executed = [op for op in structures.operations if not op.layers]
+    assert {op.name for op in left.operations} == {op.name for op in executed}
+    assert all("guyot.s" not in type(module).__module__ for module in model.modules())
+    backward(model, x)
+
+
+def test_identity_shortcut_vanishes() -> None:
+    case = CASES["cifar"]
+    model, x = case.build(), case.inputs()
+    before = counted(model, x)
+    without(model, x, "stages.0.0")
+    assert isinstance(model.stages[0][0], nn.Identity)
+    assert before - counted(model, x) == 2 * 9 * 6 * 6 * 8 * 8
+
+
+def test_modules_keep_the_numbers_they_are_called_with() -> None:
+    class Repeat(nn.Module):
+        def forward(self, x: Tensor, times: int) -> Tensor:
+            return x.repeat_interleave(times, 1)
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.repeat, self.linear, self.relu = Repeat(), nn.Linear(6, 6), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.repeat(x, 2)
+            return self.relu(x + self.linear(x))
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 3), Block(), nn.Linear(6, 2)), torch.randn(2, 4)
+    structures = find_structures(model, (x,))
+    assert [layer.stand_ins for layer in structures.layers] == [()]
+    expected = model[2](model[0](x).repeat_interleave(2, 1).relu())
+    operate(model, structures, KeepPlan({}, frozenset([0])))
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_downsampling_shortcut_stays() -> None:
+    case = CASES["cifar"]
+    model, x = case.build(), case.inputs()
+    weight = model.stages[1][0].downsample[0].weight
+    without(model, x, "stages.1.0")
+    block = model.stages[1][0]
+    assert isinstance(block, nn.Sequential)
+    assert [name for name, _ in block.named_children()] == ["downsample", "relu"]
+    assert block.downsample[0].weight is weight
+    backward(model, x)
+
+
+def test_removing_in_turn_is_removing_at_once() -> None:
+    case = CASES["tokens"]
+    model, x = case.build(), case.inputs()
+    structures = find_structures(model, (x,))
+    names = [layer.name for layer in structures.layers]
+    for first in names:
+        for second in names:
+            if first != second:
+                once, turns = copy.deepcopy(model), copy.deepcopy(model)
+                operate(once, structures, only(structures, first, second))
+                left = operate(turns, structures, only(structures, first)).structures
+                operate(turns, left, only(left, second))
+                assert torch.equal(once(x), turns(x)), (first, second)
+                assert list(once.state_dict()) == list(turns.state_dict())
+
+
+def test_one_of_two_branches_in_a_forward() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 8), TwoBranches(8, 6, scaled=True)), torch.randn(2, 5)
+    stem, block = copy.deepcopy(model)
+    without(model, x, "1")
+    hidden = stem(x)
+    torch.testing.assert_close(model(x), torch.tanh(block.feed(hidden) + hidden))
+    assert isinstance(model[1], fx.GraphModule)
+    assert type(model[1]).__name__ == "TwoBranches"
+    assert [name for name, _ in model[1].named_children()] == ["feed"]
+    without_both = find_structures(model, (x,))
+    assert without_both.groups
+    backward(model, x)
+
+
+def test_outer_branch_takes_the_inner_along() -> None:
+    model, x = CASES["nested"].build(), CASES["nested"].inputs()
+    structures = find_structures(model, (x,))
+    left = operate(model, structures, only(structures, "1")).structures
+    assert [layer.name for layer in left.layers] == ["2"]
+    assert isinstance(model[1], nn.Identity)
+    backward(model, x)
+
+
+class InShortcut(nn.Module):
+    """A residual block whose shortcut holds another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.short = Nested(6)
+        self.first, self.last = nn.Linear(6, 7), nn.Linear(7, 6)
+        self.more = nn.Linear(7, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.short(x)
+        return y + self.last(torch.relu(self.more(torch.relu(self.first(x)))))
+
+
+@pytest.mark.parametrize("names", [("1",), ("1.short",), ("1", "1.short")])
+def test_inner_branch_in_the_shortcut(names: tuple[str, ...]) -> None:
+    model, x = nn.Sequential(nn.Linear(3, 6), InShortcut(), nn.Linear(6, 2)), torch.randn(4, 3)
+    structures = find_structures(model, (x,))
+    assert {layer.name for layer in structures.layers} == {"1", "1.short"}
+    stem, block, head = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    left = operate(model, structures, only(structures, *names), [optimizer]).structures
+    y = stem(x)
+    short = y if "1.short" in names else block.short(y)
+    branch = block.last(torch.relu(block.more(torch.relu(block.first(y)))))
+    torch.testing.assert_close(model(x), head(short if "1" in names else short + branch))
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.parameters()}
+    assert {tensor.name for tensor in left.tensors} == set(model.state_dict())
+
+
+class Scaled(nn.Module):
+    """A residual block written with a function for its steps."""
+
+    def __init__(self, steps: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU(inplace=True)
+        self.skip = nn.Identity()
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.steps(self, x)
+
+
+def in_place_sum(block: nn.Module, x: Tensor) -> Tensor:
+    out = block.norm(block.conv(x))
+    out += x
+    return block.relu(out)
+
+
+def method_sum(block: nn.Module, x: Tensor) -> Tensor:
+    return block.norm(block.conv(x)).add_(x).relu_()
+
+
+def function_sum(block: nn.Module, x: Tensor) -> Tensor:
+    return functional.relu(torch.add(x, block.norm(block.conv(x))), inplace=True)
+
+
+def through_identity(block: nn.Module, x: Tensor) -> Tensor:
+    return block.relu(block.norm(block.conv(x)) + block.skip(x))
+
+
+def before_activation(block: nn.Module, x: Tensor) -> Tensor:
+    return x + block.conv(torch.relu(block.norm(x)))
+
+
+STEPS = [in_place_sum, method_sum, function_sum, through_identity, before_activation]
+
+
+@pytest.mark.parametrize("steps", STEPS, ids=lambda steps: steps.__name__)
+def test_in_place_operators_do_not_overwrite_the_input(steps) -> None:
+    stem = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Tanh())  # which saves its output for backward
+    model = nn.Sequential(stem, Scaled(steps), nn.Flatten(), nn.Linear(4 * 9, 2))
+    x = torch.randn(2, 3, 3, 3)
+    without(model, x, "1")
+    kept = stem(x).clone()
+    left = kept if steps is before_activation else kept.relu()
+    torch.testing.assert_close(model(x), model[3](left.flatten(1)))
+    backward(model, x)
+
+
+def test_units_are_tried_with_their_layer_in_place() -> None:
+    """What a `forward` states about a branch shows only where the branch runs."""
+
+    class Stated(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(-1, 6)[: len(x)]
+
+    model = nn.Sequential(nn.Linear(3, 6), Nested(6, Stated()), nn.Linear(6, 2))
+    with pytest.warns(GuyotWarning, match=r"units of 1.first cannot be removed: .*written anew"):
+        structures = find_structures(model, (torch.randn(4, 3),))
+    assert [group.name for group in structures.groups] == ["0"]
+    assert [layer.name for layer in structures.layers] == ["1"]
+
+
+def test_a_later_in_place_operator_meets_a_saved_tensor() -> None:
+    """Where the backward pass fails without the addition, the addition of zeros stays."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1),
+        nn.Sigmoid(),
+        Scaled(before_activation),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(4 * 9, 2),
+    )
+    x = torch.randn(2, 3, 3, 3)
+    (layer,) = find_structures(model, (x,)).layers
+    assert {spec.module: spec.zero for spec in layer.stand_ins} == {"2.norm": False, "2.conv": True}
+    kept = copy.deepcopy(model)
+    without(model, x, "2")
+    torch.testing.assert_close(model(x), kept[4:](kept[:2](x)))
+    assert {name.partition(".")[0] for name in model.state_dict()} == {"0", "5"}
+    backward(model, x)
+
+
+def on_mode(block: nn.Module, x: Tensor) -> Tensor:
+    return x + functional.dropout(block.conv(x), 0.1, block.training)
+
+
+def on_size(block: nn.Module, x: Tensor) -> Tensor:
+    return x + block.conv(x) if len(x) > 1 else x
+
+
+def on_call(block: nn.Module, x: Tensor) -> Tensor:
+    def helper(*values: Tensor, **options: Any) -> tuple[Tensor, ...]:
+        return tuple(block.conv(value) for value in values if options.get("on", True))
+
+    return x.add(helper(*[x, x][:1], on=True)[0])
+
+
+@pytest.mark.parametrize("steps", [on_mode, on_size, on_call], ids=lambda steps: steps.__name__)
+def test_forward_that_cannot_be_rewritten_gets_stand_ins(steps) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Scaled(steps), nn.Flatten(), nn.Linear(36, 2))
+    x = torch.randn(2, 3, 3, 3)
+    kept = copy.deepcopy(model)
+    without(model, x, "1")
+    torch.testing.assert_close(model(x), kept[2:](kept[0](x)))
+    assert not [name for name in model.state_dict() if name.startswith("1.conv")]
+    model(x).square().sum().backward()
+
+
+class Rectified(nn.Module):
+    """Its activation, which acts in place, runs in the branch and after the addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        shortcut = x if shortcut is None else shortcut
+        return self.relu(self.second(self.relu(self.first(x))) + shortcut)
+
+
+class Densely(nn.Module):
+    """What goes into a block is read beside what comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.block, self.head = nn.Linear(3, 6), Rectified(), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).exp()
+        return self.head(torch.cat([x, self.block(x)], 1))
+
+
+def test_what_acts_in_place_beside_stand_ins_spares_their_input() -> None:
+    model = Densely()
+    x = torch.randn(4, 3)
+    kept = copy.deepcopy(model)
+    without(model, x, "block")
+    stem = kept.stem(x).exp()
+    torch.testing.assert_close(model(x), kept.head(torch.cat([stem, stem.relu()], 1)))
+    assert not model.block.relu.inplace and kept.block.relu.inplace
+    backward(model, x)
+
+
+class Glued(nn.Module):
+    """A branch that multiplies with a weight outside any module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + functional.linear(self.linear(x), self.weight) if len(x) > 1 else x
+
+
+class Weighed(nn.Module):
+    """A branch that ends in a parameter of its caller."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.scale = nn.Linear(6, 6), nn.Parameter(torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * self.linear(x) if len(x) > 1 else x
+
+
+REFUSED = {
+    "weights of its own": (Glued, r"a module of it does more than this branch"),
+    "a scale of its caller": (Weighed, r"is not made by one module of it"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::guyot.GuyotWarning")
+@pytest.mark.parametrize("name", REFUSED)
+def test_branches_that_cannot_go_are_said(name: str) -> None:
+    block, reason = REFUSED[name]
+    model = nn.Sequential(nn.Linear(3, 6), block(), nn.Linear(6, 2))
+    structures = find_structures(model, (torch.randn(4, 3),))
+    assert not structures.layers
+    (said,) = (f.reason for f in structures.frozen if f.name == "1")
+    assert re.search(r"cannot be rebuilt without its branch: .*; .*" + reason, said)
+
+
+class Tossed(nn.Module):
+    """Training skips the branch, by a coin that a trace of `forward` tosses once and for all."""
+
+    def __init__(self, toss: Callable[[], float]) -> None:
+        super().__init__()
+        self.linear, self.toss = nn.Linear(6, 6), toss
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training and self.toss() < 0.5 else x + self.linear(x)
+
+
+SOURCES = (random.random, np.random.rand, lambda: torch.rand(()).item())
+
+
+@pytest.mark.parametrize("toss", SOURCES)
+def test_chance_has_no_say_in_the_structure(toss: Callable[[], float]) -> None:
+    model = nn.Sequential(nn.Linear(3, 6), *(Tossed(toss) for _ in range(4)), nn.Linear(6, 2))
+    found: list[Structures] = []
+    for seed in range(5):
+        seed_all(seed)
+        found.append(find_structures(model, (torch.ones(4, 3),)))
+        drawn = [source() for source in SOURCES]
+        seed_all(seed)
+        assert drawn == [source() for source in SOURCES]
+    assert all(str(other) == str(found[0]) for other in found)
+    assert [layer.name for layer in found[0].layers] == ["1", "2", "3", "4"]
+    assert all(layer.stand_ins for layer in found[0].layers)
+    with pytest.raises(UnsupportedError, match=r"forward of 1 .*depends on random numbers"):
+        check_rewritable(model[1], "1", 0)
+
+
+def test_module_called_twice_keeps_its_branch() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.block, self.head = nn.Linear(3, 6), Nested(6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.block(self.block(self.stem(x))))
+
+    structures = find_structures(Twice(), (torch.randn(2, 3),))
+    assert not structures.layers
+    assert any("called more than once" in f.reason for f in structures.frozen)
+
+
+def test_addition_in_the_root_gets_stand_ins() -> None:
+    x = torch.randn(2, 6)
+    model = without(Nested(6), x, "(root)")
+    torch.testing.assert_close(model(x), x)
+    assert not list(model.parameters())
+
+
+def test_addition_in_the_root_is_said() -> None:
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(6, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + functional.linear(x, self.weight)
+
+    structures = find_structures(Root(), (torch.randn(2, 6),))
+    assert not structures.layers
+    assert any(f.name == "(root)" and "submodule" in f.reason for f in structures.frozen)
+
+
+@pytest.mark.parametrize("names", [("1",), ("1", "2:2")])
+def test_result_can_be_copied_and_loaded(names: tuple[str, ...]) -> None:
+    case = CASES["tokens"]
+    x = case.inputs()
+    model = without(case.build(), x, *names)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(x), model(x))
+    other = without(case.build(), x, *names)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(x), model(x))
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(model, (x,)), buffer)
+    buffer.seek(0)
+    torch.testing.assert_close(torch.export.load(buffer).module()(x), model(x))
+
+
+def test_modes_are_kept() -> None:
+    case = CASES["cifar"]
+    for mode in (True, False):
+        model = without(case.build().train(mode), case.inputs(), "stages.0.0", "stages.1.0")
+        assert {module.training for module in model.modules()} == {mode}
+
+
+def test_blocks_of_other_kinds_stay_what_they_are() -> None:
+    case = CASES["cifar"]
+    model = without(case.build(), case.inputs(), "stages.0.0")
+    assert isinstance(model.stages[2][0], BasicBlock)
