@@ -7,8 +7,8 @@
 Every model of ``tests/helpers/zoo.py`` is examined in a process of its own with bounded memory and
 CPU time, once by guyot and once by torch-pruning, and the results go to
 ``benchmarks/results/coverage/<library>-<model>.json`` as each ends. Results that are there are
-kept, so an interrupted run goes on another day; ``--again`` repeats. MODEL may be a pattern such
-as ``'timm/*net*'``. ``--table`` writes docs/coverage.md.
+kept, so an interrupted run continues another day; ``--again`` repeats. MODEL may be a pattern such
+as ``'timm/*net*'``. ``--table`` writes docs/coverage.md and the tables that it links.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from examine import result_of  # noqa: E402  # pyright: ignore[reportMissingImpo
 from zoo import ZOO  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 RESULTS = Path(__file__).parent / "results" / "coverage"
-PAGE = ROOT / "docs" / "coverage.md"
+DOCS = ROOT / "docs"
 METHODS = ("guyot", "torch-pruning")
 COMMAND = ("python", "benchmarks/coverage.py")
 IMPORTED = ("torch.export", "torch._dynamo")
@@ -144,12 +144,17 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=6, help="GB of a process")
     parser.add_argument("--seconds", type=int, default=180, help="CPU seconds of a process")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
-    parser.add_argument("--table", action="store_true", help="write docs/coverage.md and stop")
+    parser.add_argument(
+        "--table", action="store_true", help="write the page and its tables in docs/ and stop"
+    )
     options = parser.parse_args()
     if options.table:
-        from coverage_table import page
+        from coverage_table import files
 
-        PAGE.write_text(page([json.loads(p.read_text()) for p in RESULTS.glob("*.json")], ZOO))
+        results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+        for name, text in files(results, ZOO).items():
+            (DOCS / name).parent.mkdir(exist_ok=True)
+            (DOCS / name).write_text(text, encoding="utf-8")
         return
     names = [n for pattern in options.models for n in fnmatch.filter(ZOO, pattern)]
     if not names:

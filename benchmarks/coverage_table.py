@@ -1,7 +1,10 @@
-"""The page docs/coverage.md from the results of coverage.py."""
+"""The page docs/coverage.md and its two tables from the results of coverage.py."""
 
+import csv
+import io
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 from typing import Any
 
@@ -11,80 +14,105 @@ USUAL = {"an input of the network", "an output of the network"}
 """Reasons that every model has."""
 
 COLUMNS = {
+    "library": "",
     "model": "",
     "passes": "",
     "groups": "groups of units that passed verification",
     "units": "their units",
-    "layers": "removable residual branches, of those that the architecture has",
+    "layers": "removable residual branches that guyot finds",
+    "layers expected": "residual branches that the architecture has",
     "refused": "groups and layers that were found but failed verification",
-    "frozen": "axes that cannot shrink besides inputs and outputs; why is listed below the table",
+    "frozen": "axes that cannot shrink besides inputs and outputs",
     "no rule": "operators that guyot has no rule for",
     "MMACs": "millions of multiply-accumulates of one sample at the size of the example",
-    "counted": "whether `torch.utils.flop_counter` says the same, at full size and after removal",
-    "prunable MACs %": "what the smallest network, every group at one unit and no layer, lacks",
-    "prunable params %": "the same in parameters",
-    "MACs left %": "after a random third of every group's units and of the layers has gone",
-    "step": "one training step and one evaluation after that, all finite",
+    "counted": "whether `torch.utils.flop_counter` gives the same MACs at both sizes",
+    "prunable MACs %": "MACs that the smallest network (one unit per group, no layer) saves",
+    "prunable params %": "the same for parameters",
+    "MACs left %": "MACs after the removal of a random third of all units and layers",
+    "step": "whether a training step and an evaluation after the removal are finite",
     "seconds": "CPU seconds of `find_structures` with verification",
     "torch-pruning": "",
-    "its MACs left %": "after a random third of the channels has gone; it has no layers",
-    "its seconds": "CPU seconds to build its graph and prune",
+    "torch-pruning MACs left %": "MACs after the removal of a random third of the channels",
+    "torch-pruning seconds": "CPU seconds to build its graph and to prune",
     "problems": "",
 }
+KINDS = {
+    "statistics of": "a LayerNorm or GroupNorm computes statistics over it",
+    "scores of": "attention scores sum over it: the size of a head",
+    "size of a head": "the size of a head is written into the attention",
+    "takes its entries apart": "the model splits it into parts, such as query, key and value",
+    "looks its entries up by number": "the model uses it as a table",
+    "product of activations": "a product of two activations sums over it",
+    "weight that is computed": "a weight that the model computes reads it",
+    "own forward does not run": "the model's own forward does not run without it",
+    "has no rule": "guyot has no rule for an operator",
+}
+"""What a reason contains -> the same in plain words, for the page's table of reasons."""
+
+TABLE, REASONS = "data/coverage.csv", "data/coverage_reasons.csv"
+"""The tables, relative to the page."""
+
 INTRODUCTION = """# Coverage
 
-Can guyot find the structure of the model you already have? Every classification model of
-torchvision and a list of timm and transformers, made with random weights and examined as it is,
-without annotation. Written by `python benchmarks/coverage.py --table` from the JSON files in
-`benchmarks/results/coverage/`, one for each model, which hold the command, the machine, the commit
-and the versions. `python benchmarks/coverage.py` examines the models that have no result yet.
+This page answers one question: does guyot find the structure of the model that you already have?
+It covers every classification model of torchvision and a list of models of timm and transformers.
+Each model has random weights and no annotations.
 
-Each examination has a process of its own, which may use the memory and CPU time that its command
-says. A model passes if
+`python benchmarks/coverage.py --table` writes this page. It reads `benchmarks/results/coverage/`,
+which has one JSON file per model with the command, the machine, the commit and the versions.
+`python benchmarks/coverage.py` examines the models that have no result yet.
 
-- something can go, and as many residual branches are found as its architecture has, which
-  `tests/helpers/zoo.py` counts by classes of blocks (a branch without convolution or linear layer,
-  such as the pooling of PoolFormer, saves no MACs and does not count),
-- its MACs are those of `torch.utils.flop_counter`, at full size and after a random third of every
-  group's units and of the layers has gone; an operator without a rule that cost MACs would show
-  here,
-- the network without them gives the outputs of the network in which gates mask them, in float64,
-- it then goes through a training step and an evaluation.
+## What a model must do to pass
 
-What fails is left alone by guyot (closed) or ends with an error; a network that was pruned wrongly
-without notice would have *masked and sliced differ* among its problems.
-[Torch-Pruning](https://github.com/VainF/Torch-Pruning) is asked for the same: prune a random third
-of the channels, a training step, an evaluation. It passes if MACs went down and nothing failed;
-whether its result is right is not checked.
+Each examination runs in its own process, with limits on memory and CPU time. A model passes if all
+of this is true:
+
+- Something can be removed, and guyot finds as many residual branches as the architecture has.
+  `tests/helpers/zoo.py` counts them by the classes of blocks. A branch without convolution or
+  linear layer, such as the pooling of PoolFormer, saves no MACs and does not count.
+- guyot counts the same MACs as `torch.utils.flop_counter`, at full size and after the removal of a
+  random third of the units of every group and of the layers. An operator that costs MACs and has no
+  rule would show here.
+- The smaller network gives the same outputs as the full network with gates at 0, in float64.
+- The smaller network runs one training step and one evaluation.
+
+guyot leaves alone what it cannot verify, or it ends with an error. If it pruned a network wrongly
+and did not notice, the table would say *masked and sliced differ* in its last column.
+
+[Torch-Pruning](https://github.com/VainF/Torch-Pruning) gets the same task: prune a random third of
+the channels, then one training step and one evaluation. It passes if MACs fell and nothing raised
+an error. The benchmark does not check whether its result is right.
+
+## Results
 
 """
 
 
 def percent(value: float | None) -> str:
-    """A share as percent, blank when unknown."""
+    """Return a share as percent, or nothing if it is unknown."""
     return "" if value is None else f"{100 * value:.0f}"
 
 
 def cell(text: str, length: int = 160) -> str:
-    """Text that fits into a cell of a table."""
+    """Return a text that fits into a cell of a table."""
     text = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def verdict(found: Json | None) -> str:
-    """Passed, or not, or not run."""
+    """Return whether a model passed, failed or was not run."""
     if found is None:
         return "not run"
-    return "yes" if found["passed"] else "**no**"
+    return "yes" if found["passed"] else "no"
 
 
 def left(found: Json) -> float | None:
-    """Share of the MACs after the removal."""
+    """Return the share of the MACs after the removal."""
     return found["macs_after"] / found["macs"] if "macs_after" in found else None
 
 
 def blocks(text: str) -> str:
-    """A text with * for the numbers of blocks.
+    """Replace the numbers of blocks by *.
 
     Example:
         >>> blocks("stages.0.blocks.11.attn sums over it (softmax)")
@@ -94,20 +122,21 @@ def blocks(text: str) -> str:
 
 
 def frozen_of(found: Json) -> dict[str, list[str]]:
-    """Reason -> names of what cannot shrink, without inputs and outputs."""
+    """Return reason -> names of what cannot shrink, without inputs and outputs."""
     return {k: v for k, v in found.get("frozen", {}).items() if k not in USUAL}
 
 
 def counted(found: Json) -> str:
-    """Do the MACs agree with those that PyTorch counts, at both sizes?"""
+    """Return whether PyTorch counts the same MACs at both sizes."""
     if "macs_after" not in found or "macs_after_counted" not in found:
         return ""
     same = all(found[key] == found[f"{key}_counted"] for key in ("macs", "macs_after"))
-    return "yes" if same else "**no**"
+    return "yes" if same else "no"
 
 
-def row(name: str, result: Json) -> str:
-    """One line of the main table."""
+def row(name: str, result: Json) -> list[str]:
+    """Return one line of the table of models."""
+    library, _, model = name.partition("/")
     ours, theirs = result.get("guyot"), result.get("torch-pruning")
     found, other = ours or {"problems": []}, theirs or {}
     known = "layers" in found
@@ -118,99 +147,86 @@ def row(name: str, result: Json) -> str:
     }
     refused = sum("cannot be removed" in text for text in found.get("warnings", ()))
     trained = found.get("trained", found.get("passed"))
-    cells = [
-        name.partition("/")[2],
+    return [
+        library,
+        model,
         verdict(ours),
         str(found.get("groups", "")),
         str(found.get("units", "")),
-        f"{found['layers']} of {found['layers_expected']}" if known else "",
+        str(found.get("layers", "")),
+        str(found.get("layers_expected", "")),
         str(refused) if known else "",
         str(sum(map(len, frozen_of(found).values()))) if known else "",
-        ", ".join(sorted(unknown)),
-        f"{found['macs'] / 1e6:.3g}" if known else "",
+        " ".join(sorted(unknown)),
+        f"{found['macs'] / 1e6:.6g}" if known else "",
         counted(found),
         percent(found.get("prunable_macs")),
         percent(found.get("prunable_params")),
         percent(left(found)),
-        ("yes" if trained else "**no**") if known else "",
+        ("yes" if trained else "no") if known else "",
         f"{found['seconds']:.1f}" if "seconds" in found else "",
         verdict(theirs),
         percent(left(other)),
         f"{other['seconds']:.1f}" if "seconds" in other else "",
-        cell("; ".join(found["problems"])),
+        "; ".join(" ".join(problem.split()) for problem in found["problems"]),
     ]
-    return f"| {' | '.join(cells)} |"
 
 
-def reasons(result: Json) -> str | None:
-    """What cannot shrink in a model and why, as one line of a list; None when nothing notable."""
-    together: dict[str, list[str]] = {}
-    for reason, names in frozen_of(result.get("guyot") or {}).items():
-        together.setdefault(blocks(reason), []).extend(map(blocks, names))
-    if not together:
-        return None
-    parts = [
-        f"{cell(reason, 200)} ({len(names)}: {cell(', '.join(dict.fromkeys(names)), 60)})"
-        for reason, names in together.items()
-    ]
-    shown, rest = parts[:6], len(parts) - 6
-    more = f"; and {rest} more in the JSON" if rest > 0 else ""
-    return f"- **{result['model'].partition('/')[2]}**: {'; '.join(shown)}{more}"
-
-
-def refusals(result: Json) -> str | None:
-    """What was found in a model but failed verification, as one line of a list."""
-    together: dict[str, list[str]] = {}
-    for text in (result.get("guyot") or {}).get("warnings", ()):
+def reasons(result: Json) -> Iterator[list[str]]:
+    """Yield what stays in a model or does not pass, and why, as lines of the table of reasons."""
+    library, _, model = result["model"].partition("/")
+    ours = result.get("guyot") or {}
+    kinds: dict[str, list[tuple[str, str]]] = {"frozen": [], "refused": []}
+    for reason, names in frozen_of(ours).items():
+        kinds["frozen"] += [(reason, name) for name in names]
+    for text in ours.get("warnings", ()):
         name, cannot, reason = text.partition(" cannot be removed: ")
         if cannot:
-            together.setdefault(blocks(reason), []).append(blocks(name))
-    parts = [
-        f"{cell(', '.join(dict.fromkeys(names)), 80)}: {cell(reason, 160)} ({len(names)})"
-        for reason, names in together.items()
-    ]
-    if not parts:
-        return None
-    shown, rest = parts[:4], len(parts) - 4
-    more = f"; and {rest} more in the JSON" if rest > 0 else ""
-    return f"- **{result['model'].partition('/')[2]}**: {'; '.join(shown)}{more}"
+            kinds["refused"].append((reason, name))
+    for kind, pairs in kinds.items():
+        together: dict[str, list[str]] = {}
+        for reason, name in pairs:
+            together.setdefault(blocks(" ".join(reason.split())), []).append(blocks(name))
+        for reason, names in together.items():
+            yield [library, model, kind, reason, str(len(names)), " ".join(dict.fromkeys(names))]
+    for method in ("guyot", "torch-pruning"):
+        found = result.get(method, {"passed": True})
+        if not found["passed"]:
+            problems = "; ".join(" ".join(problem.split()) for problem in found["problems"])
+            yield [library, model, f"{method} does not pass", problems, "1", ""]
 
 
-def failures(method: str, results: Iterable[Json]) -> list[str]:
-    """The models that a method does not pass, with the reason, as lines of a list."""
-    return [
-        f"- **{result['model'].partition('/')[2]}**: {cell('; '.join(found['problems']), 300)}"
-        for result in results
-        if not (found := result.get(method, {"passed": True}))["passed"]
-    ]
+def commas(lines: Iterable[Sequence[str]]) -> str:
+    """Return lines of cells as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
 
 
-def listed(title: str, lines: Iterable[str | None]) -> list[str]:
-    """A titled list, nothing when it is empty."""
-    given = [line for line in lines if line]
-    return [title, "", *given, ""] if given else []
-
-
-def section(library: str, names: Sequence[str], results: dict[str, Json]) -> str:
-    """The table of one library and what it leaves out."""
-    mine = [results[name] for name in names if name in results]
+def failures(results: Iterable[Json]) -> str:
+    """Return the models that do not pass with guyot and why, as a list."""
     lines = [
-        f"## {library}",
-        "",
-        *listed("Does not pass with guyot:", failures("guyot", mine)),
-        f"| {' | '.join(COLUMNS)} |",
-        "|---" * len(COLUMNS) + "|",
-        *(row(name, results.get(name, {})) for name in names),
-        "",
-        *listed("What cannot shrink and why, besides inputs and outputs:", map(reasons, mine)),
-        *listed("What was found but failed verification and stays:", map(refusals, mine)),
-        *listed("Does not pass with torch-pruning:", failures("torch-pruning", mine)),
+        f"- `{result['model']}`: {cell('; '.join(found['problems']), 300)}"
+        for result in results
+        if not (found := result.get("guyot", {"passed": True}))["passed"]
     ]
-    return "\n".join(lines)
+    return "".join(
+        ("These models do not pass with guyot:\n\n", "\n".join(lines), "\n\n") if lines else ()
+    )
+
+
+def kinds(results: Sequence[Json]) -> str:
+    """Return how many models keep something for each kind of reason."""
+    count: Counter[str] = Counter()
+    for result in results:
+        found = frozen_of(result.get("guyot") or {})
+        count.update({kind for part, kind in KINDS.items() if any(part in text for text in found)})
+    lines = ["| reason | models |", "|---|---|"]
+    return "\n".join(lines + [f"| {kind} | {number} |" for kind, number in count.most_common()])
 
 
 def summary(names: dict[str, list[str]], results: dict[str, Json]) -> str:
-    """How many models of each library pass; what was not run does not."""
+    """Return how many models of each library pass. A model that was not run does not pass."""
 
     def share(some: Sequence[Json], method: str, of: int) -> str:
         passed = sum(r[method]["passed"] for r in some if method in r)
@@ -222,8 +238,9 @@ def summary(names: dict[str, list[str]], results: dict[str, Json]) -> str:
         seconds = [r[method]["seconds"] for r in some if "seconds" in r.get(method, {})]
         return f"{median(seconds):.1f}" if seconds else ""
 
+    titles = ("guyot passes", "torch-pruning passes", "layers found", "guyot s", "torch-pruning s")
     lines = [
-        "| library | guyot passes | torch-pruning passes | layers found | median seconds | its |",
+        f"| library | {' | '.join(titles)} |",
         "|---|---|---|---|---|---|",
     ]
     for library, given in names.items():
@@ -237,7 +254,7 @@ def summary(names: dict[str, list[str]], results: dict[str, Json]) -> str:
 
 
 def provenance(results: Iterable[Json]) -> str:
-    """Machines, versions and commits that the results come from."""
+    """Return the machines, versions and commits that the results come from."""
     runs = [found for r in results for m in ("guyot", "torch-pruning") if (found := r.get(m))]
     machines = sorted({run["machine"]["cpu"] for run in runs})
     versions: dict[str, dict[str, int]] = {}
@@ -249,23 +266,48 @@ def provenance(results: Iterable[Json]) -> str:
     said = ", ".join(f"{name} {' and '.join(sorted(v))}" for name, v in sorted(versions.items()))
     ours = ", ".join(f"{commit} ({count})" for commit, count in commits.items())
     return (
-        f"Seconds are of one thread of a machine ({'; '.join(machines)}) that had much other work "
-        f"to do: they tell the fast from the slow. Versions: {said}. Commits of guyot, with the "
-        f"number of models examined at each: {ours}.\n\n"
+        "The seconds are medians over the models, from one thread of a busy machine "
+        f"({'; '.join(machines)}). They separate fast from slow and no more. Versions: {said}. "
+        f"Commits of guyot, with the number of models examined at each: {ours}.\n\n"
     )
 
 
-def page(results: Iterable[Json], names: Iterable[str]) -> str:
-    """The whole page.
+def ordered(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return the names of all models by library."""
+    of: dict[str, list[str]] = {library: [] for library in LIBRARIES}
+    for name in names:
+        of[name.partition("/")[0]].append(name)
+    return {library: given for library, given in of.items() if given}
+
+
+def files(results: Iterable[Json], names: Iterable[str]) -> dict[str, str]:
+    """Return the page and its tables: path below docs/ -> text.
 
     Args:
         results: one for each model that was examined.
         names: of all models.
     """
     found = {result["model"]: result for result in results}
-    of: dict[str, list[str]] = {library: [] for library in LIBRARIES}
-    for name in names:
-        of[name.partition("/")[0]].append(name)
-    text = INTRODUCTION + summary(of, found) + provenance(found.values())
-    text += "".join(f"- *{name}*: {what}\n" for name, what in COLUMNS.items() if what) + "\n"
-    return text + "\n".join(section(library, of[library], found) for library in LIBRARIES)
+    of = ordered(names)
+    some = [found[name] for given in of.values() for name in given if name in found]
+    table = [[*COLUMNS], *(row(n, found.get(n, {})) for given in of.values() for n in given)]
+    why = [["library", "model", "kind", "reason", "count", "names"]]
+    why += [line for result in some for line in reasons(result)]
+    text = INTRODUCTION + summary(of, found) + provenance(found.values()) + failures(some)
+    text += f"""## What stays, and why
+
+Inputs and outputs of a network stay as they are. The table gives the other common reasons, with the
+number of models in which something stays for that reason. *It* is the axis that stays.
+
+{kinds(some)}
+
+[`coverage_reasons.csv`]({REASONS}) has every reason for every model. `guyot inspect MODEL` prints
+the reasons for a model of yours.
+
+## The table of models
+
+[`coverage.csv`]({TABLE}) has one line per model with these columns:
+
+"""
+    text += "".join(f"- *{name}*: {what}\n" for name, what in COLUMNS.items() if what)
+    return {"coverage.md": text, TABLE: commas(table), REASONS: commas(why)}

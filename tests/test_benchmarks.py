@@ -1,6 +1,8 @@
 """The functions behind the benchmarks of other libraries' models and of families, at tiny sizes."""
 
+import csv
 import importlib
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -187,3 +189,71 @@ def test_the_table_of_families(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     text = table.family()
     assert "| family | 0.5 | 0.500 | 2 k | 60 | 3.00 | 51.00 ± 1.41 | 2 |" in text
     assert "abacus, 1 thread(s), torch 2." in text and "as long as 4 epochs" in text
+
+
+@pytest.fixture
+def coverage(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """`benchmarks/coverage_table.py`."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("coverage_table")
+
+
+def test_the_page_of_coverage_is_the_one_of_the_committed_results(coverage: ModuleType) -> None:
+    from zoo import ZOO
+
+    results = (BENCHMARKS / "results" / "coverage").glob("*.json")
+    files = coverage.files([json.loads(path.read_text()) for path in sorted(results)], ZOO)
+    assert len(files) == 3
+    for name, text in files.items():
+        committed = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        assert committed == text, "python benchmarks/coverage.py --table"
+
+
+def test_the_tables_of_coverage(coverage: ModuleType) -> None:
+    machine = {"cpu": "abacus"}
+    frozen = {
+        "an output of the network": ["head"],
+        "the statistics of blocks.1.norm (LayerNorm) run over it": ["blocks.1.fc"],
+        "the statistics of blocks.2.norm (LayerNorm) run over it": ["blocks.2.fc"],
+        "operator aten.odd.default in head has no rule": ["head:2"],
+    }
+    ours = {
+        "passed": False,
+        "problems": ["1 layers, of 2"],
+        "machine": machine,
+        "versions": {"guyot": "abc", "torch": "2"},
+        "frozen": frozen,
+        "warnings": ["units of stem cannot be removed: the model's own forward does not run"],
+        "groups": 3,
+        "units": 40,
+        "layers": 1,
+        "layers_expected": 2,
+        "macs": 100,
+        "macs_counted": 100,
+        "macs_after": 50,
+        "macs_after_counted": 49,
+        "seconds": 2.0,
+    }
+    theirs = {"passed": True, "problems": [], "machine": machine, "macs": 10, "macs_after": 4}
+    result = {"model": "timm/net", "guyot": ours, "torch-pruning": theirs}
+    files = coverage.files([result], ["timm/net", "timm/other"])
+    page, (table, reasons) = (
+        files["coverage.md"],
+        (
+            [*csv.DictReader(io.StringIO(files[name]))]
+            for name in ("data/coverage.csv", "data/coverage_reasons.csv")
+        ),
+    )
+    assert "| timm | 0 of 2: 0 % (1 not run) | 1 of 2: 50 % (1 not run) | 1 of 2 | 2.0 |" in page
+    assert "abacus" in page and "`timm/net`: 1 layers, of 2" in page
+    assert "| a LayerNorm or GroupNorm computes statistics over it | 1 |" in page
+    assert [line["passes"] for line in table] == ["no", "not run"]
+    first = {"frozen": "3", "refused": "1", "counted": "no", "no rule": "aten.odd.default"}
+    first |= {"MACs left %": "50", "torch-pruning MACs left %": "40", "problems": "1 layers, of 2"}
+    assert first.items() <= table[0].items()
+    assert [(line["kind"], line["count"], line["names"]) for line in reasons] == [
+        ("frozen", "2", "blocks.*.fc"),
+        ("frozen", "1", "head:2"),
+        ("refused", "1", "units of stem"),
+        ("guyot does not pass", "1", ""),
+    ]
