@@ -324,7 +324,7 @@ def widths(options: argparse.Namespace) -> Json:
     """The timing table behind the quantum."""
     results: Json = {}
     for dtype in (torch.bfloat16, torch.float32):
-        rounds = timing_table(dtype, True, float(options.rounds), torch.get_num_threads())
+        rounds = timing_table(dtype, True, float(options.rounds))
         table = {w: spread([1e3 * t[w] for t in rounds]) for w in WIDTHS if rounds}
         name = str(dtype).removeprefix("torch.")
         results[name] = {"quantum": decide(rounds), "ms": table}

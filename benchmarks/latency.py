@@ -16,9 +16,9 @@ measured together.
 import json
 import os
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from guyot.app.training import (
 )
 from guyot.costs.latency import LatencyTable
 from guyot.costs.profiling import profile
-from guyot.costs.quantum import clock_of
+from guyot.costs.timing import clock_of, rounds
 from guyot.results import rebuild
 
 RESULTS = ROOT / "results" / "latency"
@@ -156,19 +156,12 @@ def train(run: Run, dataset: Dataset, table: LatencyTable) -> dict[str, Any]:
 def timed(models: Mapping[str, nn.Module], inputs: Tensor, seconds: float) -> dict[str, Any]:
     """Forward passes of networks in turns: milliseconds, and shares of the full network's turn.
 
-    With one thread its CPU time is read, as for the latency table: other programs hardly change it.
+    The times are those that the device works, as for the latency table.
     """
-    clock = clock_of(torch.get_num_threads())
-    taken: dict[str, list[float]] = {name: [] for name in models}
+    steps = {name: partial(model.eval(), inputs) for name, model in models.items()}
     with torch.inference_mode():
-        for model in models.values():
-            model.eval()(inputs)
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end or len(taken["full"]) < 5:
-            for name, model in models.items():
-                start = clock()
-                model(inputs)
-                taken[name].append(1000 * (clock() - start))
+        spans = list(rounds(steps, clock_of(inputs.device), seconds))
+    taken = {name: [1000 * times[name].busy for times in spans] for name in models}
 
     def quartiles(values: Sequence[float]) -> list[float]:
         return statistics.quantiles(values, n=4, method="inclusive")

@@ -12,8 +12,17 @@ from guyot import Cost, Discovery
 from guyot.app.models import resnet
 from guyot.core.errors import MisconfiguredError
 from guyot.costs.latency import LatencyTable
-from guyot.costs.profiling import _named, _Stopwatch, profile, variants
+from guyot.costs.profiling import Stopwatch, _named, profile, variants
+from guyot.costs.timing import Clock
 from guyot.structures import find_structures
+
+
+class Ticks(Clock):
+    def __init__(self, now: list[float]) -> None:
+        self.now = now
+
+    def mark(self) -> float:
+        return self.now[0]
 
 
 class Sleeper(nn.Module):
@@ -42,15 +51,20 @@ def test_own_times_are_exact_and_leave_no_trace() -> None:
     now = [0.0]
     model = nn.Sequential(Parent(now), Sleeper(7000, now))
     before = {module: dict(vars(module)) for module in model.modules()}
-    watch = _Stopwatch(model, lambda: now[0])
+    watch = Stopwatch(model, Ticks(now))
     own = watch.run(torch.zeros(1))
     assert own == {"(root)": 0, "0": 500, "0.first": 6, "0.second": 40, "1": 7000}
     assert {module: dict(vars(module)) for module in model.modules()} == before
+    assert watch.medians() == {}  # the first pass warms up
+    for sleep in (7000, 9000, 8000):
+        model[1].ticks = sleep
+        watch.run(torch.zeros(1))
+    assert watch.medians() == {"(root)": 0, "0": 500, "0.first": 6, "0.second": 40, "1": 8000}
 
 
 def test_a_pass_that_fails_leaves_no_trace_either() -> None:
     model = nn.Sequential(nn.Linear(3, 2))
-    watch = _Stopwatch(model, lambda: 0.0)
+    watch = Stopwatch(model, Ticks([0.0]))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         watch.run(torch.zeros(1, 7))
     assert "forward" not in vars(model[0])

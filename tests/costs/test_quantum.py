@@ -112,14 +112,14 @@ def test_the_answer_is_a_power_of_two_whatever_the_times(factors: list[float]) -
 def test_measuring_leaves_random_state_and_modes_alone() -> None:
     state = torch.get_rng_state()
     with torch.inference_mode():
-        rounds = timing_table(torch.float32, channels_last=True, budget=0.3, threads=1)
+        rounds = timing_table(torch.float32, channels_last=True, budget=0.3)
         assert torch.is_inference_mode_enabled()
     assert torch.equal(state, torch.get_rng_state())
     assert all(set(times) == set(WIDTHS) and min(times.values()) > 0 for times in rounds)
 
 
 def test_no_time_to_measure_gives_the_default() -> None:
-    assert timing_table(torch.float32, channels_last=False, budget=0.0, threads=1) == []
+    assert timing_table(torch.float32, channels_last=False, budget=0.0) == []
     assert measure_quantum("cpu", torch.float32, budget=0.0) == DEFAULT_QUANTUM
 
 

@@ -13,10 +13,10 @@ import copy
 import itertools
 import platform
 import random
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import lcm
 from statistics import median
 from typing import Any
@@ -29,7 +29,8 @@ from guyot.core.inputs import Inputs, arguments, tensors_of
 from guyot.core.locate import unwrap
 from guyot.core.types import KeepPlan, Structures
 from guyot.costs.latency import Agreement, LatencyTable, Measurement, agreement, fit
-from guyot.costs.quantum import Clock, clock_of, measure_quantum
+from guyot.costs.quantum import measure_quantum
+from guyot.costs.timing import Clock, Step, clock_of, rounds
 from guyot.structures import find_structures
 from guyot.structures.kernels import ROOT
 from guyot.surgery import operate, present
@@ -42,8 +43,6 @@ RANDOM = 6
 
 SHALLOW = 8
 """How many networks with random widths and without random layers follow."""
-
-LEAST_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -149,8 +148,7 @@ def profile(
     """Measure a network's operators on the device it is on, with torch's present threads.
 
     The number of threads, the dtype, the memory format and the batch (dimension 0 of the inputs)
-    are part of the question. With one thread on a CPU the thread's own CPU time is taken, which
-    other programs hardly change.
+    are part of the question. The times are those that the device works, see `guyot.costs.timing`.
 
     Args:
         model: the full network; it is not changed. Some twenty copies, most of them smaller, exist
@@ -170,7 +168,7 @@ def profile(
     if quantum is None:
         quantum = measure_quantum(parameter.device, parameter.dtype, batch=batch)
     found = list(variants(model, structures, quantum=quantum))
-    clock = _clock(parameter.device)
+    clock = clock_of(parameter.device)
     measurements = _measured(found, example_inputs, clock, seconds)
     measurements = _named(measurements, structures)
     table = fit(
@@ -181,18 +179,6 @@ def profile(
     return Profile(table, tuple(measurements), agreed, structures)
 
 
-def _clock(device: torch.device) -> Clock:
-    """Seconds at which all that was asked of the device so far is done."""
-    if device.type == "cpu":
-        return clock_of(torch.get_num_threads())
-
-    def synchronised() -> float:
-        torch.accelerator.synchronize(device)
-        return time.perf_counter()
-
-    return synchronised
-
-
 def _where(parameter: torch.Tensor, clock: Clock) -> dict[str, str]:
     """What the times belong to."""
     device = parameter.device
@@ -201,7 +187,7 @@ def _where(parameter: torch.Tensor, clock: Clock) -> dict[str, str]:
         "device": f"{device.type} ({name})",
         "threads": str(torch.get_num_threads()),
         "dtype": str(parameter.dtype).removeprefix("torch."),
-        "clock": "CPU time of the thread" if clock is time.thread_time else "time on the wall",
+        "clock": clock.name,
         "torch": torch.__version__,
     }
 
@@ -209,32 +195,20 @@ def _where(parameter: torch.Tensor, clock: Clock) -> dict[str, str]:
 def _measured(
     found: Sequence[Variant], inputs: Inputs, clock: Clock, seconds: float
 ) -> list[Measurement]:
-    """Medians over rounds in which every network predicts twice, to be timed within and without.
-
-    Odd rounds run backwards, so that a drift of the machine's speed favours no network.
-    """
-    own: list[dict[str, list[float]]] = [defaultdict(list) for _ in found]
-    whole: list[list[float]] = [[] for _ in found]
-    watches = [_Stopwatch(variant.model, clock) for variant in found]
+    """Medians over rounds in which every network predicts twice, to be timed within and without."""
     args, kwargs = arguments(found[0].model, inputs)
-    order = list(range(len(found)))
+    watches = [Stopwatch(variant.model, clock) for variant in found]
+    steps: dict[tuple[int, str], Step] = {}
+    for number, variant in enumerate(found):
+        steps[number, "whole"] = partial(variant.model, *args, **kwargs)
+        steps[number, "own"] = partial(watches[number].run, *args, **kwargs)
     with torch.inference_mode():
-        for variant in found:
-            variant.model(*args, **kwargs)
-        end, rounds = time.perf_counter() + seconds, 0
-        while rounds < LEAST_ROUNDS or time.perf_counter() < end:
-            for number in order[:: 1 - 2 * (rounds % 2)]:
-                started = clock()
-                found[number].model(*args, **kwargs)
-                whole[number].append(clock() - started)
-                for name, time_taken in watches[number].run(*args, **kwargs).items():
-                    own[number][name].append(time_taken)
-            rounds += 1
+        taken = list(rounds(steps, clock, seconds))
     return [
         replace(
             variant.measurement,
-            milliseconds=1000 * median(whole[number]),
-            operators={name: 1000 * median(times) for name, times in own[number].items()},
+            milliseconds=1000 * median(times[number, "whole"].busy for times in taken),
+            operators={name: 1000 * value for name, value in watches[number].medians().items()},
         )
         for number, variant in enumerate(found)
     ]
@@ -255,29 +229,35 @@ def _named(measurements: Sequence[Measurement], structures: Structures) -> list[
     ]
 
 
-class _Stopwatch:
+class Stopwatch:
     """Takes the own time of every module of a network: without that of the modules inside it.
 
     Args:
         model: the network; between runs it is as it was.
-        clock: seconds.
+        clock: of the device that it is on.
     """
 
     def __init__(self, model: nn.Module, clock: Clock) -> None:
         self._model, self._clock = model, clock
-        readings = [clock() for _ in range(100)]
-        self._reading = min(b - a for a, b in itertools.pairwise(readings))
-        self._own: dict[str, float] = {}
-        self._inside: list[float] = []
+        self._reading = self._shortest()
+        self._runs: list[dict[str, float]] = []
+        self._calls: list[tuple[str, int, Any, Any]] = []
+        self._depth = 0
         self._timed = {
             module: self._wrapped(name or ROOT, module.forward)
             for name, module in model.named_modules()
         }
 
+    def _shortest(self) -> float:
+        """What reading the clock adds; seconds."""
+        marks = [self._clock.mark() for _ in range(100)]
+        self._clock.wait()
+        return min(self._clock.seconds(*pair) for pair in itertools.pairwise(marks))
+
     def run(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """One forward pass; seconds by module, added up over its calls."""
-        self._own = defaultdict(float)
-        self._inside = [0.0]
+        """Make one forward pass; return seconds by module, added up over its calls."""
+        self._calls.clear()
+        self._depth = 0
         try:
             for module, forward in self._timed.items():
                 module.__dict__["forward"] = forward
@@ -285,16 +265,36 @@ class _Stopwatch:
         finally:
             for module in self._timed:
                 module.__dict__.pop("forward", None)
-        return dict(self._own)
+        self._clock.wait()
+        self._runs.append(self._own())
+        return self._runs[-1]
+
+    def medians(self) -> dict[str, float]:
+        """Return the median of each module over the runs; the first run warms up."""
+        taken: dict[str, list[float]] = defaultdict(list)
+        for own in self._runs[1:]:
+            for name, seconds in own.items():
+                taken[name].append(seconds)
+        return {name: median(values) for name, values in taken.items()}
+
+    def _own(self) -> dict[str, float]:
+        """Own times of the calls of a pass, which are listed as they ended: inner ones first."""
+        own: dict[str, float] = defaultdict(float)
+        inside: dict[int, float] = defaultdict(float)
+        for name, depth, start, stop in self._calls:
+            taken = self._clock.seconds(start, stop)
+            own[name] += max(0.0, taken - inside.pop(depth + 1, 0.0) - self._reading)
+            inside[depth] += taken + self._reading
+        return dict(own)
 
     def _wrapped(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            started = self._clock()
-            self._inside.append(0.0)
+            depth = self._depth
+            self._depth += 1
+            start = self._clock.mark()
             result = forward(*args, **kwargs)
-            taken = self._clock() - started
-            self._own[name] += max(0.0, taken - self._inside.pop() - self._reading)
-            self._inside[-1] += taken + self._reading
+            self._calls.append((name, depth, start, self._clock.mark()))
+            self._depth = depth
             return result
 
         return timed

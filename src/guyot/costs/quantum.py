@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from statistics import median
 
@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from guyot.core.errors import MisconfiguredError
+from guyot.costs.timing import LEAST_ROUNDS, Clock, Step, clock_of, rounds
 
 DEFAULT_QUANTUM = 8
 """Where nothing can be measured or the measurement does not tell."""
@@ -47,11 +48,7 @@ CLASSES: dict[int, tuple[int, ...]] = {
 WIDTHS = tuple(sorted((*POWERS, *(width for widths in CLASSES.values() for width in widths))))
 BATCHES = (8, 32, 128)
 PIXELS = 16
-LEAST_ROUNDS = 5
 LEAST_GROWTH = 1.9
-
-Clock = Callable[[], float]
-Step = Callable[[], None]
 
 
 def efficiency(times: Mapping[int, float], width: int) -> float:
@@ -161,77 +158,51 @@ def measure_quantum(
 
 @cache
 def _measured(
-    dtype: torch.dtype, channels_last: bool, budget: float, threads: int, batch: int | None
+    dtype: torch.dtype,
+    channels_last: bool,
+    budget: float,
+    threads: int,  # noqa: ARG001 - one answer for each
+    batch: int | None,
 ) -> int:
-    return decide(timing_table(dtype, channels_last, budget, threads, batch))
-
-
-def clock_of(threads: int) -> Clock:
-    """CPU time of this thread where it does all the work, else the time on the wall."""
-    exact = time.get_clock_info("thread_time").resolution <= 1e-6
-    return time.thread_time if threads == 1 and exact else time.perf_counter
+    return decide(timing_table(dtype, channels_last, budget, batch))
 
 
 def timing_table(
-    dtype: torch.dtype, channels_last: bool, budget: float, threads: int, batch: int | None = None
+    dtype: torch.dtype, channels_last: bool, budget: float, batch: int | None = None
 ) -> list[dict[int, float]]:
-    """Seconds of one layer by width; one mapping per repetition.
+    """Return the seconds of one layer by width; one mapping per repetition.
 
     A first repetition warms up. The batch is as large as the budget allows, since activations that
-    fit a cache hide what a width costs. Odd repetitions run backwards, so that a drift of the
-    machine's speed favours no width. A machine too slow or too busy for the budget gives fewer
+    fit a cache hide what a width costs. A machine too slow or too busy for the budget gives fewer
     repetitions, down to none.
 
     Args:
         dtype: of the activations; parameters of BatchNorm stay float32.
         channels_last: memory format.
         budget: seconds.
-        threads: how many threads torch uses. With one, the thread's own CPU time is taken, which
-            other programs on the same core do not change.
         batch: forward only, of that many images; None: forward and backward.
     """
-    clock = clock_of(threads)
+    clock = clock_of("cpu")
     end = time.perf_counter() + budget
     if batch is None:
-        steps = _affordable(dtype, channels_last, clock, end)
+        steps = _affordable(dtype, channels_last, clock, budget)
     else:
         steps = {width: _prediction(width, batch, dtype, channels_last) for width in WIDTHS}
-    rounds: list[dict[int, float]] = []
-    if _round(steps, WIDTHS, clock, end) is None:
-        return rounds
-    while (times := _round(steps, WIDTHS[:: 1 - 2 * (len(rounds) % 2)], clock, end)) is not None:
-        rounds.append(times)
-    return rounds
+    taken = rounds(steps, clock, end - time.perf_counter(), least=0)
+    return [{width: span.busy for width, span in times.items()} for times in taken]
 
 
 def _affordable(
-    dtype: torch.dtype, channels_last: bool, clock: Clock, end: float
+    dtype: torch.dtype, channels_last: bool, clock: Clock, budget: float
 ) -> dict[int, Step]:
     """One step per width, of a batch size with which several repetitions fit into the time."""
     smallest = min(BATCHES)
-    probe = _layer(WIDTHS[-1], smallest, dtype, channels_last)
-    probe()
-    started = clock()
-    probe()
-    repetition = (clock() - started) * len(WIDTHS) / 2  # of the smallest batch, roughly
-    affordable = (end - time.perf_counter()) / (LEAST_ROUNDS + 2)
+    probe = {"it": _layer(WIDTHS[-1], smallest, dtype, channels_last)}
+    repetition = next(rounds(probe, clock, 0.0))["it"].busy * len(WIDTHS) / 2  # roughly
+    affordable = budget / (LEAST_ROUNDS + 2)
     fitting = (batch for batch in BATCHES if repetition * batch / smallest <= affordable)
     batch = max(fitting, default=smallest)
     return {width: _layer(width, batch, dtype, channels_last) for width in WIDTHS}
-
-
-def _round(
-    steps: Mapping[int, Step], order: Sequence[int], clock: Clock, end: float
-) -> dict[int, float] | None:
-    """One repetition over all widths; None if time is up before it is complete."""
-    times: dict[int, float] = {}
-    for width in order:
-        if time.perf_counter() > end:
-            return None
-        started = clock()
-        steps[width]()
-        times[width] = clock() - started
-    return times
 
 
 def _layer(width: int, batch: int, dtype: torch.dtype, channels_last: bool) -> Step:

@@ -1,15 +1,144 @@
-"""How long a forward pass really takes, several networks side by side."""
+"""How long something really takes on a device: the one stopwatch of the package.
+
+Several things to time take turns, every other round backwards, so that what else the machine does,
+and a drift of its speed, meets all of them alike. Each run of a step has two times:
+
+- *wall*: from before it to after the device is done.
+- *busy*: how long the device worked for it. On a CPU with one thread this is the thread's CPU time,
+  which other programs hardly change. On an accelerator it is the time between two events on the
+  device. On a CPU with several threads nothing tells it from wall time.
+
+`torch.utils.benchmark` has neither turns nor two clocks; see `docs/decisions.md`.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import statistics
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+Step = Callable[[], object]
+Key = TypeVar("Key", bound=Hashable)
+
+LEAST_ROUNDS = 5
+FAR_APART = 0.5
+"""Quartiles further apart than this share of the median are not to be relied on."""
+
+
+class Span(NamedTuple):
+    """Seconds that one run of a step took."""
+
+    wall: float
+    busy: float
+
+
+class Clock:
+    """Tells moments of the device's work; this one by the time on the wall."""
+
+    name = "time on the wall"
+
+    def mark(self) -> Any:
+        """Note the moment at which all that was asked of the device so far is done."""
+        return time.perf_counter()
+
+    def seconds(self, start: Any, stop: Any) -> float:
+        """Return the seconds between two moments; call `wait` before."""
+        return stop - start
+
+    def wait(self) -> None:
+        """Return when the device is idle."""
+
+
+class ThreadClock(Clock):
+    """Tells moments by the CPU time of this thread, which must do all the work."""
+
+    name = "CPU time of the thread"
+
+    def mark(self) -> float:
+        """Note the CPU time so far."""
+        return time.thread_time()
+
+
+class EventClock(Clock):
+    """Tells moments by events on an accelerator.
+
+    Args:
+        device: the accelerator.
+    """
+
+    name = "events on the device"
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def mark(self) -> torch.Event:
+        """Put an event behind all that was asked of the device."""
+        event = torch.Event(self._device, enable_timing=True)
+        event.record()
+        return event
+
+    def seconds(self, start: torch.Event, stop: torch.Event) -> float:
+        """Return the seconds between two events; they have a resolution of half a microsecond."""
+        return start.elapsed_time(stop) / 1000
+
+    def wait(self) -> None:
+        """Return when the device is idle."""
+        torch.accelerator.synchronize(self._device)
+
+
+def clock_of(device: torch.device | str) -> Clock:
+    """Return the clock that other programs change least, for torch's present threads."""
+    device = torch.device(device)
+    if device.type != "cpu":
+        return EventClock(device)
+    exact = time.get_clock_info("thread_time").resolution <= 1e-6
+    return ThreadClock() if torch.get_num_threads() == 1 and exact else Clock()
+
+
+def rounds(
+    steps: Mapping[Key, Step],
+    clock: Clock,
+    seconds: float,
+    *,
+    warm_up: int = 1,
+    least: int = LEAST_ROUNDS,
+) -> Iterator[dict[Key, Span]]:
+    """Yield the times of all steps, round after round.
+
+    Args:
+        steps: what to time, by name.
+        clock: of the device that they use.
+        seconds: when to stop; a round that is then under way is given up.
+        warm_up: rounds that are run first and not yielded; they count as `seconds`.
+        least: rounds that are yielded whatever time they take; 0: there may be none.
+    """
+    end = time.perf_counter() + seconds
+    order = list(steps)
+    must = warm_up + least if least else 0
+    for number in itertools.count():
+        times: dict[Key, Span] = {}
+        for key in order[:: 1 - 2 * (number % 2)]:
+            if number >= must and time.perf_counter() > end:
+                return
+            times[key] = _timed(steps[key], clock)
+        if number >= warm_up:
+            yield times
+
+
+def _timed(step: Step, clock: Clock) -> Span:
+    clock.wait()
+    began, start = time.perf_counter(), clock.mark()
+    step()
+    stop = clock.mark()
+    clock.wait()
+    return Span(time.perf_counter() - began, clock.seconds(start, stop))
 
 
 @dataclass(frozen=True)
@@ -17,16 +146,45 @@ class Latency:
     """Time of one forward pass of a batch, milliseconds.
 
     Attributes:
-        median: of the repetitions.
+        median: on the wall, of the repetitions.
         low: first quartile.
         high: third quartile.
         repetitions: how many were timed.
+        busy: median of the time that the device worked for it; None where only the wall tells.
+
+    Example:
+        >>> idle, disturbed = Latency(2.0, 1.9, 2.2, 50), Latency(2.0, 1.5, 3.5, 50, busy=1.5)
+        >>> idle.steady, disturbed.steady, round(disturbed.over(idle), 2)
+        (True, False, 1.0)
+        >>> disturbed.over(Latency(9.0, 2.0, 12.0, 50, busy=3.0))
+        0.5
     """
 
     median: float
     low: float
     high: float
     repetitions: int
+    busy: float | None = None
+
+    @classmethod
+    def of(cls, spans: Sequence[Span], clock: Clock) -> Latency:
+        """Summarise two or more repetitions that were taken with a clock."""
+        low, median, high = statistics.quantiles(
+            (1000 * span.wall for span in spans), n=4, method="inclusive"
+        )
+        busy = 1000 * statistics.median(span.busy for span in spans)
+        return cls(median, low, high, len(spans), None if type(clock) is Clock else busy)
+
+    @property
+    def steady(self) -> bool:
+        """Whether the quartiles are close enough to rely on the median."""
+        return self.high - self.low <= FAR_APART * self.median
+
+    def over(self, other: Latency) -> float:
+        """Return the ratio to another latency, of busy times where both have one."""
+        if self.busy is not None and other.busy:
+            return self.busy / other.busy
+        return self.median / other.median
 
 
 def measure(
@@ -37,9 +195,8 @@ def measure(
     seconds: float = 2.0,
     threads: int | None = None,
 ) -> dict[str, Latency]:
-    """Time forward passes in evaluation mode, float32, `channels_last`.
+    """Time forward passes in evaluation mode, float32, `channels_last`, in turns.
 
-    The networks take turns, so that whatever else the machine does meets all of them alike.
     Modes and the number of threads come back afterwards.
 
     Args:
@@ -55,32 +212,15 @@ def measure(
     device = next(next(iter(models.values())).parameters()).device
     images = torch.randn(batch_size, *image_shape, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
-    times: dict[str, list[float]] = {name: [] for name in models}
+    steps = {name: _pass(model, images) for name, model in models.items()}
     with _evaluation(models.values()), _threads(threads), torch.inference_mode():
-        for model in models.values():
-            for _ in range(3):
-                _timed(model, images)
-        end = time.perf_counter() + seconds
-        while len(next(iter(times.values()))) < 5 or time.perf_counter() < end:
-            for name, model in models.items():
-                times[name].append(_timed(model, images))
-    return {name: _summary(values) for name, values in times.items()}
+        clock = clock_of(device)
+        taken = list(rounds(steps, clock, seconds, warm_up=3))
+    return {name: Latency.of([times[name] for times in taken], clock) for name in models}
 
 
-def _timed(model: nn.Module, images: Tensor) -> float:
-    """Milliseconds of one pass."""
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
-    start = time.perf_counter()
-    model(images)
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
-    return 1000 * (time.perf_counter() - start)
-
-
-def _summary(times: Sequence[float]) -> Latency:
-    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
-    return Latency(median, low, high, len(times))
+def _pass(model: nn.Module, images: torch.Tensor) -> Step:
+    return lambda: model(images)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from math import prod
 from statistics import median
 from typing import Any
@@ -102,33 +101,30 @@ class Agreement:
 
 
 def nonnegative(matrix: Array, values: Array) -> Array:
-    """The x >= 0 that minimises |matrix x - values|, exactly, for a few unknowns.
-
-    At the optimum the unknowns above 0 solve the unconstrained problem in their columns alone
-    (complementary slackness), so the best feasible solution over all sets of columns is it.
+    """Return the x >= 0 that minimises |matrix x - values|.
 
     Args:
         matrix: shape (equations, unknowns).
         values: shape (equations,).
 
+    Raises:
+        MisconfiguredError: scipy is not installed.
+
     Example:
         >>> nonnegative(np.array([[1.0, 1.0], [1.0, 2.0]]), np.array([3.0, 2.0])).round(6)
         array([2.5, 0. ])
     """
-    count = matrix.shape[1]
-    scale = np.abs(matrix).max(axis=0)
-    used = [column for column in range(count) if scale[column] > 0]
-    best, least = np.zeros(count), float(values @ values)
-    for size in range(1, len(used) + 1):
-        for columns in map(list, combinations(used, size)):
-            part = matrix[:, columns] / scale[columns]
-            solution = np.linalg.lstsq(part, values, rcond=None)[0]
-            residual = values - part @ solution
-            error = float(residual @ residual)
-            if (solution >= 0).all() and error < least * (1 - 1e-9):
-                best, least = np.zeros(count), error
-                best[columns] = solution / scale[columns]
-    return best
+    try:
+        from scipy.optimize import nnls
+    except ImportError as error:
+        raise MisconfiguredError(
+            f"fitting a latency table needs the package {error.name!r}, which is not installed: "
+            "pip install 'guyot[latency]'"
+        ) from error
+    scale = np.abs(matrix).max(axis=0, initial=0.0)
+    scale[scale == 0] = 1.0
+    solution, _ = nnls(matrix / scale, values)
+    return solution / scale
 
 
 Work = dict[str, tuple[float, float, float]]
