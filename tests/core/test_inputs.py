@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from guyot import Discovery, DiscoveryConfig, MisconfiguredError, find_structures
-from guyot.core.inputs import arguments, call
-from guyot.results import rebuild
+from guyot.core.inputs import arguments, call_model
+from guyot.results.rebuild import rebuild
 
 
 class Text(nn.Module):
@@ -64,8 +64,8 @@ def test_ways_to_call(name: str) -> None:
 
 def test_a_cache_is_no_part_of_the_network() -> None:
     model, tokens = Text(), ids()
-    assert set(call(model, (tokens,))) == {"logits"}
-    assert set(call(model, {"ids": tokens, "use_cache": True})) == {"logits", "cache"}
+    assert set(call_model(model, (tokens,))) == {"logits"}
+    assert set(call_model(model, {"ids": tokens, "use_cache": True})) == {"logits", "cache"}
     args, kwargs = arguments(model, {"extra": 1, "ids": 0, "unknown": 2})
     assert (args, list(kwargs)) == ((), ["ids", "extra", "use_cache", "unknown"])
 
@@ -79,7 +79,7 @@ def test_discovery_and_rebuild_with_keywords() -> None:
     config = DiscoveryConfig(round_to=1)
     discovery = Discovery(model, inputs, optimizer, total_steps=120, target=0.5, config=config)
     for _ in range(120):
-        loss = call(model, inputs)["logits"].square().mean()
+        loss = call_model(model, inputs)["logits"].square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -90,7 +90,7 @@ def test_discovery_and_rebuild_with_keywords() -> None:
     assert discovery.removals
     smaller = rebuild(fresh, inputs, discovery.structure)
     smaller.load_state_dict(found.state_dict())
-    torch.testing.assert_close(call(smaller, inputs), call(found, inputs))
+    torch.testing.assert_close(call_model(smaller, inputs), call_model(found, inputs))
 
 
 @pytest.mark.parametrize(

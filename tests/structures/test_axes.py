@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from guyot import GuyotWarning, find_structures
-from guyot.core.axis import expand, kept_indices, size_of
+from guyot.core.axis import entry_values, kept_indices, size_of
 from guyot.core.types import Concat, Fixed, Product, Units
 from guyot.structures.axes import (
-    Dim,
+    DimVar,
     concat,
     factor,
-    find,
     freeze,
     leaves,
     product,
     resolve,
+    root_of,
     split,
     unify,
 )
@@ -33,18 +33,18 @@ SIZES = st.integers(2, 6)
 
 
 @st.composite
-def dims(draw: st.DrawFn, depth: int = 2) -> Dim:
+def dims(draw: st.DrawFn, depth: int = 2) -> DimVar:
     """A leaf, a product or a concatenation, nested."""
     kind = draw(st.sampled_from(["leaf", "product", "concat"])) if depth else "leaf"
     if kind == "leaf":
-        return Dim(draw(SIZES))
+        return DimVar(draw(SIZES))
     parts = draw(st.lists(dims(depth - 1), min_size=2, max_size=3))
     return product(*parts) if kind == "product" else concat(*parts)
 
 
-def check(dim: Dim) -> int:
+def check(dim: DimVar) -> int:
     """The size that the parts of a dim add up or multiply to; they must do so at every level."""
-    dim = find(dim)
+    dim = root_of(dim)
     if dim.kind == "leaf":
         return dim.size
     sizes = [check(part) for part in dim.parts]
@@ -53,48 +53,48 @@ def check(dim: Dim) -> int:
     return total
 
 
-def axis_of(dim: Dim, groups: dict[Dim, int]):
+def axis_of(dim: DimVar, groups: dict[DimVar, int]):
     return resolve(dim, lambda leaf: None if leaf.reason else groups.setdefault(leaf, len(groups)))
 
 
 @given(dims())
-def test_composed_dims_have_the_size_of_their_parts(dim: Dim) -> None:
+def test_composed_dims_have_the_size_of_their_parts(dim: DimVar) -> None:
     assert check(dim) == dim.size
 
 
 @given(dims(), dims(), dims())
-def test_unify_makes_equal(a: Dim, b: Dim, c: Dim) -> None:
+def test_unify_makes_equal(a: DimVar, b: DimVar, c: DimVar) -> None:
     """Whatever is unified resolves to the same axis afterwards, or is frozen with a reason."""
-    sizes = [find(dim).size for dim in (a, b, c)]
+    sizes = [root_of(dim).size for dim in (a, b, c)]
     joined = [(a, b), (b, c)]
     for left, right in joined:
         unify(left, right)
     assert [check(dim) for dim in (a, b, c)] == sizes
-    groups: dict[Dim, int] = {}
+    groups: dict[DimVar, int] = {}
     for left, right in joined:
         same = axis_of(left, groups) == axis_of(right, groups)
         frozen = all(leaf.reason for dim in (left, right) for leaf in leaves(dim))
         assert same or frozen
-        if find(left).size != find(right).size:
+        if root_of(left).size != root_of(right).size:
             assert frozen
 
 
 @given(dims(), st.data())
-def test_unify_does_not_depend_on_the_order(dim: Dim, data: st.DataObject) -> None:
+def test_unify_does_not_depend_on_the_order(dim: DimVar, data: st.DataObject) -> None:
     size = dim.size
-    one, two, three = Dim(size), Dim(size), Dim(size)
+    one, two, three = DimVar(size), DimVar(size), DimVar(size)
     pairs = data.draw(st.permutations([(one, two), (two, three), (three, dim), (dim, one)]))
     for left, right in pairs:
         if data.draw(st.booleans()):
             left, right = right, left
         unify(left, right)
-    assert find(one) is find(two) is find(three)
+    assert root_of(one) is root_of(two) is root_of(three)
     assert len({repr(axis_of(d, {})) for d in (one, two, three, dim)}) == 1
     assert not any(leaf.reason for leaf in leaves(dim))
 
 
 @given(dims(), st.integers(1, 40))
-def test_factor_conserves_size(dim: Dim, outer: int) -> None:
+def test_factor_conserves_size(dim: DimVar, outer: int) -> None:
     size, joined = dim.size, "concat" in repr(dim)
     first, second = factor(dim, outer)
     assert check(dim) == size
@@ -111,20 +111,20 @@ def test_factor_conserves_size(dim: Dim, outer: int) -> None:
 
 @given(st.lists(SIZES, min_size=2, max_size=4))
 def test_factor_undoes_product(sizes: list[int]) -> None:
-    parts = [Dim(size) for size in sizes]
+    parts = [DimVar(size) for size in sizes]
     first, rest = factor(product(*parts), sizes[0])
-    assert find(first) is parts[0]
-    assert [find(leaf) for leaf in leaves(rest)] == parts[1:]
+    assert root_of(first) is parts[0]
+    assert [root_of(leaf) for leaf in leaves(rest)] == parts[1:]
 
 
 @given(st.lists(SIZES, min_size=2, max_size=4))
 def test_split_undoes_concat(sizes: list[int]) -> None:
-    parts = [Dim(size) for size in sizes]
-    assert [find(piece) for piece in split(concat(*parts), sizes)] == parts
+    parts = [DimVar(size) for size in sizes]
+    assert [root_of(piece) for piece in split(concat(*parts), sizes)] == parts
 
 
 @given(dims(), st.data())
-def test_split_conserves_size(dim: Dim, data: st.DataObject) -> None:
+def test_split_conserves_size(dim: DimVar, data: st.DataObject) -> None:
     size = dim.size
     first = data.draw(st.integers(1, size - 1))
     pieces = split(dim, (first, size - first))
@@ -135,8 +135,8 @@ def test_split_conserves_size(dim: Dim, data: st.DataObject) -> None:
 
 
 @given(dims(), dims())
-def test_freezing_reaches_everything_unified(a: Dim, b: Dim) -> None:
-    twin = Dim(a.size)
+def test_freezing_reaches_everything_unified(a: DimVar, b: DimVar) -> None:
+    twin = DimVar(a.size)
     unify(twin, a)
     whole = concat(twin, b)
     freeze(whole, "because")
@@ -148,14 +148,14 @@ def test_freezing_reaches_everything_unified(a: Dim, b: Dim) -> None:
 
 
 @given(dims())
-def test_unify_with_a_frozen_leaf_freezes(dim: Dim) -> None:
-    unify(Dim(dim.size, "cold"), dim)
+def test_unify_with_a_frozen_leaf_freezes(dim: DimVar) -> None:
+    unify(DimVar(dim.size, "cold"), dim)
     assert {leaf.reason for leaf in leaves(dim)} == {"cold"}
 
 
 @given(dims(), st.data())
-def test_resolved_axes_slice_as_they_multiply(dim: Dim, data: st.DataObject) -> None:
-    groups: dict[Dim, int] = {}
+def test_resolved_axes_slice_as_they_multiply(dim: DimVar, data: st.DataObject) -> None:
+    groups: dict[DimVar, int] = {}
     axis = axis_of(dim, groups)
     full = [leaf.size for leaf in groups]
     assert size_of(axis, full) == dim.size
@@ -168,7 +168,7 @@ def test_resolved_axes_slice_as_they_multiply(dim: Dim, data: st.DataObject) -> 
     assert kept is None or kept.tolist() == sorted(set(kept.tolist()))
     count = dim.size if kept is None else len(kept)
     assert count == size_of(axis, [int(mask.sum()) for mask in masks])
-    spread = expand(axis, lambda g: masks[g].double(), lambda n: torch.ones(n).double())
+    spread = entry_values(axis, lambda g: masks[g].double(), lambda n: torch.ones(n).double())
     assert int(spread.sum()) == count
 
 
@@ -180,14 +180,14 @@ def test_regroup_matches_what_reshape_does(sizes: list[int], data: st.DataObject
     for cut in cuts:
         merged.append(prod(sizes[start:cut]))
         start = cut
-    before = [Dim(size) for size in sizes]
+    before = [DimVar(size) for size in sizes]
     between = regroup(before, merged)
     assert [dim.size for dim in between] == merged
-    assert [find(dim) for dim in regroup(between, sizes)] == before
+    assert [root_of(dim) for dim in regroup(between, sizes)] == before
 
 
 def test_regroup_across_dims_freezes() -> None:
-    before = [Dim(4), Dim(9)]
+    before = [DimVar(4), DimVar(9)]
     after = regroup(before, [6, 6])
     assert [dim.size for dim in after] == [6, 6]
     assert all("cuts across" in leaf.reason for dim in [*before, *after] for leaf in leaves(dim))
@@ -196,27 +196,27 @@ def test_regroup_across_dims_freezes() -> None:
 @given(SIZES, st.integers(2, 4), st.booleans())
 def test_equal_pieces_are_a_product(size: int, count: int, concat_first: bool) -> None:
     """Three biases laid end to end meet the output of one layer for queries, keys and values."""
-    pieces = [Dim(size) for _ in range(count)]
-    number, inner = Dim(count), Dim(size)
+    pieces = [DimVar(size) for _ in range(count)]
+    number, inner = DimVar(count), DimVar(size)
     sides = concat(*pieces), product(number, inner)
     unify(*(sides if concat_first else sides[::-1]))
     if size > 1:
-        assert len({find(dim) for dim in (*pieces, inner)}) == 1
-        assert find(inner).reason is None
-        assert find(number).reason is not None
-        assert factor(sides[0], count)[1] is find(inner)
+        assert len({root_of(dim) for dim in (*pieces, inner)}) == 1
+        assert root_of(inner).reason is None
+        assert root_of(number).reason is not None
+        assert factor(sides[0], count)[1] is root_of(inner)
 
 
 def test_product_meets_concat() -> None:
-    a, b = product(Dim(2), Dim(3)), concat(Dim(2), Dim(4))
+    a, b = product(DimVar(2), DimVar(3)), concat(DimVar(2), DimVar(4))
     unify(a, b)
     assert all("meets the concatenation" in leaf.reason for d in (a, b) for leaf in leaves(d))
 
 
 def test_resolve_names_parts() -> None:
-    unit, other = Dim(3), Dim(4, "frozen")
-    groups: dict[Dim, int] = {}
-    assert axis_of(concat(product(unit, Dim(2, "x")), other, unit), groups) == Concat(
+    unit, other = DimVar(3), DimVar(4, "frozen")
+    groups: dict[DimVar, int] = {}
+    assert axis_of(concat(product(unit, DimVar(2, "x")), other, unit), groups) == Concat(
         (Product((Units(0), Fixed(2))), Fixed(4), Units(0))
     )
 
@@ -269,8 +269,8 @@ def test_a_rule_of_ones_own() -> None:
     try:
 
         @rule(target)
-        def quantize(walk, node):
-            (x,) = walk.operands(node, 0)
+        def quantize(graph, node):
+            (x,) = graph.operands(node, 0)
             return x
 
         structures = find_structures(Body(rounded), (torch.ones(2, 3),))
@@ -286,8 +286,8 @@ def test_a_wrong_rule_is_caught_by_verification() -> None:
     try:
 
         @rule(target)
-        def flip(walk, node):
-            (x,) = walk.operands(node, 0)
+        def flip(graph, node):
+            (x,) = graph.operands(node, 0)
             return x
 
         with pytest.warns(GuyotWarning, match=r"units of one cannot be removed.*masking"):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from guyot import Discovery, DiscoveryConfig, MisconfiguredError, find_structures
-from guyot.core.axis import best, expand, kept_indices, spread
+from guyot.core.axis import best, entry_values, kept_indices, spread
 from guyot.core.types import (
     Fixed,
     KeepPlan,
@@ -95,7 +95,9 @@ def test_indices_and_masks_are_those_of_a_table(
     ]
     found = kept_indices(Product(parts), masks)
     assert (list(range(blocks * each * inner)) if found is None else found.tolist()) == expected
-    mask = expand(Product(parts), masks.__getitem__, lambda n: torch.ones(n, dtype=torch.bool))
+    mask = entry_values(
+        Product(parts), masks.__getitem__, lambda n: torch.ones(n, dtype=torch.bool)
+    )
     assert mask.nonzero().flatten().tolist() == sorted(expected)
     # alone in a dimension: every block of rows has its own columns
     axes = (Product((block, Fixed(2))), Within(0, block), Fixed(1))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from guyot import Discovery, DiscoveryConfig, MisconfiguredError, find_structures
 from guyot.core.locate import named_tensors
 from guyot.core.types import Structures
-from guyot.results import rebuild
+from guyot.results.rebuild import rebuild
 from guyot.surgery import operate
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from guyot import GuyotWarning, MisconfiguredError, find_structures
 from guyot.core.types import KeepPlan
 from guyot.costs.complexity import Complexity
-from guyot.structures.rules import Dims, Walk, rule, rule_for, unify
+from guyot.structures.rules import AxisGraph, DimVars, rule, rule_for, unify
 from guyot.structures.rules.registry import _RULES
 from guyot.surgery import operate
 
@@ -52,11 +52,11 @@ def network() -> nn.Module:
 @pytest.fixture
 def ruled() -> Iterator[None]:
     @rule(project)
-    def _(walk: Walk, node: torch.fx.Node) -> Dims:
-        x, weight = walk.operands(node, 0, 1)
+    def _(graph: AxisGraph, node: torch.fx.Node) -> DimVars:
+        x, weight = graph.operands(node, 0, 1)
         unify(x[-1], weight[1])
-        walk.contract(node, 1, dim=1)
-        walk.count(node, weight[0], weight[1], *walk.samples(x[:-1]))
+        graph.contract(node, 1, dim=1)
+        graph.count(node, weight[0], weight[1], *graph.samples(x[:-1]))
         return (*x[:-1], weight[0])
 
     yield

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from guyot import GuyotWarning, UnsupportedError, find_structures
 from guyot.core.types import KeepPlan, Restated, Structures
-from guyot.results import rebuild
+from guyot.results.rebuild import rebuild
 from guyot.surgery import operate
 from guyot.surgery.restate import restate
 

@@ -47,12 +47,12 @@ def size_of(axis: Axis, sizes: Sequence[int]) -> int:
             return sum(size_of(part, sizes) for part in parts)
 
 
-def expand(axis: Axis, units: Values, ones: Values) -> Tensor:
+def entry_values(axis: Axis, units: Values, ones: Values) -> Tensor:
     """Spread one value per unit over a dimension; fixed parts get `ones(size)`.
 
     Example:
         >>> gates = {0: torch.tensor([1.0, 0.0])}
-        >>> expand(Product((Units(0), Fixed(2))), gates.__getitem__, torch.ones)
+        >>> entry_values(Product((Units(0), Fixed(2))), gates.__getitem__, torch.ones)
         tensor([1., 1., 0., 0.])
     """
     match axis:
@@ -65,12 +65,14 @@ def expand(axis: Axis, units: Values, ones: Values) -> Tensor:
         case Product(parts):
             return _multiplied(parts, units, ones).flatten()
         case Concat(parts):
-            return torch.cat([expand(part, units, ones) for part in parts])
+            return torch.cat([entry_values(part, units, ones) for part in parts])
 
 
 def _multiplied(parts: Sequence[Axis], units: Values, ones: Values) -> Tensor:
     """The values over a product, with one dimension per factor."""
-    found = [None if isinstance(part, Within) else expand(part, units, ones) for part in parts]
+    found = [
+        None if isinstance(part, Within) else entry_values(part, units, ones) for part in parts
+    ]
     result: Tensor | None = None
     for place, (part, values) in enumerate(zip(parts, found, strict=True)):
         shape = [1] * len(parts)
@@ -102,12 +104,12 @@ def spread(axes: Sequence[Axis], dim: int, units: Values, ones: Values) -> Tenso
     """
     axis, shape = axes[dim], [1] * len(axes)
     if isinstance(axis, Within):
-        blocks, rows = (len(expand(a, units, ones)) for a in (axis.block, axes[0]))
+        blocks, rows = (len(entry_values(a, units, ones)) for a in (axis.block, axes[0]))
         own = units(axis.group).view(blocks, 1, -1)
         shape[0], shape[dim] = rows, own.shape[-1]
         return own.expand(-1, rows // blocks, -1).reshape(shape)
     shape[dim] = -1
-    return expand(axis, units, ones).view(shape)
+    return entry_values(axis, units, ones).view(shape)
 
 
 def kept_indices(axis: Axis, masks: Sequence[Tensor]) -> Tensor | None:

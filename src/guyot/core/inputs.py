@@ -15,11 +15,11 @@ Inputs = Sequence[Any] | Mapping[str, Any]
 """Positional arguments of a `forward`, or its keyword arguments."""
 
 
-def call(model: nn.Module, inputs: Inputs) -> Any:
+def call_model(model: nn.Module, inputs: Inputs) -> Any:
     """What the model returns for the inputs.
 
     Example:
-        >>> call(nn.Identity(), {"input": 3}), call(nn.Identity(), (3,))
+        >>> call_model(nn.Identity(), {"input": 3}), call_model(nn.Identity(), (3,))
         (3, 3)
     """
     args, kwargs = arguments(model, inputs)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from guyot.core.inputs import call
+from guyot.core.inputs import call_model
 from guyot.core.types import Structures
 
 
@@ -108,4 +108,4 @@ def _collect(
 
 
 def _call(model: nn.Module, batch: Any) -> None:
-    call(model, batch if isinstance(batch, (tuple, list, Mapping)) else (batch,))
+    call_model(model, batch if isinstance(batch, (tuple, list, Mapping)) else (batch,))

@@ -16,9 +16,9 @@ from typing import Any
 from torch import fx, nn
 
 from guyot.core.types import Attribute, Axis, Fixed, Units
-from guyot.structures.axes import Dim, find, leaves
+from guyot.structures.axes import DimVar, leaves, root_of
+from guyot.structures.axis_graph import AxisGraph
 from guyot.structures.trace import module_of
-from guyot.structures.walk import Walk
 
 COUNTS = re.compile(r"(^|_)n?(heads?|groups?)$")
 """Names of numbers of heads or groups."""
@@ -34,31 +34,33 @@ OTHERS = re.compile(
 """What has a size but is no width."""
 
 
-def attributes(walk: Walk, model: nn.Module, axis: Callable[[Dim], Axis]) -> tuple[Attribute, ...]:
+def attributes(
+    graph: AxisGraph, model: nn.Module, axis: Callable[[DimVar], Axis]
+) -> tuple[Attribute, ...]:
     """All attributes that state the length of a dimension that may shrink.
 
     Args:
-        walk: after `run()`.
+        graph: after `run()`.
         model: whose modules have the attributes.
         axis: what became of a dim.
     """
     seen: dict[tuple[str, str], Attribute] = {}
-    for module, name, dim in walk.attributes:
+    for module, name, dim in graph.attributes:
         resolved = axis(dim)
         if not isinstance(resolved, Fixed):
             seen[module, name] = Attribute(module, name, resolved)
-    own = learned(walk)
+    own = learned(graph)
     in_forward: dict[str, dict[Axis, int]] = defaultdict(dict)
-    for node, number, dim in stated(walk):
+    for node, number, dim in stated(graph):
         if own.issuperset(leaves(dim)):  # not a number of tokens or samples
             in_forward[module_of(node)][axis(dim)] = number
-    for node in walk.outputs:  # a forward that cuts a tensor into pieces knows its length
-        place = walk.named(node, "dim", None)
-        if isinstance(place, int) and node.args[0] in walk.dims:
-            whole = walk.dims[node.args[0]][place]
+    for node in graph.outputs:  # a forward that cuts a tensor into pieces knows its length
+        place = graph.named(node, "dim", None)
+        if isinstance(place, int) and node.args[0] in graph.dims:
+            whole = graph.dims[node.args[0]][place]
             in_forward[module_of(node)][axis(whole)] = whole.size
     of_tensors: dict[str, dict[Axis, int]] = defaultdict(dict)
-    for name, dims in walk.tensors.items():
+    for name, dims in graph.tensors.items():
         owner = name.rpartition(".")[0]
         for module in (owner, owner.rpartition(".")[0]):
             of_tensors[module].update((axis(part), part.size) for d in dims for part in _parts(d))
@@ -70,9 +72,9 @@ def attributes(walk: Walk, model: nn.Module, axis: Callable[[Dim], Axis]) -> tup
     return tuple(seen.values())
 
 
-def _parts(dim: Dim) -> tuple[Dim, ...]:
+def _parts(dim: DimVar) -> tuple[DimVar, ...]:
     """A dim, its pieces and its factors."""
-    dim = find(dim)
+    dim = root_of(dim)
     return (dim, *(part for below in dim.parts for part in _parts(below)))
 
 
@@ -93,22 +95,26 @@ def _named_like(name: str, axis: Axis) -> bool:
     return bool(LENGTHS.search(name))
 
 
-def stated(walk: Walk) -> Iterator[tuple[fx.Node, int, Dim]]:
+def stated(graph: AxisGraph) -> Iterator[tuple[fx.Node, int, DimVar]]:
     """Every number that an operator's arguments state about a dim."""
-    for node in walk.shaped:
-        yield from _each(node, node.args[-1], walk.dims[node])
-    for node, position, dims in walk.literals:
+    for node in graph.shaped:
+        yield from _each(node, node.args[-1], graph.dims[node])
+    for node, position, dims in graph.literals:
         given = node.args[position] if position < len(node.args) else None
-        yield from _each(node, given, (dims,) if isinstance(dims, Dim) else dims)
+        yield from _each(node, given, (dims,) if isinstance(dims, DimVar) else dims)
 
 
-def _each(node: fx.Node, given: Any, dims: Sequence[Dim]) -> Iterator[tuple[fx.Node, int, Dim]]:
+def _each(
+    node: fx.Node, given: Any, dims: Sequence[DimVar]
+) -> Iterator[tuple[fx.Node, int, DimVar]]:
     for number, dim in zip(*numbers_of(node, given, dims), strict=True):
         if type(number) is int and number == dim.size and number > 1:
             yield node, number, dim
 
 
-def numbers_of(node: fx.Node, given: Any, dims: Sequence[Dim]) -> tuple[list[Any], Sequence[Dim]]:
+def numbers_of(
+    node: fx.Node, given: Any, dims: Sequence[DimVar]
+) -> tuple[list[Any], Sequence[DimVar]]:
     """The numbers that an argument states and the dims that they are about."""
     numbers: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]  # pyright: ignore[reportUnknownArgumentType]
     if len(numbers) != len(dims):  # unflatten states some dims in the middle
@@ -117,6 +123,6 @@ def numbers_of(node: fx.Node, given: Any, dims: Sequence[Dim]) -> tuple[list[Any
     return numbers, dims
 
 
-def learned(walk: Walk) -> set[Dim]:
+def learned(graph: AxisGraph) -> set[DimVar]:
     """All leaves of the dims of parameters and buffers."""
-    return {leaf for dims in walk.tensors.values() for dim in dims for leaf in leaves(dim)}
+    return {leaf for dims in graph.tensors.values() for dim in dims for leaf in leaves(dim)}

@@ -1,22 +1,23 @@
 """Axis inference: which dimensions of a network shrink together.
 
-Every dimension of every tensor is a `Dim`. A dim is a leaf with a size, an ordered *product*
-(outermost first: what `flatten` makes) or an ordered *concatenation* (what `cat` makes). Rules
-for operators say that two dims are the same (`unify`), that a dim has an outer factor (`factor`)
-or is a concatenation cut at some places (`split`). Leaves are refined in place, as type variables
-are in unification, so the order in which operators are visited does not matter.
+Every dimension of every tensor is a *dimension variable* (`DimVar`, or dim for short). A dim is a
+leaf with a size, an ordered *product* (outermost first: what `flatten` makes) or an ordered
+*concatenation* (what `cat` makes). Rules for operators say that two dims are the same (`unify`),
+that a dim has an outer factor (`factor`) or is a concatenation cut at some places (`split`).
+Leaves are refined in place, as type variables are in unification, so the order in which operators
+are visited does not matter.
 
 Where two dims cannot be made equal the algebra does not guess: it *freezes* all leaves involved
 and keeps the reason.
 
 Example:
-    >>> channels, flat = Dim(8), Dim(32)
+    >>> channels, flat = DimVar(8), DimVar(32)
     >>> outer, inner = factor(flat, 8)        # a flatten of 8 channels x 4 pixels
     >>> unify(outer, channels)
-    >>> find(channels) is find(outer)
+    >>> root_of(channels) is root_of(outer)
     True
     >>> freeze(flat, "an example")            # freezing the whole freezes its parts
-    >>> find(channels).reason
+    >>> root_of(channels).reason
     'an example'
 """
 
@@ -33,96 +34,96 @@ SPACE = "not a dimension of units"
 """The reason of a dim that never shrinks, such as pixels."""
 
 
-class Dim:
-    """A dimension under inference: a union-find node that may be refined into parts."""
+class DimVar:
+    """A dimension variable: a union-find node that may be refined into parts."""
 
     __slots__ = ("kind", "link", "parts", "reason", "size")
 
     def __init__(self, size: int, reason: str | None = None) -> None:
         self.size = size
         self.reason = reason
-        self.link: Dim | None = None
+        self.link: DimVar | None = None
         self.kind = "leaf"
-        self.parts: tuple[Dim, ...] = ()
+        self.parts: tuple[DimVar, ...] = ()
 
     def __repr__(self) -> str:
-        dim = find(self)
+        dim = root_of(self)
         return f"{dim.size}" if dim.kind == "leaf" else f"{dim.kind}{dim.parts!r}"
 
 
-Dims = tuple[Dim, ...]
+DimVars = tuple[DimVar, ...]
 """The dims of one tensor."""
 
 
-def find(dim: Dim) -> Dim:
-    """The representative of a dim; paths to it get shorter on the way."""
+def root_of(dim: DimVar) -> DimVar:
+    """Return the representative of a dim (union-find with path halving)."""
     while (above := dim.link) is not None:
         dim.link = above.link or above
         dim = above
     return dim
 
 
-def leaves(dim: Dim) -> Iterator[Dim]:
+def leaves(dim: DimVar) -> Iterator[DimVar]:
     """All leaves below a dim, in order."""
-    dim = find(dim)
+    dim = root_of(dim)
     if dim.kind == "leaf":
         yield dim
     for part in dim.parts:
         yield from leaves(part)
 
 
-def freeze(dim: Dim, reason: str) -> None:
+def freeze(dim: DimVar, reason: str) -> None:
     """Forbid every leaf below to shrink; the first reason given is kept."""
     for leaf in leaves(dim):
         leaf.reason = leaf.reason or reason
 
 
-def _compose(kind: str, parts: Sequence[Dim]) -> Dim:
+def _compose(kind: str, parts: Sequence[DimVar]) -> DimVar:
     neutral = 1 if kind == "product" else 0
-    flat: list[Dim] = []
-    for part in map(find, parts):
+    flat: list[DimVar] = []
+    for part in map(root_of, parts):
         if part.size != neutral:
             flat.extend(part.parts if part.kind == kind else (part,))
     if len(flat) == 1:
-        return find(flat[0])
+        return root_of(flat[0])
     sizes = [part.size for part in flat]
-    dim = Dim(prod(sizes) if kind == "product" else sum(sizes))
+    dim = DimVar(prod(sizes) if kind == "product" else sum(sizes))
     if flat:
         dim.kind, dim.parts = kind, tuple(flat)
     return dim
 
 
-def product(*parts: Dim) -> Dim:
+def product(*parts: DimVar) -> DimVar:
     """The dim that flattens `parts`, outermost first."""
     return _compose("product", parts)
 
 
-def concat(*parts: Dim) -> Dim:
+def concat(*parts: DimVar) -> DimVar:
     """The dim that lays `parts` end to end."""
     return _compose("concat", parts)
 
 
-def _refine(leaf: Dim, kind: str, sizes: Sequence[int]) -> tuple[Dim, ...]:
+def _refine(leaf: DimVar, kind: str, sizes: Sequence[int]) -> tuple[DimVar, ...]:
     leaf.kind = kind
-    leaf.parts = tuple(Dim(size, leaf.reason) for size in sizes)
+    leaf.parts = tuple(DimVar(size, leaf.reason) for size in sizes)
     return leaf.parts
 
 
-def _give_up(dims: Sequence[Dim], sizes: Sequence[int], reason: str) -> tuple[Dim, ...]:
+def _give_up(dims: Sequence[DimVar], sizes: Sequence[int], reason: str) -> tuple[DimVar, ...]:
     for dim in dims:
         freeze(dim, reason)
-    return tuple(Dim(size, reason) for size in sizes)
+    return tuple(DimVar(size, reason) for size in sizes)
 
 
-def factor(dim: Dim, outer: int) -> tuple[Dim, Dim]:
+def factor(dim: DimVar, outer: int) -> tuple[DimVar, DimVar]:
     """Split off an outer factor: `dim = outer x inner`."""
-    dim = find(dim)
+    dim = root_of(dim)
     inner = dim.size // outer
     if outer * inner != dim.size:
         first, second = _give_up([dim], (outer, inner), f"{outer} does not divide {dim.size}")
         return first, second
     if outer == 1 or inner == 1:
-        return (Dim(1), dim) if outer == 1 else (dim, Dim(1))
+        return (DimVar(1), dim) if outer == 1 else (dim, DimVar(1))
     if dim.kind == "leaf":
         first, second = _refine(dim, "product", (outer, inner))
         return first, second
@@ -133,35 +134,35 @@ def factor(dim: Dim, outer: int) -> tuple[Dim, Dim]:
     return first, second
 
 
-def _even(dim: Dim, outer: int) -> tuple[Dim, Dim] | None:
+def _even(dim: DimVar, outer: int) -> tuple[DimVar, DimVar] | None:
     """Take a concatenation for `outer` pieces that are the same; None where none ends there.
 
     Example:
-        >>> _even(concat(Dim(4), Dim(2), Dim(2)), 2)
+        >>> _even(concat(DimVar(4), DimVar(2), DimVar(2)), 2)
         (2, concat(2, 2))
     """
     inner = dim.size // outer
-    ends = list(accumulate(find(part).size for part in dim.parts))
+    ends = list(accumulate(root_of(part).size for part in dim.parts))
     if not set(range(inner, dim.size, inner)).issubset(ends):
         return None
     first, *others = split(dim, [inner] * outer)
     for other in others:
         unify(first, other)
-    return Dim(outer, "numbers pieces laid end to end"), first
+    return DimVar(outer, "numbers pieces laid end to end"), first
 
 
-def take(factors: Sequence[Dim], size: int) -> tuple[Dim, Dim] | None:
+def take(factors: Sequence[DimVar], size: int) -> tuple[DimVar, DimVar] | None:
     """Cut a product, outermost factor first, where it reaches `size`; None where it does not.
 
     Example:
-        >>> take([Dim(2), Dim(6)], 4)
+        >>> take([DimVar(2), DimVar(6)], 4)
         (product(2, 2), 3)
     """
-    taken: list[Dim] = []
+    taken: list[DimVar] = []
     rest = list(factors)
     left = size
     while left > 1 and rest:
-        head = find(rest.pop(0))
+        head = root_of(rest.pop(0))
         if left % head.size == 0:
             taken.append(head)
             left //= head.size
@@ -175,21 +176,21 @@ def take(factors: Sequence[Dim], size: int) -> tuple[Dim, Dim] | None:
     return (product(*taken), product(*rest)) if left == 1 else None
 
 
-def split(dim: Dim, sizes: Sequence[int]) -> tuple[Dim, ...]:
+def split(dim: DimVar, sizes: Sequence[int]) -> tuple[DimVar, ...]:
     """Cut a dim end to end into pieces of the given sizes."""
-    dim = find(dim)
+    dim = root_of(dim)
     if len(sizes) == 1:
         return (dim,)
     if dim.kind == "leaf":
         return _refine(dim, "concat", sizes)
     if dim.kind == "concat":
-        pieces: list[Dim] = []
+        pieces: list[DimVar] = []
         rest = list(dim.parts)
         for size in sizes:
-            piece: list[Dim] = []
+            piece: list[DimVar] = []
             need = size
             while need and rest:
-                head = find(rest.pop(0))
+                head = root_of(rest.pop(0))
                 if head.size > need:
                     first, second = split(head, (need, head.size - need))
                     rest.insert(0, second)
@@ -201,9 +202,9 @@ def split(dim: Dim, sizes: Sequence[int]) -> tuple[Dim, ...]:
     return _give_up([dim], sizes, f"{dim!r} is cut into {tuple(sizes)}")
 
 
-def unify(a: Dim, b: Dim) -> None:
+def unify(a: DimVar, b: DimVar) -> None:
     """Make two dims the same; refine leaves as needed, freeze what does not fit."""
-    a, b = find(a), find(b)
+    a, b = root_of(a), root_of(b)
     if a is b:
         return
     if a.size != b.size:
@@ -219,7 +220,7 @@ def unify(a: Dim, b: Dim) -> None:
         _align(a, b)
     else:
         joined, multiplied = (a, b) if a.kind == "concat" else (b, a)
-        even = _even(joined, find(multiplied.parts[0]).size)
+        even = _even(joined, root_of(multiplied.parts[0]).size)
         if even is not None:
             freeze(multiplied.parts[0], "numbers pieces laid end to end")
             unify(even[1], product(*multiplied.parts[1:]))
@@ -229,11 +230,11 @@ def unify(a: Dim, b: Dim) -> None:
         freeze(b, reason)
 
 
-def _align(a: Dim, b: Dim) -> None:
+def _align(a: DimVar, b: DimVar) -> None:
     """Unify two products, or two concatenations, part by part."""
     left, right = list(a.parts), list(b.parts)
     while left and right:
-        x, y = find(left.pop(0)), find(right.pop(0))
+        x, y = root_of(left.pop(0)), root_of(right.pop(0))
         if x.size != y.size:
             big, small = (x, y) if x.size > y.size else (y, x)
             if a.kind == "product":
@@ -250,9 +251,9 @@ def _align(a: Dim, b: Dim) -> None:
 
 
 def resolve(
-    dim: Dim,
-    group_of: Callable[[Dim], int | None],
-    block_of: Callable[[Dim], Dim | None] = lambda _: None,
+    dim: DimVar,
+    group_of: Callable[[DimVar], int | None],
+    block_of: Callable[[DimVar], DimVar | None] = lambda _: None,
 ) -> Axis:
     """The immutable axis of a dim, once inference is over.
 
@@ -261,7 +262,7 @@ def resolve(
         group_of: leaf -> its group; None: it stays.
         block_of: leaf -> the leaf that numbers the blocks which have units of it of their own.
     """
-    dim = find(dim)
+    dim = root_of(dim)
     if dim.kind == "leaf":
         group = group_of(dim)
         if group is None:
@@ -271,14 +272,14 @@ def resolve(
             return Units(group)
         number = group_of(block)
         return Within(group, Fixed(block.size) if number is None else Units(number))
-    places = {find(part): place for place, part in enumerate(dim.parts)}
+    places = {root_of(part): place for place, part in enumerate(dim.parts)}
     parts: list[Axis] = []
     for place, part in enumerate(dim.parts):
         axis = resolve(part, group_of, block_of)
         if isinstance(axis, Within):
-            block = block_of(find(part))
+            block = block_of(root_of(part))
             assert block is not None
-            axis = replace(axis, offset=places[find(block)] - place)
+            axis = replace(axis, offset=places[root_of(block)] - place)
         parts.append(axis)
     if all(isinstance(part, Fixed) for part in parts):
         return Fixed(dim.size)

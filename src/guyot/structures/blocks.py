@@ -12,47 +12,47 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from typing import TYPE_CHECKING
 
-from guyot.structures.axes import Dim, find, leaves
+from guyot.structures.axes import DimVar, leaves, root_of
 
 if TYPE_CHECKING:
-    from guyot.structures.walk import Walk
+    from guyot.structures.axis_graph import AxisGraph
 
 
-def blocks_of(walk: Walk, together: Container[Dim]) -> dict[Dim, Dim]:
+def blocks_of(graph: AxisGraph, together: Container[DimVar]) -> dict[DimVar, DimVar]:
     """For every leaf whose units are each block's own the leaf that numbers the blocks.
 
     Args:
-        walk: after `run()`.
+        graph: after `run()`.
         together: leaves that are to stay the same units in every block.
     """
-    number: dict[Dim, Dim] = {}
-    undecided: set[Dim] = set()
-    for block, own in walk.own_units:
-        block, own = find(block), find(own)
+    number: dict[DimVar, DimVar] = {}
+    undecided: set[DimVar] = set()
+    for block, own in graph.own_units:
+        block, own = root_of(block), root_of(own)
         fits = block.kind == own.kind == "leaf" and min(block.size, own.size) > 1
         if not fits or own in together or number.setdefault(own, block) is not block:
             undecided.add(own)
     undecided.update(own for own, block in number.items() if block in number)
     found = {own: block for own, block in number.items() if own not in undecided}
-    for name, dims in walk.tensors.items():
+    for name, dims in graph.tensors.items():
         for place, dim in enumerate(dims):
-            alone = walk.blocked.get((name, place))
+            alone = graph.blocked.get((name, place))
             undecided.update(_lost(dim, found, [] if alone is None else [alone]))
-    for several in (*walk.dims.values(), *(d for all_ in walk.outputs.values() for d in all_)):
+    for several in (*graph.dims.values(), *(d for all_ in graph.outputs.values() for d in all_)):
         beside = [leaf for dim in several for leaf in leaves(dim)]
         for dim in several:
             undecided.update(_lost(dim, found, beside))
     return {own: block for own, block in found.items() if own not in undecided}
 
 
-def _lost(dim: Dim, found: dict[Dim, Dim], beside: Iterable[Dim]) -> list[Dim]:
+def _lost(dim: DimVar, found: dict[DimVar, DimVar], beside: Iterable[DimVar]) -> list[DimVar]:
     """The leaves of a dim that stand there without what numbers their blocks."""
-    dim = find(dim)
+    dim = root_of(dim)
     if dim.kind == "leaf":
         block = found.get(dim)
-        return [] if block is None or any(find(b) is block for b in beside) else [dim]
-    parts = [find(part) for part in dim.parts]
-    lost: list[Dim] = []
+        return [] if block is None or any(root_of(b) is block for b in beside) else [dim]
+    parts = [root_of(part) for part in dim.parts]
+    lost: list[DimVar] = []
     for part in parts:
         if part.kind != "leaf":
             lost += _lost(part, found, ())

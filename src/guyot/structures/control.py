@@ -13,11 +13,11 @@ from torch import nn
 
 from guyot.core.errors import MisconfiguredError
 from guyot.core.patterns import Patterns, chosen
-from guyot.structures.axes import Dim, find, freeze, unify
+from guyot.structures.axes import DimVar, freeze, root_of, unify
+from guyot.structures.axis_graph import AxisGraph
 from guyot.structures.branches import Branch
 from guyot.structures.inference import Names
 from guyot.structures.trace import module_of
-from guyot.structures.walk import Walk
 from guyot.surgery import above
 
 BY_USER = "by the user"
@@ -27,7 +27,7 @@ class Ignored:
     """Modules that are left alone: none of their tensors shrinks.
 
     Args:
-        walk: after `run()`; its dims are frozen.
+        graph: after `run()`; its dims are frozen.
         model: whose modules they are.
         patterns: of the modules' names; what is inside of them is ignored, too.
 
@@ -35,14 +35,14 @@ class Ignored:
         MisconfiguredError: a pattern matches no module.
     """
 
-    def __init__(self, walk: Walk, model: nn.Module, patterns: Patterns) -> None:
+    def __init__(self, graph: AxisGraph, model: nn.Module, patterns: Patterns) -> None:
         names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
         self._modules = frozenset(chosen("ignore", patterns, names, "module"))
         self._tensors: dict[str, str] = {}
-        for name, first in walk.canonical.items():
+        for name, first in graph.canonical.items():
             if (reason := self._reason(name)) is not None:
                 self._tensors[first] = reason
-                for dim in walk.tensors[first]:
+                for dim in graph.tensors[first]:
                     freeze(dim, reason)
 
     def _reason(self, name: str) -> str | None:
@@ -79,7 +79,7 @@ def tie_groups(names: Names, sets: Sequence[Patterns]) -> None:
                 f"tie={list(sets)!r}: {patterns!r} chooses {', '.join(tied) or 'nothing'}; a set "
                 "is of two groups or more, as in tie=[('first', 'second')]"
             )
-        leaves = [find(leaf_of[name]) for name in tied]
+        leaves = [root_of(leaf_of[name]) for name in tied]
         if len({leaf.size for leaf in leaves}) > 1:
             sizes = ", ".join(f"{n} has {leaf.size}" for n, leaf in zip(tied, leaves, strict=True))
             raise MisconfiguredError(
@@ -92,16 +92,16 @@ def tie_groups(names: Names, sets: Sequence[Patterns]) -> None:
                     freeze(other, f"it is tied to {name}, which cannot shrink: {leaf.reason}")
         for leaf in leaves[1:]:
             unify(leaf, leaves[0])
-    united: dict[Dim, list[str]] = defaultdict(list)
+    united: dict[DimVar, list[str]] = defaultdict(list)
     for name, leaf in leaf_of.items():
-        united[find(leaf)].append(name)
+        united[root_of(leaf)].append(name)
     names.of = {leaf: together[0] for leaf, together in united.items()}
     names.tied = {first: tuple(rest) for first, *rest in united.values() if rest}
 
 
-def _tied(patterns: Patterns, leaf_of: Mapping[str, Dim]) -> list[str]:
+def _tied(patterns: Patterns, leaf_of: Mapping[str, DimVar]) -> list[str]:
     """The groups of a set, without those that could never shrink (classes, pixels)."""
-    reasons = {name: find(leaf).reason for name, leaf in leaf_of.items()}
+    reasons = {name: root_of(leaf).reason for name, leaf in leaf_of.items()}
     free = [n for n, reason in reasons.items() if reason is None or reason.endswith(BY_USER)]
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         every = chosen("tie", pattern, leaf_of, "group")

@@ -14,6 +14,7 @@ from guyot.core.locate import unwrap
 from guyot.core.patterns import Patterns
 from guyot.core.randomness import isolated
 from guyot.core.types import Frozen, Structures
+from guyot.structures.axis_graph import AxisGraph
 from guyot.structures.branches import Branch, find_branches
 from guyot.structures.control import BY_USER, Ignored, frozen_by, tie_groups
 from guyot.structures.inference import Inference, infer, name_groups
@@ -21,7 +22,6 @@ from guyot.structures.rules import rule_for
 from guyot.structures.trace import Trace, trace
 from guyot.structures.verify.remedies import Remedies
 from guyot.structures.verify.verify import Verifier
-from guyot.structures.walk import Walk
 from guyot.structures.ways import Callers, ways_of
 
 
@@ -67,28 +67,28 @@ def find_structures(
         {'0': 16}
     """
     model = unwrap(model)
-    with isolated():  # a forward that tosses coins gives the same structures every time
-        graph = trace(model, example_inputs)
-        walk = Walk(graph, model, rule_for)
-        walk.run()
-        ignored = Ignored(walk, model, ignore)
-        names = name_groups(walk)
+    with isolated():  # a forward that draws random numbers gives the same structures each time
+        exported = trace(model, example_inputs)
+        graph = AxisGraph(exported, model, rule_for)
+        graph.run()
+        ignored = Ignored(graph, model, ignore)
+        names = name_groups(graph)
         tie_groups(names, tie)
-        trainable = {walk.canonical[name] for name, _ in model.named_parameters()}
-        branches, impossible = find_branches(graph, walk.canonical, trainable)
+        trainable = {graph.canonical[name] for name, _ in model.named_parameters()}
+        branches, impossible = find_branches(exported, graph.canonical, trainable)
         stays = frozen_by(freeze, names, [*(b.layer.name for b in branches), *impossible])
-        choices = _choices(model, graph, branches, ignored, stays, impossible)
+        choices = _choices(model, exported, branches, ignored, stays, impossible)
         if not layers:
             choices, impossible = [], {}
         excluded = stays if units else dict.fromkeys(names.of.values(), f"left alone {BY_USER}")
         refused: dict[str, str] = {}
-        remedies = Remedies(excluded, _called_once(model, graph))
+        remedies = Remedies(excluded, _called_once(model, exported))
 
         def build() -> Inference:
-            return infer(walk, names, [ways[0] for ways in choices], model, remedies)
+            return infer(graph, names, [ways[0] for ways in choices], model, remedies)
 
         inference = build()
-        verifier = Verifier(model, example_inputs, graph) if verify else None
+        verifier = Verifier(model, example_inputs, exported) if verify else None
         while verifier and (
             bad := verifier.bad_groups(
                 inference, remedies.retryable(inference.structures, inference.stating)
@@ -113,14 +113,14 @@ def find_structures(
 
 def _choices(
     model: nn.Module,
-    graph: Trace,
+    exported: Trace,
     branches: Sequence[Branch],
     ignored: Ignored,
     stays: dict[str, str],
     impossible: dict[str, str],
 ) -> list[list[Branch]]:
     """For every residual branch the ways to remove it, best first; the rest is impossible."""
-    callers = Callers(graph)
+    callers = Callers(exported)
     found: list[list[Branch]] = []
     for branch in branches:
         name = branch.layer.name

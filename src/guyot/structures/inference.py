@@ -1,4 +1,4 @@
-"""Read groups, tensors and operations off the dims of a finished walk."""
+"""Read groups, tensors and operations off the dims of a finished graph."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from guyot.core.types import (
     Within,
 )
 from guyot.structures.attributes import attributes
-from guyot.structures.axes import SPACE, Dim, find, leaves, resolve
+from guyot.structures.axes import SPACE, DimVar, leaves, resolve, root_of
+from guyot.structures.axis_graph import AxisGraph
 from guyot.structures.blocks import blocks_of
 from guyot.structures.branches import Branch
 from guyot.structures.kernels import kernels_of
 from guyot.structures.restated import modules_stating, restated
 from guyot.structures.trace import Trace, shape_of
 from guyot.structures.verify.remedies import Remedies
-from guyot.structures.walk import Walk
 
 
 @dataclass
 class Inference:
-    """The result of a walk: structures, and the axes the graph interpreter needs.
+    """The result of a graph: structures, and the axes the graph interpreter needs.
 
     Attributes:
         structures: what can go and what everything costs.
@@ -56,23 +56,23 @@ class Names:
         tied: name of a group -> names of the groups that are one with it.
     """
 
-    of: dict[Dim, str]
+    of: dict[DimVar, str]
     tied: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
-def name_groups(walk: Walk) -> Names:
+def name_groups(graph: AxisGraph) -> Names:
     """Call every class of dims after the tensor that first produces it."""
     taken: set[str] = set()
-    names: dict[Dim, str] = {}
-    for leaf, slots in _members(walk).items():
-        writers = [slot for slot in slots if slot not in walk.contracted]
+    names: dict[DimVar, str] = {}
+    for leaf, slots in _members(graph).items():
+        writers = [slot for slot in slots if slot not in graph.contracted]
         names[leaf] = _group_name(writers or slots, taken)
     return Names(names)
 
 
-def _members(walk: Walk) -> dict[Dim, list[Slot]]:
-    members: dict[Dim, list[Slot]] = defaultdict(list)
-    for name, dims in walk.tensors.items():
+def _members(graph: AxisGraph) -> dict[DimVar, list[Slot]]:
+    members: dict[DimVar, list[Slot]] = defaultdict(list)
+    for name, dims in graph.tensors.items():
         for position, dim in enumerate(dims):
             for leaf in leaves(dim):
                 if leaf.size > 1:
@@ -80,30 +80,30 @@ def _members(walk: Walk) -> dict[Dim, list[Slot]]:
     return members
 
 
-def _stride(walk: Walk, leaf: Dim, slots: Sequence[Slot], block: Dim | None) -> int:
+def _stride(graph: AxisGraph, leaf: DimVar, slots: Sequence[Slot], block: DimVar | None) -> int:
     """Greatest common divisor of the entries per unit in the weights of a group."""
-    weights = {slot.tensor for slot in walk.contracted}
+    weights = {slot.tensor for slot in graph.contracted}
     return gcd(
         *(
-            _entries(walk.tensors[slot.tensor][slot.dim], leaf, block)
+            _entries(graph.tensors[slot.tensor][slot.dim], leaf, block)
             for slot in slots
             if slot.tensor in weights
         )
     )
 
 
-def _entries(dim: Dim, leaf: Dim, block: Dim | None) -> int:
+def _entries(dim: DimVar, leaf: DimVar, block: DimVar | None) -> int:
     """Entries per unit of a leaf in a dim that holds it; 0 in one that does not.
 
     What stands beside it and may shrink itself does not count, nor what numbers its blocks.
     """
-    dim = find(dim)
+    dim = root_of(dim)
     if dim.kind == "leaf":
-        return int(dim is find(leaf))
+        return int(dim is root_of(leaf))
     found = [_entries(part, leaf, block) for part in dim.parts]
     if dim.kind == "concat":
         return gcd(*found)
-    beside = (find(part) for part, inside in zip(dim.parts, found, strict=True) if not inside)
+    beside = (root_of(part) for part, inside in zip(dim.parts, found, strict=True) if not inside)
     fixed = (
         part.size
         for part in beside
@@ -113,18 +113,18 @@ def _entries(dim: Dim, leaf: Dim, block: Dim | None) -> int:
 
 
 def _groups(
-    walk: Walk,
+    graph: AxisGraph,
     names: Names,
-    blocks: Mapping[Dim, Dim],
+    blocks: Mapping[DimVar, DimVar],
     trainable: Container[str],
     excluded: Mapping[str, str],
-) -> tuple[dict[Dim, int], list[UnitGroup], dict[str, str]]:
+) -> tuple[dict[DimVar, int], list[UnitGroup], dict[str, str]]:
     """The number of every leaf that may shrink, its group, and the names of others with reasons."""
     frozen: dict[str, str] = {}
     groups: list[UnitGroup] = []
-    number: dict[Dim, int] = {}
-    for leaf, slots in _members(walk).items():
-        readers = tuple(slot for slot in slots if slot in walk.contracted)
+    number: dict[DimVar, int] = {}
+    for leaf, slots in _members(graph).items():
+        readers = tuple(slot for slot in slots if slot in graph.contracted)
         name = names.of[leaf]
         tied = names.tied.get(name, ())
         reason = leaf.reason or excluded.get(name)
@@ -139,33 +139,35 @@ def _groups(
         number[leaf] = len(groups)
         block = blocks.get(leaf)
         size = leaf.size * (block.size if block else 1)
-        stride = _stride(walk, leaf, slots, block)
+        stride = _stride(graph, leaf, slots, block)
         groups.append(UnitGroup(name, size, tuple(slots), readers, tied, stride))
     return number, groups, frozen
 
 
 def infer(
-    walk: Walk,
+    graph: AxisGraph,
     names: Names,
     branches: Sequence[Branch],
     model: nn.Module,
     remedies: Remedies,
 ) -> Inference:
-    """Read groups, tensors, operations and layers off a finished walk.
+    """Read groups, tensors, operations and layers off a finished graph.
 
     Args:
-        walk: after `run()`.
+        graph: after `run()`.
         names: of the groups.
         branches: the removable residual branches.
         model: the network that was traced.
         remedies: what failed before and is done about it.
     """
-    trainable = {walk.canonical[name] for name, _ in model.named_parameters()}
-    blocks = blocks_of(walk, {leaf for leaf, name in names.of.items() if name in remedies.together})
-    number, groups, frozen = _groups(walk, names, blocks, trainable, remedies.excluded)
+    trainable = {graph.canonical[name] for name, _ in model.named_parameters()}
+    blocks = blocks_of(
+        graph, {leaf for leaf, name in names.of.items() if name in remedies.together}
+    )
+    number, groups, frozen = _groups(graph, names, blocks, trainable, remedies.excluded)
 
-    def axis(dim: Dim) -> Axis:
-        return resolve(dim, lambda leaf: number.get(find(leaf)), blocks.get)
+    def axis(dim: DimVar) -> Axis:
+        return resolve(dim, lambda leaf: number.get(root_of(leaf)), blocks.get)
 
     for leaf in blocks:
         if leaf in number and isinstance(own := axis(leaf), Within):
@@ -182,42 +184,44 @@ def infer(
             tuple(holders.get(name, ())),
             name in trainable,
         )
-        for name, dims in walk.tensors.items()
+        for name, dims in graph.tensors.items()
     )
-    specs, lengths = restated(walk, axis, remedies.rewritten)
+    specs, lengths = restated(graph, axis, remedies.rewritten)
     structures = Structures(
         groups=tuple(groups),
         layers=tuple(branch.layer for branch in branches),
         tensors=tensors,
-        operations=_operations(walk, axis, holders),
-        attributes=attributes(walk, model, axis) + lengths,
+        operations=_operations(graph, axis, holders),
+        attributes=attributes(graph, model, axis) + lengths,
         restated=specs,
         frozen=tuple(Frozen(name, reason) for name, reason in frozen.items()),
-        input_shapes=_input_shapes(walk.trace),
-        kernels=kernels_of(walk, branches, axis),
+        input_shapes=_input_shapes(graph.trace),
+        kernels=kernels_of(graph, branches, axis),
     )
-    shapes = {node.name: tuple(axis(d) for d in walk.dims[node]) for node in walk.shaped}
-    return Inference(structures, shapes, _literals(walk, axis), modules_stating(walk, axis))
+    shapes = {node.name: tuple(axis(d) for d in graph.dims[node]) for node in graph.shaped}
+    return Inference(structures, shapes, _literals(graph, axis), modules_stating(graph, axis))
 
 
 def _operations(
-    walk: Walk, axis: Callable[[Dim], Axis], holders: Mapping[str | fx.Node, Sequence[int]]
+    graph: AxisGraph, axis: Callable[[DimVar], Axis], holders: Mapping[str | fx.Node, Sequence[int]]
 ) -> tuple[Operation, ...]:
-    batch = find(walk.batch)
+    batch = root_of(graph.batch)
     return tuple(
         Operation(
-            name, tuple(axis(d) for d in dims if find(d) is not batch), tuple(holders.get(node, ()))
+            name,
+            tuple(axis(d) for d in dims if root_of(d) is not batch),
+            tuple(holders.get(node, ())),
         )
-        for node, name, dims in walk.counts
+        for node, name, dims in graph.counts
     )
 
 
 def _literals(
-    walk: Walk, axis: Callable[[Dim], Axis]
+    graph: AxisGraph, axis: Callable[[DimVar], Axis]
 ) -> dict[str, dict[int, Axis | tuple[Axis, ...]]]:
     literals: dict[str, dict[int, Axis | tuple[Axis, ...]]] = defaultdict(dict)
-    for node, position, stated in walk.literals:
-        one = isinstance(stated, Dim)
+    for node, position, stated in graph.literals:
+        one = isinstance(stated, DimVar)
         literals[node.name][position] = axis(stated) if one else tuple(map(axis, stated))
     return literals
 

@@ -8,28 +8,28 @@ from collections.abc import Callable, Sequence
 from torch import fx
 
 from guyot.core.types import Axis, Fixed, Kernel
-from guyot.structures.axes import Dim, find
+from guyot.structures.axes import DimVar, root_of
+from guyot.structures.axis_graph import AxisGraph
 from guyot.structures.branches import RELU, Branch
 from guyot.structures.trace import module_of
-from guyot.structures.walk import Walk
 
 ROOT = "(root)"
 Shape = tuple[Axis, ...]
 
 
 def kernels_of(
-    walk: Walk, branches: Sequence[Branch], axis: Callable[[Dim], Axis]
+    graph: AxisGraph, branches: Sequence[Branch], axis: Callable[[DimVar], Axis]
 ) -> tuple[Kernel, ...]:
     """The operators that run, in order; those that only look at a tensor differently do not.
 
     Args:
-        walk: after `run()`.
+        graph: after `run()`.
         branches: the removable residual branches.
         axis: the immutable axis of a dim.
     """
     counts: dict[fx.Node, list[Shape]] = defaultdict(list)
-    for node, _, dims in walk.counts:
-        counts[node].append(tuple(axis(d) for d in dims if find(d) is not find(walk.batch)))
+    for node, _, dims in graph.counts:
+        counts[node].append(tuple(axis(d) for d in dims if root_of(d) is not root_of(graph.batch)))
     homes: dict[fx.Node, list[int]] = defaultdict(list)
     for number, branch in enumerate(branches):
         for node in (*branch.nodes, *_with(branch)):
@@ -38,17 +38,17 @@ def kernels_of(
 
     def activations(node: fx.Node) -> tuple[Shape, ...]:
         if node not in moved:
-            results = [walk.dims[node]] if node in walk.dims else walk.outputs.get(node, [])
-            moved[node] = tuple(_without_batch(walk, dims, axis) for dims in results)
+            results = [graph.dims[node]] if node in graph.dims else graph.outputs.get(node, [])
+            moved[node] = tuple(_without_batch(graph, dims, axis) for dims in results)
         return moved[node]
 
     kernels: list[Kernel] = []
-    for node in walk.trace.graph.nodes:
+    for node in graph.trace.graph.nodes:
         if not _runs(node):
             continue
-        tensors = [s for s in node.all_input_nodes if s.name in walk.trace.tensors]
+        tensors = [s for s in node.all_input_nodes if s.name in graph.trace.tensors]
         sources = [s for s in node.all_input_nodes if s not in tensors]
-        names = (walk.canonical[walk.trace.tensors[s.name]] for s in tensors)
+        names = (graph.canonical[graph.trace.tensors[s.name]] for s in tensors)
         kernels.append(
             Kernel(
                 name=module_of(node) or ROOT,
@@ -81,13 +81,15 @@ def _with(branch: Branch) -> list[fx.Node]:
     return [branch.addition, *(rectifiers if branch.layer.rectified else ())]
 
 
-def _without_batch(walk: Walk, dims: Sequence[Dim], axis: Callable[[Dim], Axis]) -> Shape:
+def _without_batch(
+    graph: AxisGraph, dims: Sequence[DimVar], axis: Callable[[DimVar], Axis]
+) -> Shape:
     """The axes of one sample; a product loses its factor of the batch."""
-    batch = find(walk.batch)
+    batch = root_of(graph.batch)
     parts = [
         part
-        for dim in map(find, dims)
-        for part in (map(find, dim.parts) if dim.kind == "product" else (dim,))
+        for dim in map(root_of, dims)
+        for part in (map(root_of, dim.parts) if dim.kind == "product" else (dim,))
     ]
     kept = [part for part in parts if part is not batch]
     unknown = len(kept) == len(parts) and kept and kept[0].size == batch.size > 1

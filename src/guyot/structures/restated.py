@@ -11,22 +11,22 @@ from torch import fx
 from guyot.core.axis import groups_in
 from guyot.core.types import Attribute, Axis, Fixed, Restated
 from guyot.structures.attributes import learned, numbers_of
-from guyot.structures.axes import Dim, find, leaves
+from guyot.structures.axes import DimVar, leaves, root_of
+from guyot.structures.axis_graph import AxisGraph
 from guyot.structures.trace import module_of
-from guyot.structures.walk import Walk
 
 SPLITS = {"split", "split_with_sizes"}
-Statement = tuple[fx.Node, list[Any], Sequence[Dim]]
+Statement = tuple[fx.Node, list[Any], Sequence[DimVar]]
 
 
-def statements(walk: Walk) -> dict[str, list[Statement]]:
+def statements(graph: AxisGraph) -> dict[str, list[Statement]]:
     """For every module the operators of its own `forward` that state lengths, in order."""
-    found: dict[fx.Node, tuple[list[Any], Sequence[Dim]]] = {}
-    for node in walk.shaped:
-        found[node] = numbers_of(node, node.args[-1], walk.dims[node])
-    for node, position, dims in walk.literals:
+    found: dict[fx.Node, tuple[list[Any], Sequence[DimVar]]] = {}
+    for node in graph.shaped:
+        found[node] = numbers_of(node, node.args[-1], graph.dims[node])
+    for node, position, dims in graph.literals:
         if position == 1 and name_of(node) in {*SPLITS, "expand"}:
-            every = (dims,) if isinstance(dims, Dim) else dims
+            every = (dims,) if isinstance(dims, DimVar) else dims
             found[node] = numbers_of(node, node.args[position], every)
     by_module: dict[str, list[Statement]] = defaultdict(list)
     for node in sorted(found):
@@ -40,22 +40,22 @@ def name_of(node: fx.Node) -> str:
     return "split" if name in SPLITS else name
 
 
-def modules_stating(walk: Walk, axis: Callable[[Dim], Axis]) -> dict[int, set[str]]:
+def modules_stating(graph: AxisGraph, axis: Callable[[DimVar], Axis]) -> dict[int, set[str]]:
     """For every group the modules that state lengths and have to do with it."""
     found: dict[int, set[str]] = defaultdict(set)
-    for module, groups in _concerned(walk, axis).items():
+    for module, groups in _concerned(graph, axis).items():
         for group in groups:
             found[group].add(module)
     return found
 
 
-def _concerned(walk: Walk, axis: Callable[[Dim], Axis]) -> dict[str, set[int]]:
+def _concerned(graph: AxisGraph, axis: Callable[[DimVar], Axis]) -> dict[str, set[int]]:
     """For every module that states lengths the groups of these and of its own tensors."""
     found: dict[str, set[int]] = {
         module: {g for _, _, dims in calls for d in dims for g in groups_in(axis(d))}
-        for module, calls in statements(walk).items()
+        for module, calls in statements(graph).items()
     }
-    for name, dims in walk.tensors.items():
+    for name, dims in graph.tensors.items():
         owner = name.rpartition(".")[0]
         for module in {owner, owner.rpartition(".")[0]} & found.keys():
             found[module].update(group for dim in dims for group in groups_in(axis(dim)))
@@ -63,20 +63,20 @@ def _concerned(walk: Walk, axis: Callable[[Dim], Axis]) -> dict[str, set[int]]:
 
 
 def restated(
-    walk: Walk, axis: Callable[[Dim], Axis], modules: set[str]
+    graph: AxisGraph, axis: Callable[[DimVar], Axis], modules: set[str]
 ) -> tuple[tuple[Restated, ...], tuple[Attribute, ...]]:
     """How the given modules are to be written, and the attributes that will hold lengths."""
     specs: list[Restated] = []
     attributes: list[Attribute] = []
-    every = statements(walk) if modules else {}
-    own, concerned = learned(walk), _concerned(walk, axis) if modules else {}
+    every = statements(graph) if modules else {}
+    own, concerned = learned(graph), _concerned(graph, axis) if modules else {}
     for module in sorted(modules):
         names: dict[Axis, str] = {}
         sizes = tuple(
-            (name_of(node), tuple(_sizes(numbers, dims, axis, own, names, find(walk.batch))))
+            (name_of(node), tuple(_sizes(numbers, dims, axis, own, names, root_of(graph.batch))))
             for node, numbers, dims in every[module]
         )
-        (call,) = walk.trace.calls[module]
+        (call,) = graph.trace.calls[module]
         constants = tuple(call.constants.items())
         specs.append(Restated(module, constants, sizes, tuple(sorted(concerned[module]))))
         attributes += [Attribute(module, name, resolved) for resolved, name in names.items()]
@@ -85,11 +85,11 @@ def restated(
 
 def _sizes(
     numbers: Sequence[Any],
-    dims: Sequence[Dim],
-    axis: Callable[[Dim], Axis],
-    own: set[Dim],
+    dims: Sequence[DimVar],
+    axis: Callable[[DimVar], Axis],
+    own: set[DimVar],
     names: dict[Axis, str],
-    batch: Dim,
+    batch: DimVar,
 ) -> Iterator[int | str | None]:
     """What is to be stated: what may change by attributes, what weights have by numbers.
 

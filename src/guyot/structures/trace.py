@@ -20,7 +20,7 @@ from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.inputs import (
     Inputs,
     arguments,
-    call,
+    call_model,
     check_inputs,
     tensors_of,
 )
@@ -33,7 +33,7 @@ _REGIONS = {
 
 
 @dataclass(frozen=True)
-class Call:
+class ModuleCall:
     """How a module was called.
 
     Attributes:
@@ -68,7 +68,7 @@ class Trace:
     tensors: Mapping[str, str]
     constants: Mapping[str, Tensor]
     inputs: tuple[str, ...]
-    calls: Mapping[str, Sequence[Call]]
+    calls: Mapping[str, Sequence[ModuleCall]]
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
@@ -104,7 +104,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
         shapes = [tuple(x.shape) for x in tensors_of(example_inputs)]
         try:
             with torch.no_grad(), _watched(first) as calls:
-                call(first, example_inputs)
+                call_model(first, example_inputs)
         except Exception as error:
             raise MisconfiguredError(
                 f"the model does not run on example_inputs of shapes {shapes}: {error}; "
@@ -133,13 +133,13 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
 
 
 @contextlib.contextmanager
-def _watched(model: nn.Module) -> Generator[dict[str, list[Call]]]:
+def _watched(model: nn.Module) -> Generator[dict[str, list[ModuleCall]]]:
     """Write down how every module is called."""
-    calls: dict[str, list[Call]] = defaultdict(list)
+    calls: dict[str, list[ModuleCall]] = defaultdict(list)
     names = {module: name for name, module in model.named_modules()}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        calls[names[module]].append(_call_of(module, args, kwargs, out))
+        calls[names[module]].append(_described_call(module, args, kwargs, out))
 
     handles = [m.register_forward_hook(note, with_kwargs=True) for m in names]
     try:
@@ -149,7 +149,9 @@ def _watched(model: nn.Module) -> Generator[dict[str, list[Call]]]:
             handle.remove()
 
 
-def _call_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Call:
+def _described_call(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
+) -> ModuleCall:
     values: list[Any] = list(out) if isinstance(out, (tuple, list)) and out else [out]  # pyright: ignore[reportUnknownArgumentType]
     given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
     tensors = [key for key, value in given.items() if isinstance(value, Tensor)]
@@ -160,7 +162,7 @@ def _call_of(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], o
     bound.apply_defaults()
     constants = {k: v for k, v in bound.arguments.items() if not tensors_of(v)}
     first = next(iter([*alike, *tensors]), None)
-    return Call(first, bool(alike), isinstance(values[0], Tensor), rest, constants)
+    return ModuleCall(first, bool(alike), isinstance(values[0], Tensor), rest, constants)
 
 
 def plain_graph(module: fx.GraphModule) -> fx.Graph:

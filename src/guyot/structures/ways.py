@@ -18,7 +18,7 @@ from torch import fx, nn
 from guyot.core.errors import UnsupportedError
 from guyot.core.types import StandIn
 from guyot.structures.branches import Branch
-from guyot.structures.trace import Call, Trace
+from guyot.structures.trace import ModuleCall, Trace
 from guyot.structures.writers import KEEPS_ZERO, WEIGHTED
 from guyot.surgery import check_rewritable
 
@@ -40,7 +40,9 @@ class Callers:
 
     def __init__(self, trace: Trace) -> None:
         self._made: dict[str, set[fx.Node]] = defaultdict(set)
-        self._calls: Mapping[str, tuple[Call, ...]] = {k: tuple(v) for k, v in trace.calls.items()}
+        self._calls: Mapping[str, tuple[ModuleCall, ...]] = {
+            k: tuple(v) for k, v in trace.calls.items()
+        }
         self._real: set[fx.Node] = set()
         for node in trace.graph.nodes:
             known = node.op == "placeholder" and (

@@ -3,34 +3,35 @@
 A rule says which dims of an operator's inputs, parameters and output are the same. Here, a linear
 layer as a custom operator:
 
-    from guyot.structures.rules import Walk, rule, unify
+    from guyot.structures.rules import AxisGraph, rule, unify
 
     @torch.library.custom_op("mine::project", mutates_args=())
     def project(x: Tensor, weight: Tensor) -> Tensor: ...
 
     @rule(project)
-    def _(walk: Walk, node):
-        x, weight = walk.operands(node, 0, 1)   # a tuple of dims for each tensor
+    def _(graph: AxisGraph, node):
+        x, weight = graph.operands(node, 0, 1)   # a tuple of dims for each tensor
         unify(x[-1], weight[1])                 # the same units
-        walk.contract(node, 1, dim=1)           # gates multiply this side of the weight
-        walk.count(node, weight[0], weight[1], *walk.samples(x[:-1]))  # MACs of one sample
+        graph.contract(node, 1, dim=1)           # gates multiply this side of the weight
+        graph.count(node, weight[0], weight[1], *graph.samples(x[:-1]))  # MACs of one sample
         return (*x[:-1], weight[0])             # dims of the output
 
-`Walk` documents everything that a rule can say; the other files of this folder hold the rules for
+`AxisGraph` documents everything that a rule can say; the other files of this folder hold the rules
+for
 PyTorch's own operators. A rule that is wrong does no harm: what it makes guyot find is checked
 numerically, and refused with a warning.
 """
 
 from importlib import import_module
 
-from guyot.structures.axes import Dim, Dims, concat, factor, freeze, product, split, unify
+from guyot.structures.axes import DimVar, DimVars, concat, factor, freeze, product, split, unify
+from guyot.structures.axis_graph import AxisGraph
 from guyot.structures.rules.registry import rule, rule_for
-from guyot.structures.walk import Walk
 
 __all__ = [
-    "Dim",
-    "Dims",
-    "Walk",
+    "AxisGraph",
+    "DimVar",
+    "DimVars",
     "concat",
     "factor",
     "freeze",

@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from guyot.structures.axes import Dims, factor, freeze, unify
+from guyot.structures.axes import DimVars, factor, freeze, unify
 from guyot.structures.rules.registry import rule
 
 if TYPE_CHECKING:
-    from guyot.structures.walk import Walk
+    from guyot.structures.axis_graph import AxisGraph
 
 aten = torch.ops.aten
 
 
 @rule(aten.scaled_dot_product_attention.default)
-def attention(walk: Walk, node: fx.Node) -> Dims:
+def attention(graph: AxisGraph, node: fx.Node) -> DimVars:
     """Query (..., L, E), key (..., S, E), value (..., S, V): dims before the last two are the same.
 
     The scores sum over E, the output over S, and no weight reads either there. V is the size of a
     head too, which modules state in many ways: heads go as a whole. With grouped queries the heads
     of the query are those of the key times the queries of a group.
     """
-    query, key, value = walk.operands(node, 0, 1, 2)
-    scores = f"the scores of {walk.name(node)} sum over it"
+    query, key, value = graph.operands(node, 0, 1, 2)
+    scores = f"the scores of {graph.name(node)} sum over it"
     heads = len(query) - 3
     for one, two, three in zip(query[:-2], key[:-2], value[:-2], strict=True):
         unify(two, three)
@@ -37,15 +37,15 @@ def attention(walk: Walk, node: fx.Node) -> Dims:
     unify(key[-2], value[-2])
     freeze(query[-1], scores)
     freeze(key[-2], scores)
-    freeze(value[-1], f"the size of a head is part of how {walk.name(node)} is written")
-    if walk.has(node, 3, "attn_mask"):
-        mask = walk.dims[walk.argument(node, 3, "attn_mask", None)]
+    freeze(value[-1], f"the size of a head is part of how {graph.name(node)} is written")
+    if graph.has(node, 3, "attn_mask"):
+        mask = graph.dims[graph.argument(node, 3, "attn_mask", None)]
         for dim, scored in zip(
             reversed(mask), (key[-2], query[-2], *reversed(query[:-2])), strict=False
         ):
             if dim.size == scored.size:
                 unify(dim, scored)
-    pairs = (*walk.samples(query[:-2]), query[-2], key[-2])
-    walk.count(node, *pairs, query[-1])
-    walk.count(node, *pairs, value[-1])
+    pairs = (*graph.samples(query[:-2]), query[-2], key[-2])
+    graph.count(node, *pairs, query[-1])
+    graph.count(node, *pairs, value[-1])
     return (*query[:-1], value[-1])

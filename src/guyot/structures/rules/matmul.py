@@ -8,49 +8,49 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from guyot.structures.axes import Dim, Dims, freeze, unify
+from guyot.structures.axes import DimVar, DimVars, freeze, unify
 from guyot.structures.rules.pointwise import overloads
 from guyot.structures.rules.registry import rule
 
 if TYPE_CHECKING:
-    from guyot.structures.walk import Walk
+    from guyot.structures.axis_graph import AxisGraph
 
 aten = torch.ops.aten
 
 
 @rule(*overloads("mm bmm mv dot matmul".split()))
-def product_of(walk: Walk, node: fx.Node) -> Dims:
+def product_of(graph: AxisGraph, node: fx.Node) -> DimVars:
     """(..., m, k) @ (..., k, n): the dims before the last two are broadcast."""
-    return _product(walk, node, 0, 1)
+    return _product(graph, node, 0, 1)
 
 
 @rule(*overloads("addmm baddbmm addmv addbmm".split()))
-def sum_of_products(walk: Walk, node: fx.Node) -> Dims:
+def sum_of_products(graph: AxisGraph, node: fx.Node) -> DimVars:
     """A tensor plus a product; the tensor is broadcast to the product."""
     if str(node.target).startswith("aten.addbmm"):
-        return walk.unknown(node)
-    added = walk.dims[node.args[0]]  # pyright: ignore[reportArgumentType]
-    result = _product(walk, node, 1, 2)
+        return graph.unknown(node)
+    added = graph.dims[node.args[0]]  # pyright: ignore[reportArgumentType]
+    result = _product(graph, node, 1, 2)
     for one, two in zip(reversed(added), reversed(result), strict=False):
         if one.size == two.size:
             unify(one, two)
     return result
 
 
-def _product(walk: Walk, node: fx.Node, first: int, second: int) -> Dims:
-    left, right = walk.operands(node, first, second)
+def _product(graph: AxisGraph, node: fx.Node, first: int, second: int) -> DimVars:
+    left, right = graph.operands(node, first, second)
     place = max(len(right) - 2, 0)
     unify(left[-1], right[place])
-    contract(walk, node, (node.args[first], len(left) - 1), (node.args[second], place))
+    contract(graph, node, (node.args[first], len(left) - 1), (node.args[second], place))
     outer = broadcast(left[:-2], right[:-2])
     rows, columns = left[-2:-1], right[place + 1 :]
-    walk.count(node, *walk.samples((*outer, *rows, *columns)), left[-1])
+    graph.count(node, *graph.samples((*outer, *rows, *columns)), left[-1])
     return (*outer, *rows, *columns)
 
 
-def broadcast(left: Dims, right: Dims) -> Dims:
+def broadcast(left: DimVars, right: DimVars) -> DimVars:
     """Dims aligned from the right; those of size 1 stretch to the other's."""
-    result: list[Dim] = []
+    result: list[DimVar] = []
     for position in range(1, max(len(left), len(right)) + 1):
         given = [dims[-position] for dims in (left, right) if position <= len(dims)]
         wide = [dim for dim in given if dim.size > 1] or given
@@ -60,32 +60,32 @@ def broadcast(left: Dims, right: Dims) -> Dims:
     return tuple(result)
 
 
-def contract(walk: Walk, node: fx.Node, *places: tuple[object, int]) -> None:
+def contract(graph: AxisGraph, node: fx.Node, *places: tuple[object, int]) -> None:
     """Say that a product sums over a dim of its operands: gates act on one that is a weight."""
     for operand, dim in places:
         assert isinstance(operand, fx.Node)
-        if walk.reads(operand, dim):
+        if graph.reads(operand, dim):
             return
     for operand, dim in places:
         assert isinstance(operand, fx.Node)
         freeze(
-            walk.dims[operand][dim], f"{walk.name(node)} sums over it in a product of activations"
+            graph.dims[operand][dim], f"{graph.name(node)} sums over it in a product of activations"
         )
 
 
 @rule(aten.einsum.default)
-def einsum(walk: Walk, node: fx.Node) -> Dims:
+def einsum(graph: AxisGraph, node: fx.Node) -> DimVars:
     """The same letter is the same dim; letters that the output lacks are summed over."""
     equation = str(node.args[0]).replace(" ", "")
     operands: list[fx.Node] = list(node.args[1])  # pyright: ignore[reportArgumentType,reportAssignmentType]
-    dims = [walk.dims[operand] for operand in operands]
+    dims = [graph.dims[operand] for operand in operands]
     if "." in equation or "->" not in equation or len(operands) > 2:
-        return walk.unknown(node)
+        return graph.unknown(node)
     inputs, output = equation.split("->")
     letters = inputs.split(",")
     if any(count > 1 for term in letters for count in Counter(term).values()):
-        return walk.unknown(node)
-    of: dict[str, Dim] = {}
+        return graph.unknown(node)
+    of: dict[str, DimVar] = {}
     for term, named in zip(letters, dims, strict=True):
         for letter, dim in zip(term, named, strict=True):
             if dim.size == 1 or of.setdefault(letter, dim).size == 1:
@@ -96,13 +96,13 @@ def einsum(walk: Walk, node: fx.Node) -> Dims:
     for letter in of.keys() - set(output):
         if letter in shared and len(operands) == 2:
             contract(
-                walk, node, *((o, t.index(letter)) for o, t in zip(operands, letters, strict=True))
+                graph, node, *((o, t.index(letter)) for o, t in zip(operands, letters, strict=True))
             )
         else:
-            freeze(of[letter], f"{walk.name(node)} sums over it")
+            freeze(of[letter], f"{graph.name(node)} sums over it")
     if shared and len(operands) == 2:
         multiplied = tuple(
             dim for letter, dim in of.items() if letter in output or letter in shared
         )
-        walk.count(node, *walk.samples(multiplied))
+        graph.count(node, *graph.samples(multiplied))
     return tuple(of[letter] for letter in output)

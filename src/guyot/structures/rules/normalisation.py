@@ -7,81 +7,83 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from guyot.structures.axes import Dims, factor, freeze, unify
+from guyot.structures.axes import DimVars, factor, freeze, unify
 from guyot.structures.rules.pointwise import overloads
 from guyot.structures.rules.registry import rule
 
 if TYPE_CHECKING:
-    from guyot.structures.walk import Walk
+    from guyot.structures.axis_graph import AxisGraph
 
 aten = torch.ops.aten
 
 
 @rule(aten.batch_norm.default, aten.instance_norm.default)
-def batch_norm(walk: Walk, node: fx.Node) -> Dims:
+def batch_norm(graph: AxisGraph, node: fx.Node) -> DimVars:
     """Weight, bias and statistics (of all samples or of each) have one entry per channel."""
-    (x,) = walk.operands(node, 0)
+    (x,) = graph.operands(node, 0)
     for position, name in enumerate(("weight", "bias", "running_mean", "running_var"), start=1):
-        if walk.has(node, position, name):
-            (vector,) = walk.operands(node, position)
+        if graph.has(node, position, name):
+            (vector,) = graph.operands(node, position)
             unify(vector[0], x[1])
-            walk.attribute(node, position, "num_features", x[1])
+            graph.attribute(node, position, "num_features", x[1])
     return x
 
 
 @rule(aten.layer_norm.default)
-def layer_norm(walk: Walk, node: fx.Node) -> Dims:
+def layer_norm(graph: AxisGraph, node: fx.Node) -> DimVars:
     """Statistics run over the last dims: masking a unit would change them, so they are frozen."""
-    return _over_last_dims(walk, node, "LayerNorm", (2, "weight"), (3, "bias"))
+    return _over_last_dims(graph, node, "LayerNorm", (2, "weight"), (3, "bias"))
 
 
 @rule(aten.rms_norm.default)
-def rms_norm(walk: Walk, node: fx.Node) -> Dims:
+def rms_norm(graph: AxisGraph, node: fx.Node) -> DimVars:
     """The root mean square runs over the last dims: masking a unit would change it."""
-    return _over_last_dims(walk, node, "RMSNorm", (2, "weight"))
+    return _over_last_dims(graph, node, "RMSNorm", (2, "weight"))
 
 
-def _over_last_dims(walk: Walk, node: fx.Node, kind: str, *vectors: tuple[int, str]) -> Dims:
+def _over_last_dims(
+    graph: AxisGraph, node: fx.Node, kind: str, *vectors: tuple[int, str]
+) -> DimVars:
     """Statistics over `normalized_shape` freeze these dims; vectors have the same ones."""
-    (x,) = walk.operands(node, 0)
+    (x,) = graph.operands(node, 0)
     normalised = x[len(x) - len(node.args[1]) :]  # pyright: ignore[reportArgumentType]
     for position, name in vectors:
-        if walk.has(node, position, name):
-            (vector,) = walk.operands(node, position)
+        if graph.has(node, position, name):
+            (vector,) = graph.operands(node, position)
             for a, b in zip(vector, normalised, strict=True):
                 unify(a, b)
     for dim in normalised:
-        freeze(dim, f"the statistics of {walk.name(node)} ({kind}) run over it")
+        freeze(dim, f"the statistics of {graph.name(node)} ({kind}) run over it")
     return x
 
 
 @rule(aten.group_norm.default)
-def group_norm(walk: Walk, node: fx.Node) -> Dims:
+def group_norm(graph: AxisGraph, node: fx.Node) -> DimVars:
     """Statistics run over the channels of a group: a group may go, a channel of it may not."""
-    (x,) = walk.operands(node, 0)
-    group, channel = factor(x[1], int(walk.argument(node, 1, "num_groups", 1)))
-    freeze(channel, f"the statistics of {walk.name(node)} (GroupNorm) run over it")
-    walk.literal(node, 1, group)
+    (x,) = graph.operands(node, 0)
+    group, channel = factor(x[1], int(graph.argument(node, 1, "num_groups", 1)))
+    freeze(channel, f"the statistics of {graph.name(node)} (GroupNorm) run over it")
+    graph.literal(node, 1, group)
     for position, name in ((2, "weight"), (3, "bias")):
-        if walk.has(node, position, name):
-            (vector,) = walk.operands(node, position)
+        if graph.has(node, position, name):
+            (vector,) = graph.operands(node, position)
             unify(vector[0], x[1])
-            walk.attribute(node, position, "num_channels", x[1])
-            walk.attribute(node, position, "num_groups", group)
+            graph.attribute(node, position, "num_channels", x[1])
+            graph.attribute(node, position, "num_groups", group)
     return x
 
 
 @rule(*overloads("softmax log_softmax _softmax _log_softmax".split()))
-def softmax(walk: Walk, node: fx.Node) -> Dims:
+def softmax(graph: AxisGraph, node: fx.Node) -> DimVars:
     """The sum runs over one dim: masking an entry would change it."""
-    (x,) = walk.operands(node, 0)
-    freeze(x[int(walk.argument(node, 1, "dim", -1))], f"{walk.name(node)} sums over it (softmax)")
+    (x,) = graph.operands(node, 0)
+    freeze(x[int(graph.argument(node, 1, "dim", -1))], f"{graph.name(node)} sums over it (softmax)")
     return x
 
 
 @rule(*overloads("cumsum cumprod".split()))
-def running(walk: Walk, node: fx.Node) -> Dims:
+def running(graph: AxisGraph, node: fx.Node) -> DimVars:
     """An entry holds what came before it."""
-    (x,) = walk.operands(node, 0)
-    freeze(x[int(walk.argument(node, 1, "dim", 0))], f"{walk.name(node)} adds up along it")
+    (x,) = graph.operands(node, 0)
+    freeze(x[int(graph.argument(node, 1, "dim", 0))], f"{graph.name(node)} adds up along it")
     return x

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from guyot.structures.axes import Dims, unify
+from guyot.structures.axes import DimVars, unify
 from guyot.structures.rules.registry import rule
 from guyot.structures.trace import shape_of
 
 if TYPE_CHECKING:
-    from guyot.structures.walk import Walk
+    from guyot.structures.axis_graph import AxisGraph
 
 aten = torch.ops.aten
 
@@ -36,17 +36,17 @@ def overloads(names: Iterable[str]) -> list[object]:
 
 
 @rule(*overloads(UNARY))
-def unary(walk: Walk, node: fx.Node) -> Dims:
+def unary(graph: AxisGraph, node: fx.Node) -> DimVars:
     """The output has the dims of the first operand."""
-    (x,) = walk.operands(node, 0)
+    (x,) = graph.operands(node, 0)
     return x
 
 
 @rule(*overloads(MANY), torch.Tag.pointwise)
-def broadcast(walk: Walk, node: fx.Node) -> Dims:
+def broadcast(graph: AxisGraph, node: fx.Node) -> DimVars:
     """Dims are aligned from the right; those of size 1 stretch."""
-    operands = [walk.dims[arg] for arg in node.all_input_nodes if arg in walk.dims]
-    result = [walk.new(size) for size in shape_of(node) or ()]
+    operands = [graph.dims[arg] for arg in node.all_input_nodes if arg in graph.dims]
+    result = [graph.new(size) for size in shape_of(node) or ()]
     for position in range(1, len(result) + 1):
         for operand in operands:
             if position <= len(operand) and operand[-position].size == result[-position].size:
@@ -57,10 +57,10 @@ def broadcast(walk: Walk, node: fx.Node) -> Dims:
 
 
 @rule(aten.prelu.default)
-def prelu(walk: Walk, node: fx.Node) -> Dims:
+def prelu(graph: AxisGraph, node: fx.Node) -> DimVars:
     """The weight has one slope for all channels, or one for each."""
-    x, weight = walk.operands(node, 0, 1)
+    x, weight = graph.operands(node, 0, 1)
     if weight[0].size > 1:
         unify(weight[0], x[min(1, len(x) - 1)])
-        walk.attribute(node, 1, "num_parameters", weight[0])
+        graph.attribute(node, 1, "num_parameters", weight[0])
     return x

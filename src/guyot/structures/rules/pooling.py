@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from guyot.structures.axes import Dims, freeze
+from guyot.structures.axes import DimVars, freeze
 from guyot.structures.rules.pointwise import overloads
 from guyot.structures.rules.registry import rule
 from guyot.structures.trace import shape_of
 
 if TYPE_CHECKING:
-    from guyot.structures.walk import Walk
+    from guyot.structures.axis_graph import AxisGraph
 
 aten = torch.ops.aten
 
@@ -31,44 +31,44 @@ WITH_INDICES = (
 ).split()
 
 
-def _pooled(walk: Walk, node: fx.Node, shape: Sequence[int]) -> Dims:
+def _pooled(graph: AxisGraph, node: fx.Node, shape: Sequence[int]) -> DimVars:
     """All but the dims of space pass; those are new."""
-    (x,) = walk.operands(node, 0)
+    (x,) = graph.operands(node, 0)
     windowed = 1 if "1d" in str(node.target) else 3 if "3d" in str(node.target) else 2
     for dim in x[-windowed:]:
-        freeze(dim, f"{walk.name(node)} pools or resamples it")
-    return (*x[:-windowed], *(walk.constant(size) for size in shape[-windowed:]))
+        freeze(dim, f"{graph.name(node)} pools or resamples it")
+    return (*x[:-windowed], *(graph.constant(size) for size in shape[-windowed:]))
 
 
 @rule(*overloads(POOLING))
-def pooling(walk: Walk, node: fx.Node) -> Dims:
+def pooling(graph: AxisGraph, node: fx.Node) -> DimVars:
     """Batch and channels pass; the dims of space are new."""
-    return _pooled(walk, node, shape_of(node) or ())
+    return _pooled(graph, node, shape_of(node) or ())
 
 
 @rule(*overloads(WITH_INDICES))
-def pooling_with_indices(walk: Walk, node: fx.Node) -> list[Dims]:
+def pooling_with_indices(graph: AxisGraph, node: fx.Node) -> list[DimVars]:
     """As pooling, with the places of the largest entries as a second result."""
-    return [_pooled(walk, node, value.shape) for value in node.meta["val"]]
+    return [_pooled(graph, node, value.shape) for value in node.meta["val"]]
 
 
 @rule(
     *overloads("mean sum amax amin prod var std norm linalg_vector_norm logsumexp".split()),
     *overloads("argmax argmin any all".split()),
 )
-def reduction(walk: Walk, node: fx.Node) -> Dims:
+def reduction(graph: AxisGraph, node: fx.Node) -> DimVars:
     """Reduced dims must not shrink (a mean would change); the others pass."""
-    (x,) = walk.operands(node, 0)
-    given = walk.named(node, "dim", None)
+    (x,) = graph.operands(node, 0)
+    given = graph.named(node, "dim", None)
     listed = range(len(x)) if given is None else [given] if isinstance(given, int) else given
     reduced = {dim % len(x) for dim in listed} or set(range(len(x)))
-    keep = bool(walk.named(node, "keepdim", False))
+    keep = bool(graph.named(node, "keepdim", False))
     for position in reduced:
-        freeze(x[position], f"{walk.name(node)} reduces over it")
+        freeze(x[position], f"{graph.name(node)} reduces over it")
     result: list[object] = []
     for position, dim in enumerate(x):
         if position not in reduced:
             result.append(dim)
         elif keep:
-            result.append(walk.constant(1))
+            result.append(graph.constant(1))
     return tuple(result)  # pyright: ignore[reportReturnType]

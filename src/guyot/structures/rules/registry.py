@@ -1,15 +1,15 @@
 """The registry of operator rules and the small interface that rules see.
 
 A rule says, for one operator, which dims of its inputs, parameters and output are the same. It
-gets a `Walk` and the graph node and returns the dims of the output (a list of such tuples for an
-operator with several outputs). An operator without a rule freezes the dims it touches.
+gets the `AxisGraph` and a node of it and returns the dims of the output (a list of such tuples for
+an operator with several outputs). An operator without a rule freezes the dims it touches.
 
     @rule(torch.ops.aten.mv.default)
-    def mv(walk, node):
-        weight, vector = walk.operands(node, 0, 1)
+    def mv(graph, node):
+        weight, vector = graph.operands(node, 0, 1)
         unify(weight[1], vector[0])
-        walk.contract(node, 0, dim=1)         # gates of dim 1 multiply this operand
-        walk.count(node, weight[0], weight[1])
+        graph.contract(node, 0, dim=1)         # gates of dim 1 multiply this operand
+        graph.count(node, weight[0], weight[1])
         return (weight[0],)
 """
 
@@ -22,7 +22,7 @@ import torch
 from torch._library.custom_ops import CustomOpDef
 
 from guyot.core.errors import MisconfiguredError
-from guyot.structures.walk import Rule
+from guyot.structures.axis_graph import Rule
 
 _RULES: dict[Any, Rule] = {}
 

@@ -7,99 +7,109 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from guyot.structures.axes import Dim, Dims, concat, find, freeze, product, split, take, unify
+from guyot.structures.axes import (
+    DimVar,
+    DimVars,
+    concat,
+    freeze,
+    product,
+    root_of,
+    split,
+    take,
+    unify,
+)
 from guyot.structures.rules.pointwise import overloads
 from guyot.structures.rules.registry import rule
 from guyot.structures.trace import shape_of
 
 if TYPE_CHECKING:
-    from guyot.structures.walk import Walk
+    from guyot.structures.axis_graph import AxisGraph
 
 aten = torch.ops.aten
 
 
 @rule(*overloads("view reshape flatten unflatten _unsafe_view view_copy".split()))
-def reshape(walk: Walk, node: fx.Node) -> Dims:
+def reshape(graph: AxisGraph, node: fx.Node) -> DimVars:
     """Old and new dims are matched by their sizes, outermost first."""
-    (x,) = walk.operands(node, 0)
+    (x,) = graph.operands(node, 0)
     shape = shape_of(node)
     assert shape is not None
     if node.target is not aten.flatten.using_ints:
-        walk.literal_shape(node)
+        graph.literal_shape(node)
     return tuple(regroup(list(x), list(shape)))
 
 
-def regroup(dims: list[Dim], sizes: list[int]) -> list[Dim]:
+def regroup(dims: list[DimVar], sizes: list[int]) -> list[DimVar]:
     """Express dims of the given sizes as products and factors of other dims.
 
     Example:
-        >>> regroup([Dim(2), Dim(6)], [2, 3, 2])
+        >>> regroup([DimVar(2), DimVar(6)], [2, 3, 2])
         [2, 3, 2]
     """
     rest = product(*dims)
-    result: list[Dim] = []
+    result: list[DimVar] = []
     for size in sizes:
-        factors = find(rest).parts if find(rest).kind == "product" else (rest,)
+        factors = root_of(rest).parts if root_of(rest).kind == "product" else (rest,)
         cut = take(factors, size)
         if cut is None:
             reason = f"a reshape to {tuple(sizes)} cuts across dimensions"
             for dim in dims:
                 freeze(dim, reason)
-            return [Dim(n, reason) for n in sizes]
+            return [DimVar(n, reason) for n in sizes]
         taken, rest = cut
         result.append(taken)
     return result
 
 
 @rule(*overloads(["permute"]))
-def permute(walk: Walk, node: fx.Node) -> Dims:
+def permute(graph: AxisGraph, node: fx.Node) -> DimVars:
     """Dims are reordered."""
-    (x,) = walk.operands(node, 0)
-    order = walk.argument(node, 1, "dims", ())
+    (x,) = graph.operands(node, 0)
+    order = graph.argument(node, 1, "dims", ())
     return tuple(x[dim] for dim in order)
 
 
 @rule(aten.transpose.int)
-def transpose(walk: Walk, node: fx.Node) -> Dims:
+def transpose(graph: AxisGraph, node: fx.Node) -> DimVars:
     """Two dims change places."""
-    (x,) = walk.operands(node, 0)
+    (x,) = graph.operands(node, 0)
     dims = list(x)
-    first, second = int(walk.argument(node, 1, "dim0", 0)), int(walk.argument(node, 2, "dim1", 0))
+    first, second = int(graph.argument(node, 1, "dim0", 0)), int(graph.argument(node, 2, "dim1", 0))
     dims[first], dims[second] = dims[second], dims[first]
     return tuple(dims)
 
 
 @rule(*overloads(["mT", "t"]))
-def matrix_transpose(walk: Walk, node: fx.Node) -> Dims:
+def matrix_transpose(graph: AxisGraph, node: fx.Node) -> DimVars:
     """The last two dims change places."""
-    (x,) = walk.operands(node, 0)
+    (x,) = graph.operands(node, 0)
     return (*x[:-2], *reversed(x[-2:]))
 
 
 @rule(*overloads(["unsqueeze"]))
-def unsqueeze(walk: Walk, node: fx.Node) -> Dims:
+def unsqueeze(graph: AxisGraph, node: fx.Node) -> DimVars:
     """A dim of size 1 is put in."""
-    (x,) = walk.operands(node, 0)
-    position = int(walk.argument(node, 1, "dim", 0)) % (len(x) + 1)
-    return (*x[:position], walk.constant(1), *x[position:])
+    (x,) = graph.operands(node, 0)
+    position = int(graph.argument(node, 1, "dim", 0)) % (len(x) + 1)
+    return (*x[:position], graph.constant(1), *x[position:])
 
 
 @rule(*overloads(["squeeze"]))
-def squeeze(walk: Walk, node: fx.Node) -> Dims:
+def squeeze(graph: AxisGraph, node: fx.Node) -> DimVars:
     """Dims of size 1 go: all, or the named ones."""
-    (x,) = walk.operands(node, 0)
-    given = walk.argument(node, 1, "dim", None)
+    (x,) = graph.operands(node, 0)
+    given = graph.argument(node, 1, "dim", None)
     listed = range(len(x)) if given is None else [given] if isinstance(given, int) else given
     gone = {dim % len(x) for dim in listed if x[dim].size == 1}
     return tuple(dim for position, dim in enumerate(x) if position not in gone)
 
 
 @rule(aten.cat.default)
-def cat(walk: Walk, node: fx.Node) -> Dims:
+def cat(graph: AxisGraph, node: fx.Node) -> DimVars:
     """The joined dim is a concatenation; the others are the same in every operand."""
     tensors: list[fx.Node] = list(node.args[0])  # pyright: ignore[reportArgumentType,reportAssignmentType]
-    operands = [walk.dims[tensor] for tensor in tensors]
-    axis = int(walk.argument(node, 1, "dim", 0)) % len(operands[0])
+    operands = [graph.dims[tensor] for tensor in tensors]
+    axis = int(graph.argument(node, 1, "dim", 0)) % len(operands[0])
     result = list(operands[0])
     for operand in operands[1:]:
         for position, dim in enumerate(operand):
@@ -110,20 +120,20 @@ def cat(walk: Walk, node: fx.Node) -> Dims:
 
 
 @rule(*overloads(["chunk", "split", "split_with_sizes"]))
-def cut(walk: Walk, node: fx.Node) -> list[Dims]:
+def cut(graph: AxisGraph, node: fx.Node) -> list[DimVars]:
     """The cut dim is the concatenation of the pieces; those cut by one number stay equal."""
-    (x,) = walk.operands(node, 0)
-    axis = int(walk.argument(node, 2, "dim", 0)) % len(x)
+    (x,) = graph.operands(node, 0)
+    axis = int(graph.argument(node, 2, "dim", 0)) % len(x)
     values = node.meta["val"]
     pieces = split(x[axis], [value.shape[axis] for value in values])
     stated = node.args[1]
     if isinstance(stated, (list, tuple)):
-        walk.literal(node, 1, pieces)
+        graph.literal(node, 1, pieces)
     elif len({piece.size for piece in pieces}) > 1:
-        freeze(x[axis], f"{walk.name(node)} cuts it into unequal pieces")
+        freeze(x[axis], f"{graph.name(node)} cuts it into unequal pieces")
     else:
         for piece in pieces[1:]:
             unify(pieces[0], piece)
         if str(node.target).startswith("aten.split"):
-            walk.literal(node, 1, pieces[0])
+            graph.literal(node, 1, pieces[0])
     return [(*x[:axis], piece, *x[axis + 1 :]) for piece in pieces]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from guyot.core.axis import best, groups_in
 from guyot.core.errors import UnsupportedError
-from guyot.core.inputs import Inputs, call, changed, evaluation_mode, tensors_of
+from guyot.core.inputs import Inputs, call_model, changed, evaluation_mode, tensors_of
 from guyot.core.locate import named_tensors
 from guyot.core.randomness import isolated
 from guyot.core.types import KeepPlan, Structures
@@ -194,7 +194,7 @@ class Verifier:
         try:
             operate(module, self.structures, plan)
             with evaluation_mode(module), _quiet():
-                own = tensors_of(call(module, changed(self.inputs, Tensor.clone)))
+                own = tensors_of(call_model(module, changed(self.inputs, Tensor.clone)))
         except Exception as error:  # noqa: BLE001  (whatever a user's forward raises)
             return [], f"the model's own forward does not run without it: {_first_line(error)}"
         if left := removed_tensors(self.structures, plan) & named_tensors(module).keys():
@@ -273,13 +273,13 @@ def _uneven(size: int, blocks: int, generator: torch.Generator) -> Tensor:
 
 def _forward(model: nn.Module, inputs: Inputs) -> None:
     with torch.no_grad():
-        call(model, inputs)
+        call_model(model, inputs)
 
 
 def _training_step(model: nn.Module, inputs: Inputs) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     with torch.enable_grad():
-        outputs = tensors_of(call(model.train(), inputs))
+        outputs = tensors_of(call_model(model.train(), inputs))
         total = sum(output.sum() for output in outputs if output.requires_grad)
         if isinstance(total, Tensor):
             torch.autograd.grad(total, parameters, allow_unused=True)

@@ -1,4 +1,7 @@
-"""Walk the exported graph once and let the rules say what its dims have in common."""
+"""The exported graph with a dimension variable for every dimension of every tensor.
+
+One rule for each operator says which of them are the same.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch import fx, nn
 
 from guyot.core.locate import first_names, named_tensors
 from guyot.core.types import Slot
-from guyot.structures.axes import SPACE, Dim, Dims, find, freeze, leaves
+from guyot.structures.axes import SPACE, DimVar, DimVars, freeze, leaves, root_of
 from guyot.structures.trace import Trace, module_of, shape_of
 
 BATCH = "the batch"
@@ -34,8 +37,8 @@ VIEWS = {
 """Operators behind which a weight is still that weight."""
 
 
-def origin(node: fx.Node) -> fx.Node:
-    """What a node is a view of: the node itself when it is computed."""
+def base_of(node: fx.Node) -> fx.Node:
+    """Return the node that a view is a view of; a node that is computed is its own base."""
     while node.target in VIEWS:
         source = node.args[0]
         assert isinstance(source, fx.Node)
@@ -43,12 +46,12 @@ def origin(node: fx.Node) -> fx.Node:
     return node
 
 
-Rule = Callable[["Walk", fx.Node], Dims | list[Dims]]
+Rule = Callable[["AxisGraph", fx.Node], DimVars | list[DimVars]]
 """What an operator does to dims; returns the dims of its result."""
 
 
-class Walk:
-    """What rules see: dims of every node, and verbs to say what an operator does.
+class AxisGraph:
+    """Hold the dims of every node and offer rules the verbs that say what an operator does.
 
     Args:
         trace: the exported graph.
@@ -67,17 +70,17 @@ class Walk:
         self, trace: Trace, model: nn.Module, rule_for: Callable[[Any], Rule | None]
     ) -> None:
         self.trace, self._rule_for = trace, rule_for
-        self.tensors: dict[str, Dims] = {}
-        self.dims: dict[fx.Node, Dims] = {}
-        self.outputs: dict[fx.Node, list[Dims]] = {}
+        self.tensors: dict[str, DimVars] = {}
+        self.dims: dict[fx.Node, DimVars] = {}
+        self.outputs: dict[fx.Node, list[DimVars]] = {}
         self.contracted: dict[Slot, None] = {}
-        self.own_units: list[tuple[Dim, Dim]] = []
-        self.blocked: dict[tuple[str, int], Dim] = {}
-        self.attributes: list[tuple[str, str, Dim]] = []
-        self.counts: list[tuple[fx.Node, str, tuple[Dim, ...]]] = []
+        self.own_units: list[tuple[DimVar, DimVar]] = []
+        self.blocked: dict[tuple[str, int], DimVar] = {}
+        self.attributes: list[tuple[str, str, DimVar]] = []
+        self.counts: list[tuple[fx.Node, str, tuple[DimVar, ...]]] = []
         self.shaped: list[fx.Node] = []
-        self.literals: list[tuple[fx.Node, int, Dim | Dims]] = []
-        self.batch = Dim(0, BATCH)
+        self.literals: list[tuple[fx.Node, int, DimVar | DimVars]] = []
+        self.batch = DimVar(0, BATCH)
         self._fed: set[fx.Node] = set()
         self._batched = False
         self.canonical = first_names(model)
@@ -86,14 +89,14 @@ class Walk:
             self.aliases[first].append(name)
         for name, tensor in named_tensors(model).items():
             if self.canonical[name] == name:
-                self.tensors[name] = tuple(Dim(size) for size in tensor.shape)
+                self.tensors[name] = tuple(DimVar(size) for size in tensor.shape)
 
     def name(self, node: fx.Node) -> str:
         """The module that made the node, for messages."""
         return module_of(node) or str(node.target)
 
-    def operands(self, node: fx.Node, *positions: int) -> tuple[Dims, ...]:
-        """Dims of positional tensor arguments."""
+    def operands(self, node: fx.Node, *positions: int) -> tuple[DimVars, ...]:
+        """Return the dims of positional tensor arguments."""
         return tuple(self.dims[node.args[p]] for p in positions)  # pyright: ignore[reportArgumentType]
 
     def argument(self, node: fx.Node, position: int, name: str, default: Any) -> Any:
@@ -112,19 +115,19 @@ class Walk:
         """Whether an optional tensor argument was given."""
         return isinstance(self.argument(node, position, name, None), fx.Node)
 
-    def fresh(self, node: fx.Node, start: int) -> Dims:
+    def fresh(self, node: fx.Node, start: int) -> DimVars:
         """New dims, which never shrink, for the node's result from dimension `start` on."""
         shape = shape_of(node)
         assert shape is not None
-        return tuple(Dim(size) if start == 0 else Dim(size, SPACE) for size in shape[start:])
+        return tuple(DimVar(size) if start == 0 else DimVar(size, SPACE) for size in shape[start:])
 
-    def new(self, size: int) -> Dim:
+    def new(self, size: int) -> DimVar:
         """A dim that may shrink with whatever it meets."""
-        return Dim(size)
+        return DimVar(size)
 
-    def constant(self, size: int) -> Dim:
+    def constant(self, size: int) -> DimVar:
         """A dim that never shrinks."""
-        return Dim(size, SPACE)
+        return DimVar(size, SPACE)
 
     def parameter(self, node: fx.Node, position: int) -> str | None:
         """Qualified name of the parameter or buffer at an argument; None when it is computed."""
@@ -145,18 +148,18 @@ class Walk:
 
         A weight may have been transposed or reshaped, as long as the dim is one of its own.
         """
-        wanted = find(self.dims[operand][dim])
-        name = self.trace.tensors.get(origin(operand).name)
+        wanted = root_of(self.dims[operand][dim])
+        name = self.trace.tensors.get(base_of(operand).name)
         if name is None:
             return False
         name = self.canonical[name]
         for place, own in enumerate(self.tensors[name]):
-            if find(own) is wanted:
+            if root_of(own) is wanted:
                 self.contracted[Slot(name, place)] = None
                 return True
         return False
 
-    def blocks(self, node: fx.Node, position: int, block: Dim, *own: Dim) -> None:
+    def blocks(self, node: fx.Node, position: int, block: DimVar, *own: DimVar) -> None:
         """Say that blocks might lose units of their own, all of them as many.
 
         Args:
@@ -170,32 +173,32 @@ class Walk:
         if (name := self.parameter(node, position)) is not None:
             self.blocked[name, 1] = block
 
-    def attribute(self, node: fx.Node, position: int, attribute: str, dim: Dim) -> None:
+    def attribute(self, node: fx.Node, position: int, attribute: str, dim: DimVar) -> None:
         """Say that an attribute of the modules that own a parameter states a dim's size."""
         canonical = self.parameter(node, position)
         for name in () if canonical is None else self.aliases[canonical]:
             self.attributes.append((name.rpartition(".")[0], attribute, dim))
 
-    def count(self, node: fx.Node, *dims: Dim) -> None:
+    def count(self, node: fx.Node, *dims: DimVar) -> None:
         """Say that one sample costs the product of these dims in multiply-accumulates."""
         self.counts.append((node, self.name(node), dims))
 
-    def samples(self, dims: Dims) -> Dims:
-        """Dims without the batch, also where others are folded into it.
+    def samples(self, dims: DimVars) -> DimVars:
+        """Return dims without the batch, also where others are folded into it.
 
         What does not depend on an input is computed once, whatever the batch.
         """
         if not dims or not self._batched:
             return dims
-        batch = find(self.batch)
+        batch = root_of(self.batch)
         parts = [
             part
-            for dim in map(find, dims)
-            for part in (map(find, dim.parts) if dim.kind == "product" else [dim])
+            for dim in map(root_of, dims)
+            for part in (map(root_of, dim.parts) if dim.kind == "product" else [dim])
         ]
         if batch.size <= 1 or batch in parts:
             return tuple(part for part in parts if part is not batch and part.size > 1)
-        first = find(dims[0])
+        first = root_of(dims[0])
         folded = [self.constant(first.size // batch.size)] if first.size > batch.size else []
         return (*folded, *dims[1:])
 
@@ -203,11 +206,11 @@ class Walk:
         """Say that the node's arguments state the shape of its result."""
         self.shaped.append(node)
 
-    def literal(self, node: fx.Node, position: int, dim: Dim | Dims) -> None:
+    def literal(self, node: fx.Node, position: int, dim: DimVar | DimVars) -> None:
         """Say that an integer argument of the operator, or a list of them, states dims' sizes."""
         self.literals.append((node, position, dim))
 
-    def literal_sizes(self, node: fx.Node, position: int, dims: Sequence[Dim]) -> None:
+    def literal_sizes(self, node: fx.Node, position: int, dims: Sequence[DimVar]) -> None:
         """Say that an argument lists the sizes of dims; where it says -1 it need not follow."""
         self.literals.append((node, position, tuple(dims)))
 
@@ -232,15 +235,15 @@ class Walk:
             self.dims[node] = self.tensors[self.canonical[name]]
         elif node.name in self.trace.inputs and shape:
             if self.batch.size == 0:
-                self.batch = Dim(shape[0], BATCH)
-            first = self.batch if shape[0] == self.batch.size else Dim(shape[0], SPACE)
-            rest = [Dim(size, "an input of the network") for size in shape[1:]]
+                self.batch = DimVar(shape[0], BATCH)
+            first = self.batch if shape[0] == self.batch.size else DimVar(shape[0], SPACE)
+            rest = [DimVar(size, "an input of the network") for size in shape[1:]]
             self.dims[node] = (first, *rest)
             self._fed.add(node)
         else:
-            self.dims[node] = tuple(Dim(size, "a constant of forward") for size in shape)
+            self.dims[node] = tuple(DimVar(size, "a constant of forward") for size in shape)
 
-    def _all_dims(self, node: fx.Node) -> Iterable[Dim]:
+    def _all_dims(self, node: fx.Node) -> Iterable[DimVar]:
         for dims in [self.dims.get(node, ()), *self.outputs.get(node, ())]:
             yield from dims
 
@@ -277,5 +280,5 @@ class Walk:
             freeze(dim, reason)
         value = node.meta.get("val")
         if isinstance(value, (list, tuple)):
-            return [tuple(Dim(n, reason) for n in getattr(item, "shape", ())) for item in value]
-        return tuple(Dim(size, reason) for size in getattr(value, "shape", ()))
+            return [tuple(DimVar(n, reason) for n in getattr(item, "shape", ())) for item in value]
+        return tuple(DimVar(size, reason) for size in getattr(value, "shape", ()))
