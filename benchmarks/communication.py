@@ -2,7 +2,7 @@
 
     python benchmarks/communication.py            count gates and bytes, model 8 ... 1024 ranks
     python benchmarks/communication.py --table    model again from the counts, and write the tables
-                                                  of docs/parallel.md
+                                                  of docs/parallel.md and docs/data/
 
 Volumes are bytes that one rank hands to a collective. That they are what `guyot` really sends is
 counted in a run of two processes. Times are those of the alpha-beta model, not measured: a ring
@@ -30,6 +30,7 @@ from guyot.app.models import build
 ROOT = Path(__file__).parent
 RESULT = ROOT / "results" / "communication" / "volumes.json"
 PAGE = ROOT.parent / "docs" / "parallel.md"
+TIMES = PAGE.parent / "data" / "communication.csv"
 RANKS = (8, 32, 128, 512, 1024)
 LINKS = {
     "InfiniBand 200 Gb/s": {"alpha": 5e-6, "beta": 25e9},
@@ -215,7 +216,7 @@ def counted(ranks: int) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown."""
+    """Return the table of volumes in Markdown."""
     lines = [
         "| model | parameters | gates | gradients | gate sums | norms and hashes |",
         "|---|---|---|---|---|---|",
@@ -227,34 +228,29 @@ def table(result: dict[str, Any]) -> str:
             f"| {said['gradients'] / 1e6:.2f} MB | {said['gate sums'] / 1e3:.1f} kB "
             f"| {said['norms'] / 1e3:.1f} kB |"
         )
-    said = "Milliseconds per step by the model, gradients / sums over gates:"
-    lines += ["", said, "", *times(result, "gradients_ms", "gate_sums_ms")]
-    said = "FSDP2, milliseconds by the model, parameters and gradients of a step / one removal:"
-    lines += ["", said, "", *times(result, "fsdp_step_ms", "fsdp_removal_ms")]
     return "\n".join(lines)
 
 
-def times(result: dict[str, Any], first: str, second: str) -> list[str]:
-    """Lines of a table over links, models and numbers of ranks."""
-    lines = [
-        "| link | model | " + " | ".join(f"{ranks} ranks" for ranks in RANKS) + " |",
-        "|---|---|" + "---|" * len(RANKS),
-    ]
-    for link in LINKS:
-        for name, model in result["models"].items():
-            rows = [row for row in model["modelled"] if row["link"] == link]
-            cells = [f"{row[first]:.2f} / {row[second]:.2f}" for row in rows]
-            lines.append(f"| {link} | {name} | " + " | ".join(cells) + " |")
-    return lines
+def times(result: dict[str, Any]) -> str:
+    """Return the modelled times as CSV, milliseconds by link, model and number of ranks."""
+    columns = ("gradients_ms", "gate_sums_ms", "checks_ms_per_step", "fsdp_step_ms")
+    columns += ("fsdp_removal_ms",)
+    lines = [("link", "ranks", "model", *columns)]
+    for name, model in result["models"].items():
+        for row in model["modelled"]:
+            values = (f"{row[column]:.4g}" for column in columns)
+            lines.append((row["link"], str(row["ranks"]), name, *values))
+    return "".join(",".join(line) + "\n" for line in lines)
 
 
 def write(result: dict[str, Any]) -> None:
-    """Put the tables between their marks in the page."""
+    """Write the times, and put the volumes between their marks in the page."""
     begin, end = "<!-- communication: begin -->", "<!-- communication: end -->"
     text = PAGE.read_text(encoding="utf-8")
-    before, _, rest = text.partition(begin)
-    _, _, after = rest.partition(end)
+    before, _, tail = text.partition(begin)
+    _, _, after = tail.partition(end)
     PAGE.write_text(f"{before}{begin}\n\n{table(result)}\n\n{end}{after}", encoding="utf-8")
+    TIMES.write_text(times(result), encoding="utf-8")
 
 
 def main() -> None:

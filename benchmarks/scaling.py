@@ -115,9 +115,10 @@ def exponent(rows: list[dict[str, Any]]) -> float | None:
 def page(found: dict[str, Any]) -> str:
     """The documentation page."""
     intro = (
-        f"Written by `{found['command']}`; {found['machine']['cpu']}, one thread, CPU seconds of "
-        f"`find_structures` with verification, least of {found['repeats']} process(es); ViT with "
-        "blocks for depth. MB: growth of the peak of the resident set."
+        "The time to find and verify the structures of a network grows almost linearly with its "
+        "depth. The table has CPU seconds of `find_structures` with verification, the least of "
+        f"{found['repeats']} process(es), and the growth of the peak resident memory. "
+        f"`{found['command']}`; {found['machine']['cpu']}, one thread."
     )
     lines = [
         "# Scaling with depth",

@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md from the results that are there.
+"""Write docs/benchmarks.md and docs/data/widths.csv from the results that are there.
 
 python benchmarks/table.py
 """
@@ -15,21 +15,22 @@ from guyot.app.models import build, count_macs
 
 ROOT = Path(__file__).parent
 PAGE = ROOT.parent / "docs" / "benchmarks.md"
+WIDTHS = ROOT.parent / "docs" / "data" / "widths.csv"
 
 INTRODUCTION = """# Benchmarks
 
-Written by `python benchmarks/table.py` from the JSON files in `benchmarks/results/`, which hold
-the command, the machine and the seed of each run. Cells that are missing have not been run.
+`python benchmarks/table.py` writes this page from the JSON files in `benchmarks/results/`. They
+hold the command, the machine and the seed of each run. Spread (±) is the standard deviation over
+seeds. With one seed it is unknown: expect some tenths of a point.
 
 ## Accuracy at equal MACs
 
-CIFAR-10 from a JPEG re-encoded copy of the images, so figures compare with each other and not
-with published ones. 45,000 training images, the same recipe and number of steps for all; test
-accuracy of the last epoch, on test images that were read once, after it. *uniform* is the same
-architecture with all stage widths multiplied by one number, trained from scratch, at no fewer
-MACs than the target. MACs are multiply-accumulates of one 3x32x32 image at physical widths.
-Spread is the standard deviation over seeds; with one seed it is unknown, expect some tenths of a
-point.
+The images are a JPEG re-encoded copy of CIFAR-10, so the figures compare with each other and not
+with published ones. All methods have the same recipe, 45,000 training images and the same number
+of steps. The test images were read once, after the last epoch. *uniform* is the same architecture
+with all widths multiplied by one number, trained from scratch, with at least the target's MACs.
+MACs are those of one 3x32x32 image at physical widths. *beta0*, *layers-only*, *units-only* and
+*straight-through* change one setting of guyot.
 
 """
 
@@ -108,11 +109,11 @@ def choices() -> str:
 CHOICES = """
 ## What defaults are chosen by
 
-ResNet-20 in 24 epochs on the CIFAR-10 described above, images averaged down to 16x16 pixels;
-training loss (nats) of the last epoch and accuracy on 5,000 held-out images. No test image is used.
-*guyot* has the defaults; *steps-40-70* discovers between 40 and 70 % of the steps instead of 10 and
-40; *blocks-1-1-3* is no discovery but a network that keeps so many blocks of the three stages, as
-wide as the target allows, and *uniform* keeps all of them.
+ResNet-20 in 24 epochs on the same images, averaged down to 16x16 pixels. The table has the
+training loss (nats) of the last epoch and the accuracy on 5,000 held-out images. No test image is
+used. *guyot* has the defaults. *steps-40-70* discovers between 40 and 70 % of the steps instead of
+10 and 40. *blocks-1-1-3* is no discovery but a network with one, one and three blocks in its
+stages, as wide as the target allows. *uniform* keeps all blocks.
 
 """
 
@@ -154,17 +155,18 @@ def models() -> str:
 MODELS = """
 ## Models of other libraries
 
-torchvision's mobilenet_v2 and a vision transformer of timm (patches of 8x8 pixels, width 64, six
-blocks of four heads) on the CIFAR-10 described above, and a GPT-2 of transformers (width 96, four
-blocks of four heads, 64 characters of context) on 1.5 million characters of definitions that timm
-ships; its accuracy is that of the next character. All methods of a model have the same recipe,
-chosen for the dense network on validation data, and the same number of steps, which is small: the
-networks are far from what they reach with time. guyot has its defaults and target 0.5. *uniform*
-is scaled in width alone: `width_mult` of mobilenet_v2, `embed_dim` and `n_embd` of the transformers
-with as many heads as before, the narrowest of no fewer MACs than the target. *shallow* has full
-width and half of the blocks, where a network is a stack of equal blocks. MACs are those of one
-image, or of one window of text, attention included. *layers gone* gives each seed's number of
-residual branches removed (of 10 in mobilenet_v2, 12 in the vision transformer, 8 in the GPT-2).
+- mobilenet_v2 of torchvision and a vision transformer of timm (patches of 8x8 pixels, width 64,
+  six blocks of four heads), on the CIFAR-10 images described above.
+- A GPT-2 of transformers (width 96, four blocks of four heads, 64 characters of context), on 1.5
+  million characters of definitions that timm ships. Its accuracy is that of the next character.
+
+All methods of a model have the same recipe, chosen for the dense network on validation data, and
+the same number of steps. The number is small: with more time, the networks get much better. guyot
+has its defaults and target 0.5. *uniform* is narrower only (`width_mult`, `embed_dim`, `n_embd`,
+with as many heads), the narrowest with at least the target's MACs. *shallow* has full width and
+half of the blocks. MACs are those of one image or one window of text, with attention. *layers
+gone* is the number of residual branches that each seed removed, of 10 in mobilenet_v2, 12 in the
+vision transformer and 8 in the GPT-2.
 
 """
 
@@ -203,15 +205,22 @@ def family() -> str:
 FAMILY = """
 ## One run, many sizes
 
-ResNet-20 on the CIFAR-10 described above, images averaged down to 16x16 pixels. *family* is one
-run for four sizes, every member as long as {epochs} epochs; its steps and its cost begin where it
-branches off, so what members share is counted once. *separate* is a run of its own for every size,
-*uniform* a uniformly slimmer network. Both are shorter, so that four of them cost as much as the
-family. Cost is that of training: MACs of one image at the present physical widths times images,
-over all steps (the backward pass costs about twice as much again, for all alike).
+ResNet-20 on the same images, averaged down to 16x16 pixels. *family* is one run for four sizes,
+and each member is as long as {epochs} epochs. Its steps and its cost begin where it branches off,
+so the table counts shared steps once. *separate* is one run per size, *uniform* a uniformly
+slimmer network. Both are shorter, so that four of them cost as much as the family. Cost is MACs of
+one image at the present widths times images, over all steps. The backward pass costs about twice
+as much again.
 
 """
 
+COSTS = """
+## Costs
+
+Brackets hold quartiles. *Share of the promise* is the speed-up over the dense network times the
+share of MACs kept: it is 1 if the time fell as much as the MACs.
+
+"""
 QUESTIONS = {
     "gates": "A step with gates against a plain one, at full width",
     "structure": "Finding and verifying the structures",
@@ -219,6 +228,21 @@ QUESTIONS = {
     "training-time": "A whole run against a dense one, and the latency of what it finds",
     "widths": "Which widths convolutions are fast at",
 }
+COLUMNS = {
+    "plain_ms": "plain step, ms",
+    "gated_ms": "step with gates, ms",
+    "cpu_ratio": "ratio of CPU time",
+    "discovery_step_ms": "of it `step()`, ms",
+    "first_s": "first call, s",
+    "wall_s": "s",
+    "cpu_s": "CPU s",
+    "operate_ms": "slicing, ms",
+    "complexity_ms": "new costs, ms",
+    "gates_ms": "new gates, ms",
+    "batch1 share_of_promise": "batch 1: share of the promise",
+    "batch64 share_of_promise": "batch 64: share of the promise",
+}
+"""What the results call a figure -> what the page calls it."""
 
 
 def figure(value: Any) -> str | None:
@@ -249,7 +273,8 @@ def rows(results: dict[str, Any]) -> str:
     """One row per entry that is a mapping, one column per figure in it."""
     entries = {name: flat(found) for name, found in results.items() if isinstance(found, dict)}
     columns = list(dict.fromkeys(k for e in entries.values() for k in e if figure(e[k])))
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    titles = [COLUMNS.get(column, column) for column in columns]
+    lines = ["| | " + " | ".join(titles) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, entry in entries.items():
         cells = [figure(entry.get(column)) or "" for column in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
@@ -257,8 +282,20 @@ def rows(results: dict[str, Any]) -> str:
     return "\n".join(lines) + ("\n\n" + ", ".join(alone) + "." if alone else "") + "\n"
 
 
+def quanta(results: dict[str, Any]) -> str:
+    """Return the quantum of each dtype, and write the milliseconds by width to a table."""
+    lines = ["dtype,width,median_ms,lower_quartile_ms,upper_quartile_ms"]
+    for dtype, found in results.items():
+        for width, ms in found["ms"].items():
+            numbers = (ms["median"], *ms["quartiles"])
+            lines.append(",".join((dtype, width, *(f"{number:.3g}" for number in numbers))))
+    WIDTHS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    said = " and ".join(f"{found['quantum']} in {dtype}" for dtype, found in results.items())
+    return f"The quantum is {said}. [`widths.csv`](data/widths.csv) has the times by width.\n"
+
+
 def costs() -> str:
-    """The recorded costs, median and quartiles."""
+    """Return the recorded costs, median and quartiles."""
     parts: list[str] = []
     for path in sorted((ROOT / "results" / "costs").glob("*.json")):
         result = json.loads(path.read_text())
@@ -266,9 +303,10 @@ def costs() -> str:
         parts.append(
             f"### {QUESTIONS[path.stem]}\n\n"
             f"`{result['command']}`: {machine['cpu']}, {machine['threads']} thread(s), "
-            f"torch {machine['torch']}, {result['data']} data.\n\n{rows(result['results'])}"
+            f"torch {machine['torch']}, {result['data']} data.\n\n"
+            + (quanta if path.stem == "widths" else rows)(result["results"])
         )
-    return "\n## Costs\n\n" + "\n".join(parts) if parts else ""
+    return COSTS + "\n".join(parts) if parts else ""
 
 
 if __name__ == "__main__":
