@@ -6,6 +6,9 @@ import inspect
 import re
 from pathlib import Path
 
+import torch
+from cases import CASES
+
 import guyot
 from guyot import DiscoveryConfig
 
@@ -31,13 +34,18 @@ def test_dials_of_discovery() -> None:
 
 
 def test_what_a_discovery_tells() -> None:
-    names = {name for name in dir(guyot.Discovery) if not name.startswith("_")}
+    """An instance has no public names but those of the class."""
+    model = CASES["mlp"].build()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    inputs = (CASES["mlp"].inputs(),)
+    discovery = guyot.Discovery(model, inputs, optimizer, total_steps=100, nu=0.1)
+    names = {name for name in dir(discovery) if not name.startswith("_")}
     assert names == set(
         """
-        abandon benefits evaluation expected_complexity finish follow full_macs full_params
-        finished keep_probs load_state_dict logical_macs macs nu params passed phase prices removals
-        settle
-        state_dict step structure structures undecided
+        abandon attained benefits evaluation expected_complexity finish finished follow full_macs
+        full_params keep_probs load_state_dict logical_macs macs model nu original params passed
+        phase polarised prices removals settle skipped state_dict step structure structures
+        undecided
         """.split()
     )
 

@@ -9,6 +9,8 @@ from guyot import find_structures
 from guyot.app import models
 from guyot.core.axis import size_of
 from guyot.core.errors import MisconfiguredError
+from guyot.core.types import KeepPlan
+from guyot.surgery import operate
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 
@@ -61,11 +63,23 @@ def test_counting_macs_leaves_the_model_as_it_was():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_removing_a_branch_with_identity_shortcut_keeps_shapes():
+def test_a_removed_branch_leaves_its_shortcut():
     model = models.resnet(8, widths=(5, 7, 9), num_classes=4)
-    assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 4)
-    assert model.stages[0][0].downsample is None
-    assert model.stages[1][0].downsample is not None
+    image = torch.randn(2, 3, 16, 16)
+    structures = find_structures(model, (image,))
+    names = [layer.name for layer in structures.layers]
+    assert names == ["stages.0.0", "stages.1.0", "stages.2.0"]
+    before = models.count_macs(model, image)
+    branches = 16**2 * 9 * (5 * 5 + 5 * 5) + 8**2 * 9 * (5 * 7 + 7 * 7)
+    operate(model, structures, KeepPlan(removed_layers=frozenset({0, 1})))
+    assert model(image).shape == (2, 4)
+    assert models.count_macs(model, image) == before - branches
+    left = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+    blocks = {name for name in left if name.startswith("stages")}
+    assert {name for name in blocks if not name.startswith("stages.2.0.")} == {
+        "stages.1.0.downsample.0",
+        "stages.1.0.downsample.1",
+    }
 
 
 def test_digits_model_takes_8_by_8_grey_images():
