@@ -15,7 +15,7 @@ DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo install test slow lint format types docs serve check bench-cifar clean
+.PHONY: help demo install test slow mutants lint format types docs serve check bench-cifar clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,11 @@ test: $(DEV)
 # make slow         the tests that take minutes
 slow: $(DEV)
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+# make mutants      change the mathematics in small ways and see tests fail: hours; ONLY for a pattern
+mutants: $(DEV)
+	$(BIN)/mutmut run --max-children $$(nproc) $(ONLY)
+	$(BIN)/mutmut results
 
 # make lint         ruff: rules and format
 lint: $(DEV)
@@ -76,5 +81,5 @@ bench-cifar: $(RUN)
 
 # make clean        remove caches and builds, not .venv and not runs
 clean:
-	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist mutants site .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
