@@ -1,7 +1,7 @@
 """How the time and memory of finding structures grow with depth.
 
     python benchmarks/scaling.py measure     # about ten minutes on a quiet core
-    python benchmarks/scaling.py table       # docs/scaling.md and its figure from the results
+    python benchmarks/scaling.py table       # docs/scaling.md, its figure and its table
 
 Every measurement is a process of its own with one thread; the least of three counts. Time is that
 of `find_structures` with verification, CPU seconds of the process, imports excluded; memory is how
@@ -30,7 +30,7 @@ from guyot.costs.complexity import Complexity
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 DOCS = Path(__file__).parents[1] / "docs"
-PAGE = DOCS / "scaling.md"
+PAGE, TABLE = DOCS / "scaling.md", DOCS / "data" / "scaling.csv"
 FIGURE = DOCS / "figures" / "scaling.svg"
 DEPTHS = {
     "resnet": (20, 56, 110, 218, 434, 866, 1202),
@@ -113,34 +113,42 @@ def exponent(rows: list[dict[str, Any]]) -> float | None:
 
 
 def page(found: dict[str, Any]) -> str:
-    """The documentation page."""
-    intro = (
-        "The time to find and verify the structures of a network grows almost linearly with its "
-        "depth. The table has CPU seconds of `find_structures` with verification, the least of "
-        f"{found['repeats']} process(es), and the growth of the peak resident memory. "
-        f"`{found['command']}`; {found['machine']['cpu']}, one thread."
+    """Return the documentation page."""
+    deepest = max(found["rows"], key=lambda row: row["depth"])
+    slopes = {
+        label: exponent([row for row in found["rows"] if row["family"] == family])
+        for family, label in LABELS.items()
+    }
+    grows = "".join(
+        f"- {label}: time grows as depth to the power {slope:.2f}.\n"
+        for label, slope in slopes.items()
+        if slope is not None
     )
-    lines = [
-        "# Scaling with depth",
-        "",
-        intro,
-        "",
-        "![Seconds and megabytes against depth, both axes logarithmic](figures/scaling.svg)",
-        "",
-        "| network | depth | groups | layers | gates | seconds | MB | prices, ms |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    return f"""# Scaling with depth
+
+The time to find and verify the structures of a network grows almost linearly with its depth:
+
+{grows}- The deepest network, {LABELS[deepest["family"]]} of depth {deepest["depth"]}, has \
+{deepest["gates"]:,} gates. It takes {deepest["seconds"]:.0f} s and {deepest["megabytes"]:.0f} MB.
+
+![Seconds and megabytes against depth, both axes logarithmic](figures/scaling.svg)
+
+*CPU seconds of `find_structures` with verification, the least of {found["repeats"]} process(es),
+and the growth of the peak resident memory. Dotted lines are linear. `{found["command"]}`;
+{found["machine"]["cpu"]}, one thread.*
+
+[`scaling.csv`](data/scaling.csv) has the figures, with the numbers of groups, layers and gates, and
+the milliseconds that the prices of a step take.
+"""
+
+
+def table(found: dict[str, Any]) -> str:
+    """Return the figures as CSV."""
+    names = ("depth", "groups", "layers", "gates", "seconds", "megabytes", "prices_ms")
+    lines = [",".join(("network", *names))]
     for row in found["rows"]:
-        lines.append(
-            f"| {LABELS[row['family']]} | {row['depth']} | {row['groups']} | {row['layers']} | "
-            f"{row['gates']:,} | {row['seconds']:.2f} | {row['megabytes']:.0f} | "
-            f"{row['prices_ms']:.2f} |"
-        )
-    lines.append("")
-    for family, label in LABELS.items():
-        rows = [row for row in found["rows"] if row["family"] == family]
-        if (slope := exponent(rows)) is not None:
-            lines.append(f"{label}: time grows as depth to the power {slope:.2f}.\n")
+        cells = (f"{row[name]:.4g}" if row[name] < 1000 else f"{row[name]}" for name in names)
+        lines.append(",".join((LABELS[row["family"]].replace(",", ""), *cells)))
     return "\n".join(lines) + "\n"
 
 
@@ -194,6 +202,7 @@ def main() -> None:
         return
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     PAGE.write_text(page(found))
+    TABLE.write_text(table(found))
     draw(found["rows"])
 
 

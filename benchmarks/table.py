@@ -1,4 +1,4 @@
-"""Write docs/benchmarks.md and docs/data/widths.csv from the results that are there.
+"""Write docs/benchmarks.md and the tables that it links from the results that are there.
 
 python benchmarks/table.py
 """
@@ -15,7 +15,7 @@ from guyot.app.models import build, count_macs
 
 ROOT = Path(__file__).parent
 PAGE = ROOT.parent / "docs" / "benchmarks.md"
-WIDTHS = ROOT.parent / "docs" / "data" / "widths.csv"
+DATA = ROOT.parent / "docs" / "data"
 
 INTRODUCTION = """# Benchmarks
 
@@ -172,7 +172,7 @@ vision transformer and 8 in the GPT-2.
 
 
 def family() -> str:
-    """One row per method and size, and what all sizes cost to train."""
+    """Return what is compared, and write one line per method and size to a table."""
     cells: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     results = load("family")
     for result in results:
@@ -181,36 +181,35 @@ def family() -> str:
     if not cells:
         return ""
     full, epochs = results[0]["full_macs"], results[0]["run"]["epochs"]
-    titles = "method | target | MACs kept | parameters | steps | cost, T MACs | test accuracy"
-    lines = [f"| {titles} | seeds |", "|---" * 8 + "|"]
+    lines = ["method,target,macs_kept,params,steps,cost_tmacs,test_accuracy,spread,seeds"]
     for (method, target), found in sorted(cells.items(), key=lambda c: (c[0][0], -float(c[0][1]))):
         steps = [member["steps"] - member["first_step"] for member in found]
+        accuracy = [100 * member["test_accuracy"] for member in found]
         lines.append(
-            f"| {method} | {target} | {mean(m['macs'] for m in found) / full:.3f} "
-            f"| {mean(m['params'] for m in found) / 1e3:.0f} k | {mean(steps):,.0f} "
-            f"| {mean(m['cost'] for m in found) / 1e12:.2f} "
-            f"| {spread([100 * m['test_accuracy'] for m in found], 2)} | {len(found)} |"
+            f"{method},{target},{mean(m['macs'] for m in found) / full:.3f},"
+            f"{mean(m['params'] for m in found):.0f},{mean(steps):.0f},"
+            f"{mean(m['cost'] for m in found) / 1e12:.2f},{mean(accuracy):.2f},"
+            f"{stdev(accuracy) if len(accuracy) > 1 else 0:.2f},{len(found)}"
         )
+    (DATA / "family.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     machines = {
         f"{r['machine']['cpu']}, {r['machine']['threads']} thread(s), torch {r['machine']['torch']}"
         for r in results
     }
-    return (
-        FAMILY.format(epochs=epochs)
-        + "\n".join(lines)
-        + f"\n\n`python benchmarks/family.py --data-dir DIR`, {'; '.join(sorted(machines))}.\n"
-    )
+    command = f"`python benchmarks/family.py --data-dir DIR`, {'; '.join(sorted(machines))}.\n"
+    return FAMILY.format(epochs=epochs) + command
 
 
 FAMILY = """
 ## One run, many sizes
 
-ResNet-20 on the same images, averaged down to 16x16 pixels. *family* is one run for four sizes,
-and each member is as long as {epochs} epochs. Its steps and its cost begin where it branches off,
-so the table counts shared steps once. *separate* is one run per size, *uniform* a uniformly
-slimmer network. Both are shorter, so that four of them cost as much as the family. Cost is MACs of
-one image at the present widths times images, over all steps. The backward pass costs about twice
-as much again.
+[The page on families](family.md#is-it-worth-it) has the accuracies.
+[`family.csv`](data/family.csv) adds parameters, steps and cost. ResNet-20 on the same images,
+averaged down to 16x16 pixels. *family* is one run for four sizes, and each member is as long as
+{epochs} epochs. Its steps and its cost begin where it branches off, so the table counts shared
+steps once. *separate* is one run per size, *uniform* a uniformly slimmer network. Both are
+shorter, so that four of them cost as much as the family. Cost is MACs of one image at the present
+widths times images, over all steps. The backward pass costs about twice as much again.
 
 """
 
@@ -289,7 +288,7 @@ def quanta(results: dict[str, Any]) -> str:
         for width, ms in found["ms"].items():
             numbers = (ms["median"], *ms["quartiles"])
             lines.append(",".join((dtype, width, *(f"{number:.3g}" for number in numbers))))
-    WIDTHS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (DATA / "widths.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     said = " and ".join(f"{found['quantum']} in {dtype}" for dtype, found in results.items())
     return f"The quantum is {said}. [`widths.csv`](data/widths.csv) has the times by width.\n"
 
