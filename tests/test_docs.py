@@ -1,0 +1,154 @@
+"""The pages say what is true, in words that everybody knows."""
+
+import ast
+import re
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from paths import ROOT, TESTS
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES]
+HELP = TESTS / "golden" / "help"
+
+RETIRED = (
+    r"condemned|hopeful|hopeless|anew|rest|elsewhere|whichever|whoever|whatever",
+    r"go(es)? on|going on|gone on|went on",
+    r"toss(es|ed)? (a |the )?coins?",
+    r"the networks before",
+)
+"""Words and phrases that readers stumble over; as whole words, in any case."""
+
+HIDDEN = re.compile(r"<!---.*?-->", re.DOTALL)
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    """Return the code blocks that a reader sees."""
+    shown = HIDDEN.sub("", path.read_text(encoding="utf-8"))
+    return [code for kind, code in BLOCK.findall(shown) if kind == language]
+
+
+def anchors(path: Path) -> set[str]:
+    """Return the anchors of the headings, as GitHub and MkDocs make them."""
+    titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    kept = (re.sub(r"[^\w\s-]", "", title.lower()).strip() for title in titles)
+    return {re.sub(r"\s", "-", title) for title in kept}
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_no_retired_words(path: Path) -> None:
+    found = re.findall(rf"\b(?:{'|'.join(RETIRED)})\b", path.read_text(encoding="utf-8"), re.I)
+    assert not found
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    class Loader(yaml.SafeLoader):
+        """Reads mkdocs.yml without its Python names."""
+
+    Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda *_: None)
+    settings = yaml.load((ROOT / "mkdocs.yml").read_text(), Loader)  # noqa: S506
+
+    def paths(entry: Any) -> list[str]:
+        if isinstance(entry, str):
+            return [entry]
+        inside = entry.values() if isinstance(entry, dict) else entry
+        return [path for part in inside for path in paths(part)]
+
+    listed = paths(settings["nav"])
+    assert sorted(listed) == [path.relative_to(DOCS).as_posix() for path in PAGES]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_links_lead_somewhere(path: Path) -> None:
+    for link in LINK.findall(path.read_text(encoding="utf-8")):
+        if link.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = link.partition("#")
+        target = path if not file else (path.parent / file).resolve()
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_blocks_import_what_they_use(path: Path) -> None:
+    """Readers see every import: nothing but data comes from blocks that are hidden."""
+    every = re.findall(r"^(?:import|from .+ import) .+", path.read_text("utf-8"), re.MULTILINE)
+    known, shown = imported(ast.parse("\n".join(every))), set[str]()
+    for code in blocks(path, "python"):
+        tree = ast.parse(code)
+        shown |= imported(tree)
+        used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        assert not (used & known) - shown, code
+
+
+def imported(tree: ast.Module) -> set[str]:
+    statements = (n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom))
+    names = (alias for statement in statements for alias in statement.names)
+    return {(alias.asname or alias.name).partition(".")[0] for alias in names}
+
+
+def commands() -> list[tuple[str, str]]:
+    found = (
+        (name_of(path), line.removeprefix("$ "))
+        for path in TEXTS
+        for code in blocks(path, "console")
+        for line in code.splitlines()
+        if re.match(r"\$ guyot |\$ torchrun .* guyot ", line)
+    )
+    return list(found)
+
+
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_commands_have_the_options_that_pages_give(page: str, line: str) -> None:
+    words = re.split(r"(?:^|-m )guyot ", line.partition(" # ")[0])[1]
+    command = next((word for word in words.split() if not word.startswith("-")), "guyot")
+    help_page = HELP / f"{command}.txt"
+    assert help_page.exists(), line
+    known = set(re.findall(r"--[a-z][a-z-]*", help_page.read_text(encoding="utf-8")))
+    general = set(re.findall(r"--[a-z][a-z-]*", (HELP / "guyot.txt").read_text(encoding="utf-8")))
+    given = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", words))
+    assert given <= known | general, line
+
+
+def test_new_import_paths_in_the_changelog_exist() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^  \| `(guyot[\w.]*)` \| `(guyot[\w.]*)`", text, re.MULTILINE)
+    assert len(rows) > 15
+    for old, new in rows:
+        assert old != new
+        assert find_spec(new) is not None, new
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == version
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["cff-version"] == "1.2.0"
+    papers = [paper["url"].rpartition("/")[2] for paper in citation["references"]]
+    assert papers[0] == "2411.09127"
+    assert re.search(rf"^## \[{version}\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=name_of)
+def test_forms_for_issues(path: Path) -> None:
+    form = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if path.name == "config.yml":
+        assert form == {"blank_issues_enabled": True}
+        return
+    assert form["name"] and form["description"]
+    inputs = [part for part in form["body"] if part["type"] != "markdown"]
+    assert len({part["id"] for part in inputs}) == len(inputs) > 0
+    assert all(part["attributes"]["label"] for part in inputs)
