@@ -1,4 +1,4 @@
-"""What callbacks of different programs share."""
+"""What the callbacks of Lightning and the Trainer share."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ DIALS = ("nu", "target", "alpha", "beta", "config")
 
 
 def missing(package: str, error: ImportError) -> MisconfiguredError:
-    """The error for a package of an extra that is not installed."""
+    """Return the error for a package of an extra that is not installed."""
     return MisconfiguredError(
         f"guyot.discovery.integrations.{package} needs the package {error.name!r}, which is not "
-        f"installed: "
-        f"pip install 'guyot[{package}]'"
+        f"installed: pip install 'guyot[{package}]'"
     )
 
 
-class Guest:
-    """A discovery in the loop of another program, whose callback calls these methods.
+class HostedDiscovery:
+    """Run a discovery in the loop of another program, whose callback calls these methods.
 
     Args:
         dials: `nu` or `target`, `alpha`, `beta` and `config` of `guyot.Discovery`.
@@ -47,28 +46,57 @@ class Guest:
             )
         self._dials = dict(dials)
         self._scale: float | None = None
+        self._withheld: dict[int, Withheld] = {}
+
+    def _withhold(self, *models: nn.Module) -> None:
+        """Keep weights of another size from full models until `_resume`."""
+        for model in models:
+            if id(model) not in self._withheld:
+                self._withheld[id(model)] = Withheld(model)
 
     def _begin(
         self, model: nn.Module, inputs: Inputs, optimizer: torch.optim.Optimizer, steps: int
     ) -> Discovery:
-        """Training begins; steps of the optimiser in all."""
+        """Make the discovery when training begins; `steps` of the optimiser in all."""
         device = next(model.parameters()).device
         inputs = changed(inputs, lambda tensor: tensor.to(device))
         self.discovery = Discovery(model, inputs, optimizer, total_steps=steps, **self._dials)
         self._scale = None
         return self.discovery
 
+    def _resume(self, state: Mapping[str, Any] | None) -> None:
+        """Cut the model as the state of a checkpoint says, then load the withheld weights.
+
+        Raises:
+            MisconfiguredError: there are weights of another size and no state.
+        """
+        assert self.discovery is not None
+        if state is not None:
+            self.discovery.load_state_dict(state)
+        elif any(withheld.waiting for withheld in self._withheld.values()):
+            raise MisconfiguredError(
+                "the checkpoint holds weights of another size and no discovery: give one that was "
+                f"written with a {type(self).__name__}, or one of the full network"
+            )
+        for withheld in self._withheld.values():
+            withheld.release()
+
+    def _stop_withholding(self) -> None:
+        for withheld in self._withheld.values():
+            withheld.stop()
+        self._withheld.clear()
+
     def _scaled(self, scaler: Any) -> None:
-        """By what a `GradScaler` multiplied the loss, before that changes; None without one."""
+        """Note by what a `GradScaler` multiplied the loss, before that changes."""
         self._scale = None if scaler is None else float(scaler.get_scale())
 
     def _step(self) -> None:
-        """The optimiser made a step: gates move."""
+        """Move the gates: the optimiser made a step."""
         if self.discovery is not None and not self.discovery.finished:
             self.discovery.step(grad_scale=self._scale)
 
     def _finish(self) -> None:
-        """Training is over: the network is plain from now on."""
+        """Make the network plain: training is over."""
         if self.discovery is not None and not self.discovery.finished:
             self.discovery.finish()
 
@@ -87,11 +115,11 @@ def check_one_process(count: int, program: str) -> None:
 
 
 class Withheld:
-    """Keeps weights of another size from a model until it has been cut to that size.
+    """Keep weights of another size from a model until it has been cut to that size.
 
-    A program that goes on from a checkpoint reads the weights of the smaller network first and
-    makes the optimiser afterwards, of the full one; only then it can be cut. Weights that fit are
-    loaded as ever.
+    A program that resumes from a checkpoint reads the weights of the smaller network first. It
+    makes the optimiser afterwards, of the full network, which can be cut only then. Weights that
+    fit are loaded at once.
 
     Args:
         model: the full model, whose `load_state_dict` is watched.
@@ -110,7 +138,7 @@ class Withheld:
             state.update(own)
 
     def release(self) -> None:
-        """The model has its size now: load what was kept, and watch no longer."""
+        """Load what was kept, now that the model has its size, and watch no longer."""
         self.stop()
         if self._weights is not None:
             self._model.load_state_dict(self._weights, strict=False)

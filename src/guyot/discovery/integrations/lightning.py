@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.inputs import Inputs
-from guyot.discovery.integrations.host import Guest, Withheld, check_one_process, missing
+from guyot.discovery.integrations.host import HostedDiscovery, check_one_process, missing
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,12 +18,12 @@ except ImportError as error:
     raise missing("lightning", error) from error
 
 
-class DiscoveryCallback(Guest, Callback):
-    """Lets the network of a `LightningModule` find its structure while Lightning trains it.
+class DiscoveryCallback(HostedDiscovery, Callback):
+    """Let the network of a `LightningModule` find its structure while Lightning trains it.
 
     Gates move after every step of the optimiser, also with accumulated gradients, clipping and a
     gradient scaler. When training ends the module is a plain one. Lightning's checkpoints hold the
-    discovery: `trainer.fit(..., ckpt_path=...)` goes on with the smaller network. Averages of
+    discovery: `trainer.fit(..., ckpt_path=...)` resumes with the smaller network. Averages of
     `WeightAveraging` are cut along.
 
     Args:
@@ -50,12 +50,11 @@ class DiscoveryCallback(Guest, Callback):
     ) -> None:
         super().__init__(dials)
         self._module, self._inputs = module, example_inputs
-        self._withheld: dict[int, Withheld] = {}
         self._state: dict[str, Any] | None = None
         self._steps = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Weights of a smaller network may come before it is small."""
+        """Withhold weights of a smaller network, which may come before it is small."""
         if stage == "fit":
             self._state = None
             self._withhold(pl_module, *_averages(trainer))
@@ -63,25 +62,20 @@ class DiscoveryCallback(Guest, Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Averages may be there by now that were not in `setup`."""
+        """Withhold those of averages that were not there in `setup`."""
         if self._withheld:
             self._withhold(*_averages(trainer))
 
-    def _withhold(self, *models: nn.Module) -> None:
-        for model in models:
-            if id(model) not in self._withheld:
-                self._withheld[id(model)] = Withheld(model)
-
     def state_dict(self) -> dict[str, Any]:
-        """What Lightning writes into its checkpoint."""
+        """Return what Lightning writes into its checkpoint."""
         return {} if self.discovery is None else {"discovery": self.discovery.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What Lightning read; it is used when the optimiser is there."""
+        """Keep what Lightning read until the optimiser is there."""
         self._state = state_dict.get("discovery")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the discovery; go on with the one of the checkpoint.
+        """Make the discovery; resume the one of the checkpoint.
 
         Raises:
             MisconfiguredError: no example inputs, no such module, or a checkpoint without a
@@ -100,43 +94,33 @@ class DiscoveryCallback(Guest, Callback):
         discovery = self._begin(network, self._example(pl_module), trainer.optimizers[0], steps)
         for average in _averages(trainer):
             discovery.follow(average.module.get_submodule(self._module))
-        if self._state is not None:
-            discovery.load_state_dict(self._state)
-        elif any(withheld.waiting for withheld in self._withheld.values()):
-            raise MisconfiguredError(
-                "ckpt_path holds weights of another size and no discovery: give a checkpoint that "
-                f"was written with a {type(self).__name__}, or one of the full network"
-            )
-        for withheld in self._withheld.values():
-            withheld.release()
+        self._resume(self._state)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Steps are counted from here."""
+        """Count steps from here."""
         self._steps = trainer.global_step
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
     ) -> None:
-        """By what the loss was multiplied, before that changes."""
+        """Note by what the loss was multiplied, before that changes."""
         self._scaled(getattr(trainer.precision_plugin, "scaler", None))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Gates move if the optimiser did."""
+        """Move the gates if the optimiser made a step."""
         if trainer.global_step > self._steps:
             self._steps = trainer.global_step
             self._step()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The network is plain from now on."""
+        """Make the network plain."""
         self._finish()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave nothing behind."""
-        for withheld in self._withheld.values():
-            withheld.stop()
-        self._withheld.clear()
+        self._stop_withholding()
 
     def _network(self, pl_module: LightningModule) -> nn.Module:
         try:
@@ -160,7 +144,7 @@ class DiscoveryCallback(Guest, Callback):
 
 
 def _averages(trainer: Trainer) -> list[AveragedModel]:
-    """The averaged models of the trainer's callbacks."""
+    """Return the averaged models of the trainer's callbacks."""
     callbacks: list[Any] = getattr(trainer, "callbacks", [])
     averages = [
         getattr(callback, "_average_model", None)

@@ -12,7 +12,7 @@ from guyot.core.errors import MisconfiguredError
 from guyot.core.inputs import Inputs
 from guyot.core.storage import read_tree, write_tree
 from guyot.discovery.checks import inner_optimizer
-from guyot.discovery.integrations.host import Guest, Withheld, check_one_process, missing
+from guyot.discovery.integrations.host import HostedDiscovery, check_one_process, missing
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -23,8 +23,8 @@ NAME = "guyot"
 _OPTIMIZER = "optimizer.pt"
 
 
-class DiscoveryCallback(Guest, TrainerCallback):
-    """Lets a model find its structure while the `Trainer` trains it.
+class DiscoveryCallback(HostedDiscovery, TrainerCallback):
+    """Let a model find its structure while the `Trainer` trains it.
 
     Give it to the constructor of the `Trainer`. Gates move after every step of the optimiser, also
     with accumulated gradients, clipping and a gradient scaler. When training ends the model is a
@@ -32,7 +32,7 @@ class DiscoveryCallback(Guest, TrainerCallback):
 
     Checkpoints of the `Trainer` get two files, `guyot.json` and `guyot.safetensors`, with the
     discovery and the states of optimiser and scheduler; `optimizer.pt` goes, since the `Trainer`
-    would read it before the model is small. `trainer.train(resume_from_checkpoint=...)` goes on.
+    would read it before the model is small. `trainer.train(resume_from_checkpoint=...)` resumes.
 
     Args:
         example_inputs: keyword arguments of the model's `forward` without labels, shaped as in a
@@ -57,7 +57,6 @@ class DiscoveryCallback(Guest, TrainerCallback):
     ) -> None:
         super().__init__(dials)
         self._inputs, self._resume_from = example_inputs, resume_from
-        self._withheld: Withheld | None = None
 
     def on_init_end(
         self,
@@ -68,7 +67,7 @@ class DiscoveryCallback(Guest, TrainerCallback):
         model: nn.Module,
         **_: Any,
     ) -> None:
-        """Weights of a smaller network may come before it is small.
+        """Withhold weights of a smaller network, which may come before it is small.
 
         Raises:
             MisconfiguredError: `load_best_model_at_end`.
@@ -80,7 +79,7 @@ class DiscoveryCallback(Guest, TrainerCallback):
                 "load_best_model_at_end=True: the best checkpoint can have another size than the "
                 "network at the end; leave it out and choose among the checkpoints afterwards"
             )
-        self._withheld = Withheld(model)
+        self._withhold(model)
 
     def on_train_begin(
         self,
@@ -93,35 +92,34 @@ class DiscoveryCallback(Guest, TrainerCallback):
         lr_scheduler: Any,
         **_: Any,
     ) -> None:
-        """Make the discovery; go on with the one of the checkpoint.
+        """Make the discovery; resume the one of the checkpoint.
 
         Raises:
             MisconfiguredError: the checkpoint holds no discovery, or the callback came late.
         """
-        if self._withheld is None:
+        if not self._withheld and self.discovery is None:
             raise MisconfiguredError(
                 "the callback was added after the Trainer was made: give it to the constructor, "
                 "Trainer(..., callbacks=[callback])"
             )
-        discovery = self._begin(model, self._inputs, optimizer, state.max_steps)
+        self._begin(model, self._inputs, optimizer, state.max_steps)
         if state.global_step:
             tree = read_tree(self._checkpoint(args, state), NAME)
-            discovery.load_state_dict(tree["discovery"])
-            self._withheld.release()
+            self._resume(tree["discovery"])
             inner_optimizer(optimizer).load_state_dict(tree["optimizer"])
             lr_scheduler.load_state_dict(tree["scheduler"])
-        self._withheld.stop()
+        self._stop_withholding()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """By what the loss was multiplied, before that changes."""
+        """Note by what the loss was multiplied, before that changes."""
         self._scaled(getattr(kwargs["optimizer"], "scaler", None))
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Gates move."""
+        """Move the gates."""
         self._step()
 
     def on_save(
@@ -149,23 +147,23 @@ class DiscoveryCallback(Guest, TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """The model is plain from now on."""
+        """Make the model plain."""
         self._finish()
 
     def _checkpoint(self, args: TrainingArguments, state: TrainerState) -> Path:
-        """The folder that the training goes on from."""
+        """Return the folder that training resumes from."""
         given = [self._resume_from, args.resume_from_checkpoint, _folder(args, state)]
         folders = [Path(folder) for folder in given if folder is not None]
         for folder in folders:
             if (folder / f"{NAME}.json").is_file():
                 return folder
         raise MisconfiguredError(
-            f"training goes on from step {state.global_step}, but there is no {NAME}.json in "
+            f"training resumes from step {state.global_step}, but there is no {NAME}.json in "
             f"{' or '.join(map(str, folders))}: give resume_from=FOLDER of a checkpoint that was "
             "written with a DiscoveryCallback"
         )
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:
-    """Where the `Trainer` puts the checkpoint of the present step."""
+    """Return where the `Trainer` puts the checkpoint of the present step."""
     return Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
