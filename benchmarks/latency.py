@@ -102,10 +102,10 @@ def table_of(model: str, folder: Path, seconds: float) -> LatencyTable:
     if not path.exists():
         found = profile(network(model), (image(model),), seconds=seconds)
         found.table.save(path)
-        assert found.agreement is not None
-        agreement = asdict(found.agreement) | {
-            "median_error": found.agreement.median_error,
-            "correlation": found.agreement.correlation,
+        assert found.cross_validation is not None
+        agreement = asdict(found.cross_validation) | {
+            "median_error": found.cross_validation.median_error,
+            "correlation": found.cross_validation.correlation,
             "full_measured": found.measurements[0].milliseconds,
             "full_predicted": found.table.full,
             "machine": machine(),

@@ -21,7 +21,14 @@ from guyot.core.types import (
     Units,
 )
 from guyot.costs.complexity import Complexity, Totals
-from guyot.costs.polynomial import Monomial, Polynomial, expand, macs_of, merge, widths_of
+from guyot.costs.polynomial import (
+    Monomial,
+    Polynomial,
+    macs_of,
+    merge,
+    monomials_of,
+    widths_of,
+)
 
 
 def knotted() -> Structures:
@@ -179,7 +186,7 @@ def test_normalisation_refers_to_the_original_network() -> None:
 )
 def test_moments_of_a_sum_of_bernoullis(theta: list[float], power: int) -> None:
     at = torch.tensor(theta, dtype=torch.float64)
-    polynomial = Polynomial(expand((Units(0),) * power), GateIndex((len(theta),), layers=0))
+    polynomial = Polynomial(monomials_of((Units(0),) * power), GateIndex((len(theta),), layers=0))
     mean = enumerated_mean(lambda g: g.sum() ** power, at)
     torch.testing.assert_close(polynomial.expected(at), mean, rtol=1e-9, atol=1e-9)
 
@@ -187,7 +194,7 @@ def test_moments_of_a_sum_of_bernoullis(theta: list[float], power: int) -> None:
 def test_expansion_and_merging() -> None:
     axis = Concat((Fixed(3), Product((Units(0), Fixed(4))), Units(0)))
     assert widths_of(axis) == {(): 3, ((0, 1),): 5}
-    assert merge([*expand((Units(0),)), Monomial(-1, ((0, 1),), ())]) == ()
+    assert merge([*monomials_of((Units(0),)), Monomial(-1, ((0, 1),), ())]) == ()
 
 
 def test_gradient_reaches_theta() -> None:

@@ -25,7 +25,7 @@ from guyot.costs.latency import (
     LatencyTable,
     Measurement,
     Rate,
-    agreement,
+    cross_validate,
     fit,
     latency_of,
     nonnegative,
@@ -288,7 +288,7 @@ def test_a_fit_predicts_networks_it_has_not_seen(name: str, overhead: bool) -> N
         assert found.milliseconds(left) == pytest.approx(time, rel=1e-3)
     assert found.full == pytest.approx(found.milliseconds(structures))
     if overhead:
-        agreed = agreement(structures, timed(structures, truth, True), batch=2)
+        agreed = cross_validate(structures, timed(structures, truth, True), batch=2)
         assert len(agreed.errors) == 9 and agreed.median_error < 1e-2
         assert agreed.correlation > 0.999
 
@@ -328,7 +328,7 @@ def test_measurements_of_another_network(network: Measurement, message: str) -> 
 def test_one_network_agrees_with_nothing() -> None:
     _, structures = structures_of("cifar")
     with pytest.raises(MisconfiguredError, match=r"0 of the 1 measurements.*measure at least 2"):
-        agreement(structures, [Measurement(milliseconds=1.0)], batch=1)
+        cross_validate(structures, [Measurement(milliseconds=1.0)], batch=1)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from cases import CASES
@@ -13,7 +15,7 @@ from guyot.app.models import resnet
 from guyot.core.errors import MisconfiguredError
 from guyot.costs.latency import LatencyTable
 from guyot.costs.profiling import Stopwatch, _named, profile, variants
-from guyot.costs.timing import Clock
+from guyot.costs.timing import Clock, Latency
 from guyot.structures import find_structures
 
 
@@ -100,10 +102,12 @@ def test_prediction_goes_with_measurement(tmp_path) -> None:
         found = profile(model, (image,), seconds=3.0, quantum=8)
     finally:
         torch.set_num_threads(threads)
-    assert found.agreement is not None and found.agreement.correlation > 0.8
+    assert found.cross_validation is not None and found.cross_validation.correlation > 0.8
     table = found.table
     assert table.batch == 1 and table.quantum == 8 and table.where["threads"] == "1"
     assert table.input_shapes == ((1, 3, 32, 32),)
+    low, high = re.findall(r"[\d.]+", table.where["quartiles"])
+    assert 0 < float(low) <= float(high)
     measured = found.measurements[0].milliseconds
     assert measured is not None
     assert table.full == pytest.approx(measured, rel=0.5)
@@ -165,3 +169,9 @@ def test_a_discovery_refuses_the_table_of_another_network() -> None:
     table = LatencyTable({"features.0": guyot.costs.latency.Rate(1.0)}, batch=1, full=1.0)
     with pytest.raises(MisconfiguredError, match=r"times features.0, which this network does not"):
         latency_run(resnet(8, 3, widths=(4, 4, 4)), table, target=0.5)
+
+
+def test_a_busy_machine_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Latency, "steady", False)
+    with pytest.warns(guyot.GuyotWarning, match=r"quartiles .* ms, are far apart: measure again"):
+        profile(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), (torch.ones(1, 4),), seconds=0.0)

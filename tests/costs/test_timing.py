@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
+from guyot.costs.profiling import Stopwatch
 from guyot.costs.timing import Clock, EventClock, Latency, Span, ThreadClock, clock_of, rounds
 
 
@@ -75,10 +79,44 @@ def test_latency_keeps_quartiles_of_the_wall_and_the_median_of_work() -> None:
     assert Latency.of(spans, Clock()).busy is None
 
 
-def test_shares_are_of_work_where_both_know_it() -> None:
-    wall, both = Latency(4.0, 4.0, 4.0, 5), Latency(6.0, 6.0, 6.0, 5, busy=3.0)
-    assert both.over(wall) == 1.5 and wall.over(both) == pytest.approx(2 / 3)
-    assert both.over(Latency(60.0, 1.0, 90.0, 5, busy=12.0)) == 0.25
+def test_an_accelerator_is_timed_by_events_once_it_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An accelerator that gets its work at once and does it when somebody waits."""
+    queue: list[Callable[[], None]] = []
+    now = [0.0]
+
+    class Event:
+        def __init__(self, device: torch.device, *, enable_timing: bool) -> None:
+            assert (device.type, enable_timing) == ("cuda", True)
+            self.at = math.nan
+
+        def record(self) -> None:
+            queue.append(lambda: setattr(self, "at", now[0]))
+
+        def elapsed_time(self, other: Event) -> float:
+            return 1000 * (other.at - self.at)  # milliseconds
+
+    def synchronize(device: torch.device) -> None:
+        for work in queue:
+            work()
+        queue.clear()
+
+    def kernel(seconds: float) -> None:
+        queue.append(lambda: now.__setitem__(0, now[0] + seconds))
+
+    monkeypatch.setattr(torch, "Event", Event)
+    monkeypatch.setattr(torch.accelerator, "synchronize", synchronize)
+    clock = clock_of("cuda:0")
+    steps = {"short": partial(kernel, 2.0), "long": partial(kernel, 30.0)}
+    for times in rounds(steps, clock, -1.0, least=2):
+        assert times["short"].busy == pytest.approx(2) and times["long"].busy == pytest.approx(30)
+        assert max(times["short"].wall, times["long"].wall) < 1
+    network = nn.Sequential(nn.Identity(), nn.Sequential(nn.Identity()))
+    network[0].forward = lambda x: kernel(5.0) or x
+    network[1][0].forward = lambda x: kernel(70.0) or x
+    own = Stopwatch(network, clock).run(torch.zeros(1))
+    assert own == pytest.approx({"(root)": 0, "0": 5, "1": 0, "1.0": 70})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

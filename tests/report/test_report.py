@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -12,27 +13,25 @@ from guyot.report import Latency, Network, Outcome, Width, lines, measure, to_di
 class Counted(nn.Module):
     """Notes every call, with what the world looked like."""
 
-    def __init__(self, name: str, calls: list[tuple[str, bool, int, tuple[int, ...]]]) -> None:
+    def __init__(self, name: str, calls: list[tuple[str, bool, tuple[int, ...]]]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
         self.name, self.calls = name, calls
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        state = (self.name, self.training, torch.get_num_threads(), tuple(x.shape))
+        state = (self.name, self.training, tuple(x.shape))
         self.calls.append(state)
         assert not torch.is_grad_enabled()
         return x
 
 
 def test_latency_is_measured_in_turns_and_leaves_no_trace():
-    calls: list[tuple[str, bool, int, tuple[int, ...]]] = []
+    calls: list[tuple[str, bool, tuple[int, ...]]] = []
     models = {name: Counted(name, calls) for name in ("a", "b")}
     models["b"].eval()
-    threads = torch.get_num_threads()
-    found = measure(models, (3, 4, 5), 7, seconds=0.0, threads=threads + 1)
-    assert torch.get_num_threads() == threads
+    found = measure(models, (3, 4, 5), 7, seconds=0.0)
     assert models["a"].training and not models["b"].training
-    assert {call[1:] for call in calls} == {(False, threads + 1, (7, 3, 4, 5))}
+    assert {call[1:] for call in calls} == {(False, (7, 3, 4, 5))}
     there, back = ["a", "b"], ["b", "a"]
     assert [call[0] for call in calls] == (there + back) * 4  # 3 rounds warm up
     for latency in found.values():
@@ -97,7 +96,7 @@ parameters                         272 k  =>               99.0 k   0.36
 latency, batch 1     2.00 ms (1.90-2.20)  =>  1.50 ms (1.40-1.60)   0.75
 test accuracy                          -  =>               91.23%
 validation accuracy                                        92.00%
-residual branches                      3  =>                    2
+residual branches                      3  =>                    2   0.67
 
 widths per block
 (root)      conv1 16
@@ -107,12 +106,28 @@ stages.2.1  conv1 64 => 40, conv2 64 => 56
 removed layers: stages.0.1
 
 1 MAC = 1 multiply-accumulate = 2 FLOPs. Latency: one forward pass in float32 on
-cpu, 2 threads; median and quartiles of at least 50 passes, both networks in
-turns. The network before was never trained alone (--no-discovery does that)."""
+cpu, 2 threads; median and quartiles of at least 50 passes, in turns. The
+network before was never trained alone (--no-discovery does that)."""
 
 
 def test_the_table():
     assert "\n".join(lines(OUTCOME)) == TABLE
+
+
+def test_a_busy_machine_is_told_and_the_time_at_work_is_shown():
+    before, after = Latency(9.0, 4.0, 20.0, 50, busy=4.0), Latency(3.0, 2.9, 3.1, 50, busy=1.0)
+    busy = dataclasses.replace(
+        OUTCOME,
+        before=dataclasses.replace(OUTCOME.before, latency={1: before, 64: after}),
+        after=dataclasses.replace(OUTCOME.after, latency={1: after, 64: after}),
+    )
+    text = "\n".join(lines(busy))
+    assert re.search(
+        r"latency, batch 1 +9.00 ms \(4.00-20.0\)  => +3.00 ms \(2.90-3.10\)$", text, re.MULTILINE
+    )
+    assert re.search(r"^CPU time, batch 1 +4.00 ms  => +1.00 ms +0.25$", text, re.MULTILINE)
+    assert "quartiles at batch 1 are far apart" in " ".join(lines(busy))
+    assert "far apart" not in "\n".join(lines(OUTCOME))
 
 
 def test_a_stopped_run_says_so_and_shows_what_it_has():

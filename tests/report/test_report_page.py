@@ -31,7 +31,7 @@ from guyot.report.page.curves import QUANTITIES, limits
 from guyot.report.page.drawing import Drawing, draw
 from guyot.report.page.labels import label, overlap
 from guyot.report.page.network import blocks
-from guyot.report.page.planes import front
+from guyot.report.page.planes import End, front
 from guyot.report.page.scale import Scale, log_ticks, ticks
 from guyot.report.page.style import HUES, style
 from guyot.report.page.summary import goal
@@ -212,7 +212,7 @@ def test_what_is_no_run_is_told(folders: list[Path], tmp_path: Path):
     (tmp_path / "metrics.jsonl").write_text('{"event": "epoch"}\n')
     with pytest.raises(MisconfiguredError, match=r"no/such.* is not a folder .*train.* wrote"):
         read_runs(["no/such", folders[0]])
-    with pytest.raises(MisconfiguredError, match=r"does not describe the network: train it anew"):
+    with pytest.raises(MisconfiguredError, match=r"does not describe the network: train it again"):
         read_runs([tmp_path])
     with pytest.raises(MisconfiguredError, match="given twice: give every run once"):
         read_runs([folders[0], folders[0] / ".." / folders[0].name])
@@ -270,13 +270,14 @@ def test_slow_steps_of_one_run_do_not_hide_another():
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=8))
 def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]]):
-    costs, gains = [float(c) for c, _ in points], [float(g) for _, g in points]
+    found = [End(number, cost, float(gain)) for number, (cost, gain) in enumerate(points)]
     unbeaten = {
         (c, g)
         for c, g in points
         if not any(d <= c and h >= g and (d, h) != (c, g) for d, h in points)
     }
-    assert {points[place] for place in front(costs, gains)} == unbeaten
+    assert {(end.cost, end.accuracy) for end in front(found)} == unbeaten
+    assert set(front(found)) <= set(found)
 
 
 @given(

@@ -63,7 +63,7 @@ class Cost:
 
     @classmethod
     def of(cls, alpha: float | Cost) -> Cost:
-        """The cost that a dial `alpha` stands for; a cost is itself.
+        """Return the cost that a dial `alpha` stands for; a cost is itself.
 
         Raises:
             MisconfiguredError: alpha outside [0, 1].
@@ -94,7 +94,7 @@ class Totals:
 
 
 def weights_of(cost: str) -> dict[str, float]:
-    """The weights of a `Cost` as they are written on a command line.
+    """Return the weights of a `Cost` as they are written on a command line.
 
     Raises:
         MisconfiguredError: another word than macs, params and latency, or no number.
@@ -177,7 +177,7 @@ class Complexity:
             self.charge[: index.offsets[-1]] = 1 - beta
 
     def _shares(self) -> Iterator[Monomial]:
-        """The monomials of C^."""
+        """Return the monomials of C^."""
         macs, params, latency = self.cost.shares
         for polynomial, share, full, what, way_out in (
             (
@@ -212,23 +212,23 @@ class Complexity:
                 yield Monomial(m.coefficient * weight, m.groups, m.layers)
 
     def macs(self, theta: Tensor) -> Tensor:
-        """E[MACs] of one sample, float64 scalar."""
+        """Return E[MACs] of one sample, float64 scalar."""
         return self._macs.expected(theta)
 
     def params(self, theta: Tensor) -> Tensor:
-        """E[trainable parameters], float64 scalar."""
+        """Return E[trainable parameters], float64 scalar."""
         return self._params.expected(theta)
 
     def latency(self, theta: Tensor) -> Tensor:
-        """E[milliseconds] of one pass, float64 scalar; 0 where no table measures it."""
+        """Return E[milliseconds] of one pass, float64 scalar; 0 where no table measures it."""
         return self._latency.expected(theta)
 
     def expected(self, theta: Tensor) -> Tensor:
-        """C^(theta), a share of the full network, float64 scalar."""
+        """Return C^(theta), a share of the full network, float64 scalar."""
         return self.normalised.expected(theta)
 
     def gradient(self, theta: Tensor) -> Tensor:
-        """dC^/dtheta at `theta`, detached, shape (gates,), dtype of `theta`."""
+        """Return dC^/dtheta at `theta`, detached, shape (gates,), dtype of `theta`."""
         if not len(theta):
             return torch.zeros_like(theta)
         with torch.enable_grad():
@@ -237,9 +237,9 @@ class Complexity:
         return gradient
 
     def prices(self, theta: Tensor) -> Tensor:
-        """Prices for nu = 1, shape (gates,); times nu they are nats."""
+        """Return prices for nu = 1, shape (gates,); times nu they are nats."""
         return self.gradient(theta) * self.charge.to(theta)
 
     def reference_prices(self) -> Tensor:
-        """Prices of the network as it stands, at theta = 1, float32, shape (gates,)."""
+        """Return the prices at theta = 1 of the network as it stands, float32, shape (gates,)."""
         return self.prices(torch.ones(self.index.total))

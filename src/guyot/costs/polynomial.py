@@ -50,7 +50,7 @@ class Monomial:
 
 
 def widths_of(axis: Axis) -> dict[Powers, int]:
-    """Size of an axis as a polynomial in the group widths: powers -> coefficient.
+    """Return the size of an axis as a polynomial in the group widths: powers -> coefficient.
 
     Example:
         >>> widths_of(Concat((Fixed(3), Product((Units(0), Fixed(4))))))
@@ -72,7 +72,7 @@ def widths_of(axis: Axis) -> dict[Powers, int]:
 
 
 def _product(axes: Iterable[Axis]) -> dict[Powers, int]:
-    """The product of several axes, expanded."""
+    """Return the product of several axes, expanded."""
     total: dict[Powers, int] = {(): 1}
     for axis in axes:
         factor = widths_of(axis)
@@ -86,18 +86,18 @@ def _product(axes: Iterable[Axis]) -> dict[Powers, int]:
 
 
 def _times(left: Powers, right: Powers) -> Powers:
-    """n**left * n**right: powers add up."""
+    """Multiply n**left by n**right: powers add up."""
     powers = dict(left)
     for group, power in right:
         powers[group] = powers.get(group, 0) + power
     return tuple(sorted(powers.items()))
 
 
-def expand(axes: Sequence[Axis], layers: Sequence[int] = ()) -> tuple[Monomial, ...]:
-    """A product of axes inside `layers` as monomials.
+def monomials_of(axes: Sequence[Axis], layers: Sequence[int] = ()) -> tuple[Monomial, ...]:
+    """Return a product of axes inside `layers` as monomials.
 
     Example:
-        >>> expand((Units(0), Units(0), Fixed(9)), layers=(2, 2))
+        >>> monomials_of((Units(0), Units(0), Fixed(9)), layers=(2, 2))
         (Monomial(coefficient=9, groups=((0, 2),), layers=(2,)),)
     """
     once = tuple(sorted(set(layers)))
@@ -114,19 +114,19 @@ def merge(monomials: Iterable[Monomial]) -> tuple[Monomial, ...]:
 
 
 def macs_of(structures: Structures) -> tuple[Monomial, ...]:
-    """Multiply-accumulates of one sample (1 MAC = 2 FLOPs)."""
-    return merge(m for op in structures.operations for m in expand(op.axes, op.layers))
+    """Return multiply-accumulates of one sample (1 MAC = 2 FLOPs)."""
+    return merge(m for op in structures.operations for m in monomials_of(op.axes, op.layers))
 
 
 def params_of(structures: Structures) -> tuple[Monomial, ...]:
-    """Number of trainable parameters."""
+    """Return the number of trainable parameters."""
     trainable = (t for t in structures.tensors if t.trainable)
-    return merge(m for t in trainable for m in expand(t.axes, t.layers))
+    return merge(m for t in trainable for m in monomials_of(t.axes, t.layers))
 
 
 @cache
 def _stirling(p: int, j: int) -> int:
-    """Stirling number of the second kind: partitions of p things into j non-empty sets."""
+    """Return Stirling's number of the second kind: partitions of p things into j sets."""
     if p == j:
         return 1
     if j == 0 or j > p:
@@ -145,7 +145,7 @@ class Polynomial:
         index: the numbering of the gates.
 
     Example:
-        >>> n_squared = Polynomial(expand((Units(0), Units(0))), GateIndex((2,), layers=0))
+        >>> n_squared = Polynomial(monomials_of((Units(0), Units(0))), GateIndex((2,), layers=0))
         >>> float(n_squared.expected(torch.tensor([1.0, 1.0])))
         4.0
         >>> float(n_squared.expected(torch.tensor([0.5, 0.5])))  # (0 + 1 + 1 + 4) / 4
@@ -174,7 +174,7 @@ class Polynomial:
         self._blocks = torch.tensor(index.blocks or [1] * groups, dtype=torch.float64)
 
     def expected(self, theta: Tensor) -> Tensor:
-        """Exact expectation under independent Bernoulli gates; at a 0/1 vector the exact value.
+        """Return the expectation under independent Bernoulli gates; at a 0/1 vector the value.
 
         Args:
             theta: keep probabilities, shape (gates,).
@@ -195,7 +195,7 @@ class Polynomial:
         return self._sum(torch.cat([theta.new_ones(1), *moments, theta[self.index.layer_slice]]))
 
     def at(self, widths: Tensor, layers: Tensor) -> Tensor:
-        """Exact value of whole networks given by their widths.
+        """Return exact value of whole networks given by their widths.
 
         Args:
             widths: number of kept units, of all blocks together, shape (..., groups).
@@ -210,7 +210,7 @@ class Polynomial:
         return self._sum(torch.cat([one, *powers, layers], dim=-1))
 
     def _moments(self, theta: Tensor) -> list[Tensor]:
-        """E[n], E[n**2], ... of every group, each of shape (groups,)."""
+        """Return E[n], E[n**2], ... of every group, each of shape (groups,)."""
         group = self._group.to(theta.device)
         zeros = theta.new_zeros(len(self.index.group_sizes))
         orders = range(1, self._order + 1)
@@ -229,7 +229,7 @@ class Polynomial:
         ]
 
     def _sum(self, table: Tensor) -> Tensor:
-        """Sum over monomials of coefficient times factors; table of shape (..., entries)."""
+        """Sum coefficient times factors over monomials; table of shape (..., entries)."""
         value = self._coefficients.to(table.device)
         for column in self._columns:
             value = value * table[..., column.to(table.device)]

@@ -13,6 +13,7 @@ import copy
 import itertools
 import platform
 import random
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,12 +26,13 @@ import torch
 from torch import nn
 
 from guyot.core.axis import best
+from guyot.core.errors import GuyotWarning
 from guyot.core.inputs import Inputs, arguments, tensors_of
 from guyot.core.locate import unwrap
 from guyot.core.types import KeepPlan, Structures
-from guyot.costs.latency import Agreement, LatencyTable, Measurement, agreement, fit
+from guyot.costs.latency import CrossValidation, LatencyTable, Measurement, cross_validate, fit
 from guyot.costs.quantum import measure_quantum
-from guyot.costs.timing import Clock, Step, clock_of, rounds
+from guyot.costs.timing import Clock, Latency, Span, Step, clock_of, rounds
 from guyot.structures import find_structures
 from guyot.structures.kernels import ROOT
 from guyot.surgery import operate, present
@@ -65,21 +67,36 @@ class Profile:
     Attributes:
         table: for a `guyot.Cost`.
         measurements: what it was fitted to.
-        agreement: measured and predicted latency of the cut networks, each predicted by a fit to
-            others; None if nothing can be cut.
+        cross_validation: measured and predicted latency of the cut networks, each predicted by a
+            fit to others; None if nothing can be cut.
         structures: of the network.
     """
 
     table: LatencyTable
     measurements: tuple[Measurement, ...]
-    agreement: Agreement | None
+    cross_validation: CrossValidation | None
     structures: Structures
+
+    @classmethod
+    def of(
+        cls,
+        structures: Structures,
+        measurements: Sequence[Measurement],
+        *,
+        batch: int,
+        **about: Any,
+    ) -> Profile:
+        """Fit a table to measurements; arguments as those of `guyot.costs.latency.fit`."""
+        table = fit(structures, measurements, batch=batch, **about)
+        cut = [m for m in measurements if m.milliseconds and (m.widths or m.removed_layers)]
+        checked = cross_validate(structures, measurements, batch=batch) if len(cut) > 1 else None
+        return cls(table, tuple(measurements), checked, structures)
 
 
 def variants(
     model: nn.Module, structures: Structures, *, quantum: int = 1, seed: int = 0
 ) -> Iterator[Variant]:
-    """The full network and smaller ones, for a profiler of one's own.
+    """Yield the full network and smaller ones, for a profiler of one's own.
 
     Widths are multiples of `quantum` (and full ones) from a quarter of the full width on.
 
@@ -112,7 +129,7 @@ def variants(
 
 
 def _levels(size: int, quantum: int) -> list[int]:
-    """Widths worth timing."""
+    """Return widths worth timing."""
     least = max(1, size // 4)
     return sorted({w for w in range(quantum, size, quantum) if w >= least} | {size})
 
@@ -157,6 +174,9 @@ def profile(
         seconds: about how long to measure, after finding the structures; at least five rounds.
         quantum: multiple of channels for widths; None: measured, for predictions of this batch.
 
+    Warns:
+        GuyotWarning: the quartiles of the full network's latency are far apart.
+
     Raises:
         MisconfiguredError: the inputs do not fit the model.
         UnsupportedError: the model cannot be traced.
@@ -169,18 +189,21 @@ def profile(
         quantum = measure_quantum(parameter.device, parameter.dtype, batch=batch)
     found = list(variants(model, structures, quantum=quantum))
     clock = clock_of(parameter.device)
-    measurements = _measured(found, example_inputs, clock, seconds)
+    measurements, full = _measured(found, example_inputs, clock, seconds)
     measurements = _named(measurements, structures)
-    table = fit(
-        structures, measurements, batch=batch, quantum=quantum, where=_where(parameter, clock)
-    )
-    cut = [m for m in measurements if m.widths or m.removed_layers]
-    agreed = agreement(structures, measurements, batch=batch) if len(cut) > 1 else None
-    return Profile(table, tuple(measurements), agreed, structures)
+    where = _where(parameter, clock) | {"quartiles": f"{full.low:.4g} to {full.high:.4g} ms"}
+    if not full.steady:
+        warnings.warn(
+            f"the quartiles of the full network's latency, {where['quartiles']}, are far apart: "
+            "measure again when nothing else uses the machine",
+            GuyotWarning,
+            stacklevel=2,
+        )
+    return Profile.of(structures, measurements, batch=batch, quantum=quantum, where=where)
 
 
 def _where(parameter: torch.Tensor, clock: Clock) -> dict[str, str]:
-    """What the times belong to."""
+    """Say what the times belong to."""
     device = parameter.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
@@ -194,8 +217,11 @@ def _where(parameter: torch.Tensor, clock: Clock) -> dict[str, str]:
 
 def _measured(
     found: Sequence[Variant], inputs: Inputs, clock: Clock, seconds: float
-) -> list[Measurement]:
-    """Medians over rounds in which every network predicts twice, to be timed within and without."""
+) -> tuple[list[Measurement], Latency]:
+    """Return medians over rounds in which every network is timed as a whole and within.
+
+    The latency is that of the first network.
+    """
     args, kwargs = arguments(found[0].model, inputs)
     watches = [Stopwatch(variant.model, clock) for variant in found]
     steps: dict[tuple[int, str], Step] = {}
@@ -204,7 +230,7 @@ def _measured(
         steps[number, "own"] = partial(watches[number].run, *args, **kwargs)
     with torch.inference_mode():
         taken = list(rounds(steps, clock, seconds))
-    return [
+    measurements = [
         replace(
             variant.measurement,
             milliseconds=1000 * median(times[number, "whole"].busy for times in taken),
@@ -212,10 +238,12 @@ def _measured(
         )
         for number, variant in enumerate(found)
     ]
+    first = [Span(times[0, "whole"].busy, times[0, "whole"].busy) for times in taken]
+    return measurements, Latency.of(first, clock)
 
 
 def _named(measurements: Sequence[Measurement], structures: Structures) -> list[Measurement]:
-    """With the times of modules that have kernels.
+    """Keep the times of modules that have kernels.
 
     If one with MACs has no time (a fused path went past its `forward`), single operators tell
     nothing, and only the times of whole networks are left.
@@ -249,7 +277,7 @@ class Stopwatch:
         }
 
     def _shortest(self) -> float:
-        """What reading the clock adds; seconds."""
+        """Return the seconds that reading the clock adds."""
         marks = [self._clock.mark() for _ in range(100)]
         self._clock.wait()
         return min(self._clock.seconds(*pair) for pair in itertools.pairwise(marks))
@@ -278,7 +306,7 @@ class Stopwatch:
         return {name: median(values) for name, values in taken.items()}
 
     def _own(self) -> dict[str, float]:
-        """Own times of the calls of a pass, which are listed as they ended: inner ones first."""
+        """Add up own times of the calls, which are listed as they ended: inner ones first."""
         own: dict[str, float] = defaultdict(float)
         inside: dict[int, float] = defaultdict(float)
         for name, depth, start, stop in self._calls:

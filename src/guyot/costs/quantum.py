@@ -52,7 +52,7 @@ LEAST_GROWTH = 1.9
 
 
 def efficiency(times: Mapping[int, float], width: int) -> float:
-    """What a width should take, seen from the powers of two around it, over what it takes.
+    """Divide what a width should take, seen from the powers of two around it, by what it takes.
 
     Args:
         times: seconds by width; must hold both neighbouring powers of two.
@@ -68,7 +68,7 @@ def efficiency(times: Mapping[int, float], width: int) -> float:
 
 
 def decide(rounds: Sequence[Mapping[int, float]], threshold: float = 0.8) -> int:
-    """The quantum that a timing table speaks for; 8 unless it clearly speaks for another.
+    """Return the quantum that a timing table speaks for; 8 unless it clearly speaks for another.
 
     Efficiencies are taken within a repetition, so a slow moment of the machine cancels if it lasts
     longer than that. Over the repetitions a width is clearly efficient (or clearly not) if the
@@ -105,14 +105,14 @@ def decide(rounds: Sequence[Mapping[int, float]], threshold: float = 0.8) -> int
 
 
 def conclusive(rounds: Sequence[Mapping[int, float]]) -> bool:
-    """Enough rounds, and time that grows with the width at all (else overheads were measured)."""
+    """Tell whether there are enough rounds, and time grows with the width (else it is overhead)."""
     if len(rounds) < LEAST_ROUNDS or any(not min(times.values()) > 0 for times in rounds):
         return False
     return median(times[POWERS[-1]] / times[POWERS[0]] for times in rounds) >= LEAST_GROWTH
 
 
 def _verdict(samples: Sequence[Sequence[float]], threshold: float) -> int:
-    """1: all are clearly at least the threshold, -1: one is clearly below, 0: cannot be told."""
+    """Return 1: all are clearly at least the threshold, -1: one is clearly below, 0: unclear."""
     found: list[int] = []
     for values in samples:
         middle = median(values)
@@ -130,7 +130,7 @@ def measure_quantum(
     budget: float = 2.0,
     batch: int | None = None,
 ) -> int:
-    """The width multiple worth keeping to on a device; measured once per process, then cached.
+    """Return the width multiple worth keeping to on a device, measured once per process.
 
     Off the CPU nothing is measured and the answer is 8: the multiple that NVIDIA's guides ask for
     with float16 and bfloat16, and a harmless one otherwise.
@@ -187,7 +187,9 @@ def timing_table(
     if batch is None:
         steps = _affordable(dtype, channels_last, clock, budget)
     else:
-        steps = {width: _prediction(width, batch, dtype, channels_last) for width in WIDTHS}
+        steps = {
+            width: _layer(width, batch, dtype, channels_last, training=False) for width in WIDTHS
+        }
     taken = rounds(steps, clock, end - time.perf_counter(), least=0)
     return [{width: span.busy for width, span in times.items()} for times in taken]
 
@@ -195,7 +197,7 @@ def timing_table(
 def _affordable(
     dtype: torch.dtype, channels_last: bool, clock: Clock, budget: float
 ) -> dict[int, Step]:
-    """One step per width, of a batch size with which several repetitions fit into the time."""
+    """Return one step per width, with a batch of which several repetitions fit into the time."""
     smallest = min(BATCHES)
     probe = {"it": _layer(WIDTHS[-1], smallest, dtype, channels_last)}
     repetition = next(rounds(probe, clock, 0.0))["it"].busy * len(WIDTHS) / 2  # roughly
@@ -205,8 +207,13 @@ def _affordable(
     return {width: _layer(width, batch, dtype, channels_last) for width in WIDTHS}
 
 
-def _layer(width: int, batch: int, dtype: torch.dtype, channels_last: bool) -> Step:
-    """Forward and backward of conv3x3 + BatchNorm + ReLU, `width` channels in and out."""
+def _layer(
+    width: int, batch: int, dtype: torch.dtype, channels_last: bool, training: bool = True
+) -> Step:
+    """Make a step: conv3x3 + BatchNorm + ReLU, `width` channels in and out.
+
+    In training it is forward and backward, else the forward of evaluation mode.
+    """
     layout = torch.channels_last if channels_last else torch.contiguous_format
     generator = torch.Generator().manual_seed(0)
 
@@ -219,29 +226,15 @@ def _layer(width: int, batch: int, dtype: torch.dtype, channels_last: bool) -> S
         scale, shift = (torch.ones(width, requires_grad=True) for _ in range(2))
         cotangent = drawn(batch, width, PIXELS, PIXELS).detach()
 
-    def step() -> None:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.autocast("cpu", enabled=False),
-        ):
+    def train() -> None:
+        with torch.inference_mode(False), torch.enable_grad():
             out = F.conv2d(image, weight, padding=1)
             out = F.relu_(F.batch_norm(out, None, None, scale, shift, training=True))
             torch.autograd.grad(out, (image, weight, scale, shift), cotangent)
 
-    return step
-
-
-def _prediction(width: int, batch: int, dtype: torch.dtype, channels_last: bool) -> Step:
-    """Forward of the same layer in evaluation mode."""
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    image = torch.zeros(batch, width, PIXELS, PIXELS, dtype=dtype).contiguous(memory_format=layout)
-    weight = torch.zeros(width, width, 3, 3, dtype=dtype).contiguous(memory_format=layout)
-    ones = torch.ones(width)
-
-    def step() -> None:
-        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+    def predict() -> None:
+        with torch.inference_mode():
             out = F.conv2d(image, weight, padding=1)
-            F.relu_(F.batch_norm(out, ones, ones, ones, ones))
+            F.relu_(F.batch_norm(out, shift, scale, scale, shift))
 
-    return step
+    return torch.autocast("cpu", enabled=False)(train if training else predict)

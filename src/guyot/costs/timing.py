@@ -17,12 +17,15 @@ import contextlib
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
+
+from guyot.core.inputs import evaluation_mode
 
 Step = Callable[[], object]
 Key = TypeVar("Key", bound=Hashable)
@@ -153,11 +156,8 @@ class Latency:
         busy: median of the time that the device worked for it; None where only the wall tells.
 
     Example:
-        >>> idle, disturbed = Latency(2.0, 1.9, 2.2, 50), Latency(2.0, 1.5, 3.5, 50, busy=1.5)
-        >>> idle.steady, disturbed.steady, round(disturbed.over(idle), 2)
-        (True, False, 1.0)
-        >>> disturbed.over(Latency(9.0, 2.0, 12.0, 50, busy=3.0))
-        0.5
+        >>> Latency(2.0, 1.9, 2.2, 50).steady, Latency(2.0, 1.5, 3.5, 50, busy=1.5).steady
+        (True, False)
     """
 
     median: float
@@ -180,12 +180,6 @@ class Latency:
         """Whether the quartiles are close enough to rely on the median."""
         return self.high - self.low <= FAR_APART * self.median
 
-    def over(self, other: Latency) -> float:
-        """Return the ratio to another latency, of busy times where both have one."""
-        if self.busy is not None and other.busy:
-            return self.busy / other.busy
-        return self.median / other.median
-
 
 def measure(
     models: Mapping[str, nn.Module],
@@ -193,18 +187,14 @@ def measure(
     batch_size: int,
     *,
     seconds: float = 2.0,
-    threads: int | None = None,
 ) -> dict[str, Latency]:
     """Time forward passes in evaluation mode, float32, `channels_last`, in turns.
 
-    Modes and the number of threads come back afterwards.
-
     Args:
-        models: networks by name, all on one device.
+        models: networks by name, all on one device; their modes come back afterwards.
         image_shape: (C, H, W) of one image.
         batch_size: images per pass.
         seconds: about how long to measure; at least 5 repetitions of each.
-        threads: of the CPU; None leaves them.
 
     Returns:
         Latency by name.
@@ -212,35 +202,10 @@ def measure(
     device = next(next(iter(models.values())).parameters()).device
     images = torch.randn(batch_size, *image_shape, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
-    steps = {name: _pass(model, images) for name, model in models.items()}
-    with _evaluation(models.values()), _threads(threads), torch.inference_mode():
-        clock = clock_of(device)
+    steps = {name: partial(model, images) for name, model in models.items()}
+    clock = clock_of(device)
+    with contextlib.ExitStack() as modes, torch.inference_mode():
+        for model in models.values():
+            modes.enter_context(evaluation_mode(model))
         taken = list(rounds(steps, clock, seconds, warm_up=3))
     return {name: Latency.of([times[name] for times in taken], clock) for name in models}
-
-
-def _pass(model: nn.Module, images: torch.Tensor) -> Step:
-    return lambda: model(images)
-
-
-@contextlib.contextmanager
-def _evaluation(models: Iterable[nn.Module]) -> Generator[None]:
-    modes = {module: module.training for model in models for module in model.modules()}
-    for module in modes:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextlib.contextmanager
-def _threads(count: int | None) -> Generator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -20,7 +20,7 @@ from guyot.core.types import KeepPlan, Structures, Units
 
 
 def quanta_of(structures: Structures, round_to: int | Mapping[str, int]) -> tuple[int, ...]:
-    """The quantum of every group: its numbers of units are multiples of this.
+    """Return the quantum of every group: its numbers of units are multiples of this.
 
     Widths are counted in entries of weights. Where a unit has several (a head), as few units as
     make a multiple: with heads of 64 entries and `round_to=8` any number of heads will do. Equal
@@ -44,7 +44,9 @@ def quanta_of(structures: Structures, round_to: int | Mapping[str, int]) -> tupl
     names = [group.name for group in structures.groups]
     by_pattern = round_to if isinstance(round_to, Mapping) else {"*": round_to}
     if any(value < 1 for value in by_pattern.values()):
-        raise MisconfiguredError(f"round_to={round_to!r}: a width comes in multiples of 1 or more")
+        raise MisconfiguredError(
+            f"round_to={round_to!r}: a width comes in multiples of 1 or more, give one"
+        )
     quanta = dict.fromkeys(names, 1)
     for pattern, value in by_pattern.items() if names else ():
         quanta |= dict.fromkeys(chosen("round_to", pattern, names, "group"), value)
@@ -93,7 +95,7 @@ def protect(alive: Tensor, score: Tensor, structures: Structures, quanta: Sequen
 
 
 def physical_plan(structures: Structures, alive: Tensor, quanta: Sequence[int]) -> KeepPlan:
-    """What can be sliced away: whole quanta of units that are gone, and layers that are gone.
+    """Plan what can be sliced away: whole quanta of units that are gone, and gone layers.
 
     Of equal blocks none loses a unit before all that stay can lose one.
 

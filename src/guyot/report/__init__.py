@@ -8,7 +8,13 @@ from guyot.report.outcome import Network, Outcome, to_dict
 from guyot.report.page.build import render
 from guyot.report.page.summary import summary
 from guyot.report.plots import write_plots
-from guyot.report.table import count_text, lines, member_lines
+from guyot.report.table import (
+    count_text,
+    latency_notes,
+    latency_text,
+    lines,
+    member_lines,
+)
 
 __all__ = [
     "TRIALS",
@@ -23,6 +29,8 @@ __all__ = [
     "Width",
     "count_text",
     "inspection_of",
+    "latency_notes",
+    "latency_text",
     "lines",
     "measure",
     "member_lines",

@@ -19,7 +19,7 @@ class Width:
 
 
 def widths(original: Structures, structure: Mapping[str, Any]) -> tuple[Width, ...]:
-    """The width of every unit group, in the order of the network.
+    """Return the width of every unit group, in the order of the network.
 
     Args:
         original: structures of the full network.

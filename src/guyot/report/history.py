@@ -1,6 +1,6 @@
 """A run folder as it was written: settings, what happened, and what came out.
 
-It may belong to a run that is finished, was stopped, was killed, or is still going on.
+The run is finished, was stopped, was killed, or is still under way.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from guyot.core.errors import MisconfiguredError
 from guyot.planning.controller import DIALS
+from guyot.report.outcome import Network
 
 Line = Mapping[str, Any]
 
@@ -40,7 +41,7 @@ class History:
     result: Line | None
 
     def of(self, event: str) -> list[Line]:
-        """The lines of an event."""
+        """Return the lines of an event."""
         return [line for line in self.lines if line["event"] == event]
 
     @cached_property
@@ -55,7 +56,7 @@ class History:
 
     @property
     def status(self) -> str:
-        """One of finished, interrupted, and unfinished: the run goes on or was killed."""
+        """One of finished, interrupted, and unfinished: the run is under way or was killed."""
         return "unfinished" if self.result is None else str(self.result["status"])
 
     @property
@@ -73,25 +74,35 @@ class History:
         """Those that went."""
         return [name for removal in self.removals for name in removal["layers"]]
 
+    @cached_property
+    def before(self) -> Network:
+        """The full network; its latency and accuracy are known when the run ended."""
+        if self.result is not None:
+            return Network.from_dict(self.result["before"])
+        return Network(self.network["macs"], self.network["params"])
+
+    @cached_property
+    def after(self) -> Network:
+        """The network that is left."""
+        if self.result is not None:
+            return Network.from_dict(self.result["after"])
+        last = next((line for line in reversed(self.lines) if "macs" in line), self.network)
+        return Network(last["macs"], last["params"])
+
     @property
     def macs(self) -> int:
         """MACs of one image that are left."""
-        return self._left("macs")
+        return self.after.macs
 
     @property
     def params(self) -> int:
         """Parameters that are left."""
-        return self._left("params")
-
-    def _left(self, what: str) -> int:
-        if self.result is not None:
-            return self.result["after"][what]
-        return next((line[what] for line in reversed(self.lines) if what in line), 0)
+        return self.after.params
 
     @property
     def test_accuracy(self) -> float | None:
         """In [0, 1]; None unless the run is finished."""
-        return None if self.result is None else self.result["after"]["test_accuracy"]
+        return self.after.test_accuracy
 
     @property
     def validation_accuracy(self) -> float | None:
@@ -102,7 +113,7 @@ class History:
         return epochs[-1]["validation_accuracy"] if epochs else None
 
     def width(self, group: Line) -> int:
-        """Units of a group that are left; 0 when it went with its layer."""
+        """Count the units of a group that are left; 0 when it went with its layer."""
         if not self.removals:
             return group["size"]
         return self.removals[-1]["widths"].get(group["name"], 0)
@@ -155,7 +166,7 @@ def read_runs(folders: Iterable[str | Path]) -> list[History]:
 
 
 def _expanded(path: Path, name: str, several: bool) -> list[tuple[Path, str]]:
-    """The run, or those of a family or a sweep that have begun, in the order of their dials."""
+    """Return the run, or those of a family or sweep that have begun, ordered by their dials."""
     prefix = f"{name}: " if several else ""
     if members := _members(path):
         return [(run, f"{prefix}target {run.name}") for run in members]
@@ -176,7 +187,7 @@ def _expanded(path: Path, name: str, several: bool) -> list[tuple[Path, str]]:
 
 
 def _members(path: Path) -> list[Path]:
-    """The run folders of a family that have begun; none if it is no family."""
+    """Return the run folders of a family that have begun; none if it is no family."""
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -188,19 +199,19 @@ def _members(path: Path) -> list[Path]:
 
 def _read(folder: Path, name: str) -> History:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    *whole, rest = (folder / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
-    del rest  # a line that is being written, or was when the run was killed
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    whole = text.split("\n")[:-1]  # the last line is being written, or was when the run was killed
     lines = [json.loads(line) for line in whole]
     network = next((line for line in lines if line["event"] == "network"), None)
     if network is None:
-        raise ValueError("metrics.jsonl does not describe the network: train it anew")
+        raise ValueError("metrics.jsonl does not describe the network: train it again")
     path = folder / "result.json"
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     return History(name, config, network, lines, result)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart.
+    """Return the shortest ends of the paths that tell them apart.
 
     Example:
         >>> _names([Path("a/run"), Path("b/run")])

@@ -93,7 +93,7 @@ class Inspection:
         return [entry for entry in self.entries if isinstance(entry, LayerEntry)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return {
             "input_shapes": [list(shape) for shape in self.input_shapes],
             **vars(self.full),
@@ -170,7 +170,7 @@ def inspection_of(structures: Structures) -> Inspection:
 
 
 def _prices(cost: Callable[[Tensor], Tensor], gates: int) -> list[int]:
-    """What goes with every gate of the full network."""
+    """Return what goes with every gate of the full network."""
     theta = torch.ones(gates, dtype=torch.float64, requires_grad=True)
     total = cost(theta)
     if not total.requires_grad:  # nothing to count

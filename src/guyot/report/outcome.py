@@ -27,6 +27,12 @@ class Network:
     latency: Mapping[int, Latency] = field(default_factory=dict)
     test_accuracy: float | None = None
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Network:
+        """Read what `to_dict` wrote of a network."""
+        latency = {int(batch): Latency(**found) for batch, found in values["latency"].items()}
+        return cls(values["macs"], values["params"], latency, values["test_accuracy"])
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -66,7 +72,7 @@ class Outcome:
 
 
 def to_dict(outcome: Outcome) -> dict[str, Any]:
-    """Plain data for JSON."""
+    """Return plain data for JSON."""
     return {
         "status": "finished" if outcome.interrupted is None else "interrupted",
         **dataclasses.asdict(outcome),

@@ -12,7 +12,7 @@ from guyot.report.history import History
 from guyot.report.page.curves import QUANTITIES, Quantity, limits, percent, phases, points
 from guyot.report.page.heat import rows_of
 from guyot.report.page.network import blocks
-from guyot.report.page.planes import COSTS, ends, front
+from guyot.report.page.planes import COSTS, accuracy_of, ends, front
 from guyot.report.page.style import DASHES, HUES, MATPLOTLIB_MARKERS
 from guyot.report.page.style import marker as marker_of
 from guyot.report.table import count_text
@@ -80,14 +80,14 @@ def write_plots(runs: Sequence[History], folder: str | Path) -> list[Path]:
 
 
 def _plots(runs: Sequence[History]) -> Iterator[tuple[str, float, Callable[[Any], None]]]:
-    """Name, height in inches, and what draws it."""
+    """Yield a plot's name, its height in inches, and what draws it."""
     shown = [q for q in QUANTITIES if any(points(run, q) for run in runs)]
     if shown:
         height = 1.25 * len(shown) + 0.3 + 0.17 * -(-len(runs) // 4)
         yield "curves", height, lambda figure: _curves(figure, runs, shown)
-    for key, title, cost in COSTS:
-        if len(ends(runs, cost).costs) > 1:
-            yield f"accuracy-{key}", 3.2, lambda f, t=title, c=cost: _plane(f, runs, t, c)
+    for key, title in COSTS:
+        if len(ends(runs, key)) > 1:
+            yield f"accuracy-{key}", 3.2, lambda f, t=title, k=key: _plane(f, runs, t, k)
     for run in runs:
         name = re.sub(r"[^\w.-]+", "-", run.name)
         if found := blocks(run):
@@ -133,30 +133,15 @@ def _curves(figure: Any, runs: Sequence[History], shown: Sequence[Quantity]) -> 
     axes[-1].set_xlabel("epoch")
 
 
-def _plane(
-    figure: Any, runs: Sequence[History], title: str, cost: Callable[[History], int]
-) -> None:
-    axis, end = figure.subplots(), ends(runs, cost)
-    best = front(end.costs, end.accuracies)
-    axis.step(
-        [end.costs[i] for i in best],
-        [100 * end.accuracies[i] for i in best],
-        where="post",
-        color=_SOFT,
-        linestyle=":",
-        linewidth=0.8,
-    )
-    for number, x, y in zip(end.numbers, end.costs, end.accuracies, strict=True):
-        marker = MATPLOTLIB_MARKERS[marker_of(number)]
-        axis.plot(
-            x,
-            100 * y,
-            marker,
-            color=HUES[number % len(HUES)],
-            label=runs[number].name,
-            markersize=6,
-        )
-    axis.set(xlim=(0, None), xlabel=title, ylabel=f"{end.accuracy}, %")
+def _plane(figure: Any, runs: Sequence[History], title: str, cost: str) -> None:
+    axis, found = figure.subplots(), ends(runs, cost)
+    _, costs, accuracies = zip(*front(found), strict=True)
+    percents = [100 * accuracy for accuracy in accuracies]
+    axis.step(costs, percents, where="post", color=_SOFT, linestyle=":", linewidth=0.8)
+    for end in found:
+        look = {"color": HUES[end.run % len(HUES)], "label": runs[end.run].name, "markersize": 6}
+        axis.plot(end.cost, 100 * end.accuracy, MATPLOTLIB_MARKERS[marker_of(end.run)], **look)
+    axis.set(xlim=(0, None), xlabel=title, ylabel=f"{accuracy_of(runs)}, %")
     axis.xaxis.set_major_formatter(_short)
     figure.legend(loc="outside right upper")
 
@@ -198,7 +183,7 @@ def _change(before: int, after: int) -> str:
 
 
 def _end(name: str, letters: int) -> str:
-    """The end of a long name, which tells it from its neighbours.
+    """Return the end of a long name, which tells it from its neighbours.
 
     Example:
         >>> _end("features.denseblock1.denselayer12.conv1", 28)

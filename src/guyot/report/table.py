@@ -3,33 +3,55 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from guyot.costs.timing import Latency
 from guyot.report.describe import Width
 from guyot.report.outcome import Network, Outcome
 
+UNKNOWN = "-"
+"""Stands for a figure that nobody measured."""
+
 _COLUMNS = 80
 
 
-def lines(outcome: Outcome) -> list[str]:
-    """The report of a run.
+@dataclass(frozen=True)
+class Figure:
+    """A line of the table before => after.
 
-    Args:
-        outcome: of the run.
-
-    Returns:
-        Lines without line ends: title, figures, widths, notes.
+    Attributes:
+        name: what it is a figure of.
+        before: of the full network; empty when it has none.
+        after: of the network of the run.
+        share: after over before; None where that says nothing.
     """
+
+    name: str
+    before: str
+    after: str
+    share: float | None = None
+
+
+def lines(outcome: Outcome) -> list[str]:
+    """Return the report of a run as lines without line ends: title, figures, widths, notes."""
     shape = "x".join(str(n) for n in outcome.image_shape)
     title = f"model {outcome.model}, data {outcome.data}, images {shape}"
     if outcome.interrupted is not None:
         title += f"; interrupted during {outcome.interrupted}"
-    rows = list(_figures(outcome))
-    left = max(len(row[0]) for row in rows)
-    middle = max(len(row[1]) for row in rows)
-    right = max(len(row[2]) for row in rows)
+    found = figures(
+        (outcome.before, outcome.after),
+        outcome.device,
+        outcome.validation_accuracy,
+        len(outcome.layers),
+        len(outcome.removed_layers),
+    )
+    rows = [("", "before", "after", "share")]
+    for figure in found:
+        share = "" if figure.share is None else f"{figure.share:.2f}"
+        rows.append((figure.name, figure.before, figure.after, share))
+    left, middle, right, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     table = [
         f"{name:<{left}}  {before:>{middle}}  {'=>' if before else '  '}  "
         f"{after:>{right}}  {share:>5}".rstrip()
@@ -38,24 +60,97 @@ def lines(outcome: Outcome) -> list[str]:
     return [title, "", *table, "", *_structure(outcome), *_notes(outcome)]
 
 
-def _figures(outcome: Outcome) -> Iterator[tuple[str, str, str, str]]:
-    before, after = outcome.before, outcome.after
-    yield "", "before", "after", "share"
-    yield "MACs of one image", *_pair(before.macs, after.macs, count_text)
-    yield "parameters", *_pair(before.params, after.params, count_text)
-    for batch in before.latency:
-        was, now = before.latency[batch], after.latency[batch]
-        share = f"{now.median / was.median:.2f}"
-        yield f"latency, batch {batch}", _milliseconds(was), _milliseconds(now), share
-    yield "test accuracy", _accuracy(before), _accuracy(after), ""
-    if outcome.validation_accuracy is not None:
-        yield "validation accuracy", "", f"{outcome.validation_accuracy:.2%}", ""
-    if count := len(outcome.layers):
-        yield "residual branches", str(count), str(count - len(outcome.removed_layers)), ""
+def figures(
+    networks: tuple[Network, Network],
+    device: str,
+    validation: float | None,
+    layers: int,
+    removed: int,
+) -> list[Figure]:
+    """Return the figures of a run that the terminal and the page show.
+
+    Args:
+        networks: the full one and that of the run.
+        device: where their latency was measured.
+        validation: accuracy of the second, on held-out training data.
+        layers: how many residual branches could go.
+        removed: how many of them went.
+    """
+    before, after = networks
+    at_work = "CPU time" if device == "cpu" else "device time"
+    found = [
+        _figure("MACs of one image", before.macs, after.macs, count_text),
+        _figure("parameters", before.params, after.params, count_text),
+    ]
+    for batch, was in before.latency.items():
+        if (now := after.latency.get(batch)) is None:
+            continue
+        share = now.median / was.median if was.steady and now.steady else None
+        found.append(Figure(f"latency, batch {batch}", latency_text(was), latency_text(now), share))
+        if was.busy and now.busy is not None:
+            found.append(_figure(f"{at_work}, batch {batch}", was.busy, now.busy, _ms))
+    found.append(Figure("test accuracy", _accuracy(before), _accuracy(after)))
+    if validation is not None:
+        found.append(Figure("validation accuracy", "", f"{validation:.2%}"))
+    if layers:
+        found.append(_figure("residual branches", layers, layers - removed, str))
+    return found
+
+
+def _figure(name: str, before: float, after: float, text: Callable[[Any], str]) -> Figure:
+    return Figure(name, text(before), text(after), after / before)
+
+
+def latency_text(latency: Latency) -> str:
+    """Return median and quartiles.
+
+    Example:
+        >>> latency_text(Latency(0.5, 0.4, 12.34, 50))
+        '0.500 ms (0.400-12.3)'
+    """
+    return f"{_ms(latency.median)} ({_digits(latency.low)}-{_digits(latency.high)})"
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{_digits(milliseconds)} ms"
+
+
+def _digits(milliseconds: float) -> str:
+    """Write three significant digits."""
+    return f"{milliseconds:.0f}" if milliseconds >= 99.95 else f"{milliseconds:#.3g}"
+
+
+def latency_notes(latencies: Iterable[Mapping[int, Latency]], where: str) -> list[str]:
+    """Say how latencies were measured, and which of them not to rely on.
+
+    Args:
+        latencies: by batch size, of one or several networks.
+        where: device and threads.
+
+    Example:
+        >>> latency_notes([{1: Latency(2.0, 1.5, 3.5, 50)}], "cpu, 2 threads")[1]
+        'The quartiles at batch 1 are far apart: measure again when nothing else uses the machine.'
+    """
+    found = [(batch, latency) for one in latencies for batch, latency in one.items()]
+    if not found:
+        return []
+    passes = min(latency.repetitions for _, latency in found)
+    how = f"median and quartiles of at least {passes} passes, in turns"
+    notes = [f"Latency: one forward pass in float32 on {where}; {how}."]
+    if any(latency.busy is not None for _, latency in found):
+        notes.append(
+            "CPU or device time: how long it worked for a pass; other programs hardly change that."
+        )
+    if unsteady := sorted({batch for batch, latency in found if not latency.steady}):
+        notes.append(
+            f"The quartiles at batch {' and '.join(map(str, unsteady))} are far apart: measure "
+            "again when nothing else uses the machine."
+        )
+    return notes
 
 
 def member_lines(members: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A row for every member of a family.
+    """Return a row for every member of a family.
 
     Args:
         members: `target` and `folder`, and what `result.json` of a member holds, if it does.
@@ -67,10 +162,11 @@ def member_lines(members: Sequence[Mapping[str, Any]]) -> list[str]:
             before, after = member["before"], member["after"]
             accuracy, latency = after["test_accuracy"], after["latency"].get("1")
             figures = [
-                *_pair(before["macs"], after["macs"], count_text)[1:],
+                count_text(after["macs"]),
+                f"{after['macs'] / before['macs']:.2f}",
                 count_text(after["params"]),
                 "-" if accuracy is None else f"{accuracy:.2%}",
-                "-" if latency is None else f"{latency['median']:.2f} ms",
+                "-" if latency is None else _ms(latency["median"]),
                 member["folder"] if member["status"] == "finished" else member["status"],
             ]
         rows.append([f"{member['target']:g}", *figures])
@@ -81,12 +177,8 @@ def member_lines(members: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _pair(before: int, after: int, text: Callable[[int], str]) -> tuple[str, str, str]:
-    return text(before), text(after), f"{after / before:.2f}"
-
-
 def count_text(number: int) -> str:
-    """Three significant digits.
+    """Return three significant digits.
 
     Example:
         >>> [count_text(n) for n in (512, 40_813_184, 1_730_714, 4_089_184_256)]
@@ -99,16 +191,12 @@ def count_text(number: int) -> str:
     return str(number)
 
 
-def _milliseconds(latency: Latency) -> str:
-    return f"{latency.median:.2f} ms ({latency.low:.2f}-{latency.high:.2f})"
-
-
 def _accuracy(network: Network) -> str:
-    return "-" if network.test_accuracy is None else f"{network.test_accuracy:.2%}"
+    return UNKNOWN if network.test_accuracy is None else f"{network.test_accuracy:.2%}"
 
 
 def _structure(outcome: Outcome) -> list[str]:
-    """Widths, one paragraph per block, and the layers that went."""
+    """Return widths, one paragraph per block, and the layers that went."""
     whole = all(width.before == width.after for width in outcome.widths)
     if whole and not outcome.removed_layers:
         return ["every unit and layer is still there", ""]
@@ -137,14 +225,9 @@ def _width(width: Width) -> str:
 
 
 def _notes(outcome: Outcome) -> Sequence[str]:
-    notes = ["1 MAC = 1 multiply-accumulate = 2 FLOPs."]
-    if outcome.before.latency:
-        passes = min(item.repetitions for item in outcome.before.latency.values())
-        notes.append(
-            f"Latency: one forward pass in float32 on {outcome.device}, {outcome.threads} "
-            f"thread{'s' * (outcome.threads > 1)}; median and quartiles of at least {passes} "
-            "passes, both networks in turns."
-        )
+    where = f"{outcome.device}, {outcome.threads} thread{'s' * (outcome.threads > 1)}"
+    latencies = (outcome.before.latency, outcome.after.latency)
+    notes = ["1 MAC = 1 multiply-accumulate = 2 FLOPs.", *latency_notes(latencies, where)]
     if outcome.before.test_accuracy is None and outcome.after.test_accuracy is not None:
         notes.append("The network before was never trained alone (--no-discovery does that).")
     return textwrap.wrap(" ".join(notes), _COLUMNS)

@@ -37,9 +37,16 @@ class Exported:
     size: int
     difference: float
 
+    @classmethod
+    def of(cls, path: str | Path, difference: float) -> Exported:
+        """Describe a file or folder that was written."""
+        path = Path(path)
+        files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+        return cls(path, sum(file.stat().st_size for file in files), difference)
 
-def rows(inputs: Inputs, count: int, *, noise: bool = True) -> Inputs:
-    """Inputs with another number of samples: those of the example again and again.
+
+def with_samples(inputs: Inputs, count: int, *, noise: bool = True) -> Inputs:
+    """Give inputs another number of samples: those of the example again and again.
 
     Args:
         inputs: of the model.
@@ -60,13 +67,22 @@ def rows(inputs: Inputs, count: int, *, noise: bool = True) -> Inputs:
 
 
 @torch.no_grad()
-def difference(
+def largest_gap(
     model: nn.Module,
-    run: Callable[[tuple[Any, ...], dict[str, Any]], Any],
+    network: Callable[..., Any],
     inputs: Inputs,
     tolerance: float,
+    *,
+    flat: bool = True,
 ) -> float:
-    """The largest relative difference over batches of several sizes.
+    """Return the largest relative difference over batches of several sizes.
+
+    Args:
+        model: what was written.
+        network: what was read back.
+        inputs: of the model.
+        tolerance: for float32 and float64.
+        flat: the network takes the tensors of the inputs one after another; else as the model.
 
     Raises:
         UnsupportedError: it is too large, or the outputs are not alike.
@@ -74,13 +90,15 @@ def difference(
     largest = 0.0
     with evaluation_mode(model):
         for count in _BATCHES:
-            args, kwargs = arguments(model, rows(inputs, count))
+            args, kwargs = arguments(model, with_samples(inputs, count))
             expected = tensors_of(pytree.tree_leaves(model(*args, **kwargs)))
-            found = tensors_of(pytree.tree_leaves(run(args, kwargs)))
+            given = network(*tensors_of([args, kwargs])) if flat else network(*args, **kwargs)
+            found = tensors_of(pytree.tree_leaves(given))
             if [e.shape for e in expected] != [f.shape for f in found]:
                 raise UnsupportedError(
                     f"what was written gives outputs of shapes {[tuple(f.shape) for f in found]} "
-                    f"for a batch of {count}, the model {[tuple(e.shape) for e in expected]}"
+                    f"for a batch of {count}, the model {[tuple(e.shape) for e in expected]}: "
+                    "write it in another format"
                 )
             for ours, theirs in zip(expected, found, strict=True):
                 scale = max(1.0, float(ours.double().abs().max()))
@@ -89,7 +107,7 @@ def difference(
                 if not gap <= bound:
                     raise UnsupportedError(
                         f"what was written differs from the model by {gap:.1e} for a batch of "
-                        f"{count}, more than {bound:.0e}"
+                        f"{count}, more than {bound:.0e}: write it in another format"
                     )
                 largest = max(largest, gap)
     return largest
@@ -101,7 +119,7 @@ def _epsilon(dtype: torch.dtype) -> float:
 
 @contextlib.contextmanager
 def staged(path: str | Path) -> Generator[Path]:
-    """A scratch path that takes the place of `path` when everything went well."""
+    """Give a scratch path that takes the place of `path` when everything went well."""
     path = Path(path)
     if path.exists():
         raise MisconfiguredError(
@@ -121,15 +139,8 @@ def staged(path: str | Path) -> Generator[Path]:
         shutil.rmtree(folder)
 
 
-def measured(path: str | Path, difference: float) -> Exported:
-    """What was written, with its size."""
-    path = Path(path)
-    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-    return Exported(path, sum(file.stat().st_size for file in files), difference)
-
-
 def onnx_package(name: str = "onnx") -> Any:
-    """A package of the extra, when all of them are there.
+    """Return a package of the extra, when all of them are there.
 
     Raises:
         MisconfiguredError: one is missing.
@@ -166,7 +177,7 @@ class OnnxNetwork(nn.Module):
         self._names = [value.name for value in self.session.get_inputs()]
 
     def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Outputs for inputs in the order of the file."""
+        """Return outputs for inputs in the order of the file."""
         feed = {
             name: tensor.detach().contiguous().numpy()
             for name, tensor in zip(self._names, tensors, strict=True)

@@ -43,11 +43,10 @@ from guyot.results.codegen import Source, module_text
 from guyot.results.delivery import (
     Exported,
     OnnxNetwork,
-    difference,
-    measured,
+    largest_gap,
     onnx_package,
-    rows,
     staged,
+    with_samples,
 )
 from guyot.structures.trace import plain_graph
 
@@ -91,11 +90,8 @@ def to_source(model: nn.Module, example_inputs: Inputs, folder: str | Path) -> E
         names = list(module.Network().state_dict())
         write_tensors(scratch / WEIGHTS, {name: tensors[name] for name in names})
         _warn_unused(model, names)
-        network = module.load()
-        gap = difference(
-            model, lambda args, kwargs: network(*tensors_of([args, kwargs])), inputs, _EXACT
-        )
-    return measured(folder, gap)
+        gap = largest_gap(model, module.load(), inputs, _EXACT)
+    return Exported.of(folder, gap)
 
 
 def to_program(model: nn.Module, example_inputs: Inputs, path: str | Path) -> Exported:
@@ -116,8 +112,8 @@ def to_program(model: nn.Module, example_inputs: Inputs, path: str | Path) -> Ex
     with staged(path) as scratch:
         torch.export.save(program(model, inputs), scratch)
         network = torch.export.load(scratch).module()
-        gap = difference(model, lambda args, kwargs: network(*args, **kwargs), inputs, _EXACT)
-    return measured(path, gap)
+        gap = largest_gap(model, network, inputs, _EXACT, flat=False)
+    return Exported.of(path, gap)
 
 
 def to_onnx(model: nn.Module, example_inputs: Inputs, path: str | Path) -> Exported:
@@ -159,18 +155,15 @@ def to_onnx(model: nn.Module, example_inputs: Inputs, path: str | Path) -> Expor
         _forget_origin(proto)
         onnx.checker.check_model(proto, full_check=True)
         onnx.save(proto, scratch)
-        network = OnnxNetwork(scratch)
-        gap = difference(
-            model, lambda args, kwargs: network(*tensors_of([args, kwargs])), inputs, _ONNX
-        )
-    return measured(path, gap)
+        gap = largest_gap(model, OnnxNetwork(scratch), inputs, _ONNX)
+    return Exported.of(path, gap)
 
 
 # -- programs ----------------------------------------------------------------------------------
 
 
 def program(model: nn.Module, example_inputs: Inputs) -> ExportedProgram:
-    """The model as a `torch.export` program in evaluation mode, for batches of any size.
+    """Return the model as a `torch.export` program in evaluation mode, for batches of any size.
 
     Args:
         model: finished.
@@ -179,7 +172,7 @@ def program(model: nn.Module, example_inputs: Inputs) -> ExportedProgram:
     Raises:
         UnsupportedError: `torch.export` cannot trace it, or its `forward` fixes the batch size.
     """
-    inputs = rows(example_inputs, 2, noise=False)
+    inputs = with_samples(example_inputs, 2, noise=False)
     args, kwargs = arguments(model, inputs)
     shapes = _shapes(model, inputs, Dim("batch"))
     with evaluation_mode(model), _quiet():
@@ -197,7 +190,7 @@ def program(model: nn.Module, example_inputs: Inputs) -> ExportedProgram:
 
 
 def _prepared(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
-    """The plain model and its inputs on the CPU."""
+    """Return the plain model and its inputs on the CPU."""
     model = unwrap(model)
     check_model(model)
     check_inputs(model, inputs)
@@ -207,7 +200,7 @@ def _prepared(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
 
 
 def _shapes(model: nn.Module, inputs: Inputs, batch: Any) -> dict[str, Any]:
-    """For every argument of `forward` which of its dimensions is the batch."""
+    """Tell for every argument of `forward` which of its dimensions is the batch."""
     args, kwargs = arguments(model, inputs)
     bound = inspect.signature(model.forward).bind(*args, **kwargs).arguments
     size = tensors_of(inputs)[0].shape[0]
@@ -228,7 +221,7 @@ def _shapes(model: nn.Module, inputs: Inputs, batch: Any) -> dict[str, Any]:
 
 
 def _source(model: nn.Module, exported: ExportedProgram) -> Source:
-    """The program in terms of the model's own names."""
+    """Describe the program in terms of the model's own names."""
     names: dict[int, list[str]] = {}
     for path, module in model.named_modules():
         for key, tensor in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -289,7 +282,7 @@ def _at(model: nn.Module, name: str) -> Tensor:
 
 
 def _imported(file: Path) -> Any:
-    """The module in a file, without a trace in `sys.modules`."""
+    """Import the module in a file, without a trace in `sys.modules`."""
     spec = importlib.util.spec_from_file_location("guyot_exported", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -343,7 +336,7 @@ def _forget_origin(proto: Any) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
-    """PyTorch's exporters warn about themselves."""
+    """Silence PyTorch's exporters, which warn about themselves."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -72,7 +72,7 @@ def save(
 
 
 def load(folder: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Module:
-    """A network that was saved, in evaluation mode.
+    """Read a network that was saved, in evaluation mode.
 
     Reading never runs code from the folder: there are only tensors and JSON in it.
 
@@ -96,7 +96,7 @@ def load(folder: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Modul
 
 
 def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Structure and weights of a folder.
+    """Return structure and weights of a folder.
 
     Raises:
         MisconfiguredError: a file is missing or damaged.
@@ -120,7 +120,7 @@ def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _described(inputs: Any) -> Any:
-    """Inputs as plain data: a tensor is its shape and dtype."""
+    """Describe inputs as plain data: a tensor is its shape and dtype."""
     if isinstance(inputs, Tensor):
         dtype = str(inputs.dtype).removeprefix("torch.")
         return {"tensor": list(inputs.shape), "dtype": dtype}
@@ -137,12 +137,13 @@ def _described(inputs: Any) -> Any:
 
 
 def _example(inputs: Any) -> Any:
-    """The inverse of `_described`: zeros, and ones where numbers are indices or masks."""
+    """Make inputs from what `_described` gave: zeros, and ones for indices and masks."""
     if isinstance(inputs, dict) and inputs.keys() == {"tensor", "dtype"}:
         dtype = getattr(torch, str(inputs["dtype"]), None)
         if not isinstance(dtype, torch.dtype):
             raise MisconfiguredError(
-                f"{STRUCTURE} names the dtype {inputs['dtype']!r}, which PyTorch does not have"
+                f"{STRUCTURE} names the dtype {inputs['dtype']!r}, which PyTorch does not have: "
+                "load it with the version that saved it"
             )
         fill = torch.zeros if dtype.is_floating_point else torch.ones
         return fill(inputs["tensor"], dtype=dtype)

@@ -12,7 +12,7 @@ import torch
 from guyot.app.models import build, image_shape
 from guyot.app.running.setup import usable
 from guyot.core.errors import MisconfiguredError
-from guyot.costs.latency import Measurement, agreement, fit
+from guyot.costs.latency import Measurement
 from guyot.costs.profiling import Profile, profile
 from guyot.structures import find_structures
 
@@ -68,10 +68,8 @@ def profile_model(  # noqa: PLR0913 - what the command asks
     else:
         networks = _read(measurements)
         structures = find_structures(network, (images,))
-        table = fit(structures, networks, batch=batch, where={"file": measurements.name})
-        cut = [n for n in networks if n.milliseconds and (n.widths or n.removed_layers)]
-        agreed = agreement(structures, networks, batch=batch) if len(cut) > 1 else None
-        found = Profile(table, tuple(networks), agreed, structures)
+        where = {"file": measurements.name}
+        found = Profile.of(structures, networks, batch=batch, where=where)
     found.table.save(output)
     return found
 
@@ -90,7 +88,7 @@ def _read(path: Path) -> list[Measurement]:
 
 def profile_summary(found: Profile, output: Path) -> dict[str, Any]:
     """What came out, as plain data."""
-    agreed = found.agreement
+    agreed = found.cross_validation
     return {
         "table": str(output),
         "milliseconds": found.measurements[0].milliseconds,
@@ -106,7 +104,7 @@ def profile_summary(found: Profile, output: Path) -> dict[str, Any]:
 
 def profile_lines(found: Profile, output: Path) -> list[str]:
     """What came out, as lines of at most 80 columns."""
-    table, agreed = found.table, found.agreement
+    table, agreed = found.table, found.cross_validation
     where = ", ".join(f"{name} {value}" for name, value in table.where.items())
     fixed = sum(
         table.operators[k.name].fixed for k in found.structures.kernels if k.name in table.operators

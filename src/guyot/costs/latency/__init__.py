@@ -18,15 +18,22 @@ whole networks were measured as well,
 is fitted to those times, and scale and call go into the coefficients. Units: milliseconds.
 """
 
-from guyot.costs.latency.fit import Agreement, Measurement, agreement, fit, nonnegative, work_of
+from guyot.costs.latency.fit import (
+    CrossValidation,
+    Measurement,
+    cross_validate,
+    fit,
+    nonnegative,
+    work_of,
+)
 from guyot.costs.latency.table import LatencyTable, Rate, latency_of
 
 __all__ = [
-    "Agreement",
+    "CrossValidation",
     "LatencyTable",
     "Measurement",
     "Rate",
-    "agreement",
+    "cross_validate",
     "fit",
     "latency_of",
     "nonnegative",

@@ -38,7 +38,7 @@ class Measurement:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Measurement:
-        """A measurement from JSON, with the attributes as keys.
+        """Return a measurement from JSON, with the attributes as keys.
 
         Raises:
             MisconfiguredError: other keys, or values of another type.
@@ -65,7 +65,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class CrossValidation:
     """Measured against predicted latency of networks that the prediction had not seen.
 
     Attributes:
@@ -73,10 +73,10 @@ class Agreement:
         predicted: by a table fitted to the other networks.
 
     Example:
-        >>> agreement = Agreement(measured=(2.0, 4.0, 5.0), predicted=(2.2, 4.0, 4.5))
-        >>> [round(error, 3) for error in agreement.errors], round(agreement.median_error, 3)
+        >>> found = CrossValidation(measured=(2.0, 4.0, 5.0), predicted=(2.2, 4.0, 4.5))
+        >>> [round(error, 3) for error in found.errors], round(found.median_error, 3)
         ([0.1, 0.0, -0.1], 0.1)
-        >>> round(agreement.correlation, 2)
+        >>> round(found.correlation, 2)
         0.99
     """
 
@@ -132,7 +132,7 @@ Work = dict[str, tuple[float, float, float]]
 
 
 def work_of(structures: Structures, network: Measurement, batch: int) -> Work:
-    """What the modules of a cut network compute and move, counted exactly.
+    """Count exactly what the modules of a cut network compute and move.
 
     Args:
         structures: of the full network.
@@ -160,7 +160,7 @@ def work_of(structures: Structures, network: Measurement, batch: int) -> Work:
 
 
 def _time(work: Work, rates: Mapping[str, Rate]) -> float:
-    """Milliseconds of all modules with a rate."""
+    """Return milliseconds of all modules with a rate."""
     return sum(
         count * rate.fixed + macs * rate.per_mac + moved * rate.per_element
         for name, (count, macs, moved) in work.items()
@@ -242,7 +242,7 @@ def fit(
 
 
 def _rate(name: str, networks: Sequence[Measurement], works: Sequence[Work]) -> Rate:
-    """One module's coefficients."""
+    """Return one module's coefficients."""
     rows = [
         (*work[name], network.operators[name])
         for network, work in zip(networks, works, strict=True)
@@ -255,7 +255,7 @@ def _rate(name: str, networks: Sequence[Measurement], works: Sequence[Work]) -> 
 def _calibrated(
     rates: Mapping[str, Rate], whole: Sequence[tuple[Work, float]]
 ) -> tuple[dict[str, Rate], float]:
-    """Rates that add up to the times of whole networks; three or fewer only set the scale."""
+    """Return rates that add up to the times of whole networks; three or fewer set the scale."""
     if not whole:
         return dict(rates), 0.0
     rows = [
@@ -272,15 +272,15 @@ def _calibrated(
 
 
 def _shared(names: set[str], whole: Sequence[tuple[Work, float]]) -> tuple[dict[str, Rate], float]:
-    """One rate for all modules and the constant, from times of whole networks alone."""
+    """Return one rate for all modules and the constant, from times of whole networks alone."""
     rows = [(*np.sum(list(work.values()), axis=0), 1.0) for work, _ in whole]
     *rate, constant = nonnegative(np.array(rows), np.array([time for _, time in whole])).tolist()
     return dict.fromkeys(sorted(names), Rate(*rate)), constant
 
 
-def agreement(
+def cross_validate(
     structures: Structures, networks: Sequence[Measurement], *, batch: int, folds: int = 4
-) -> Agreement:
+) -> CrossValidation:
     """Predict every timed network, but the full one, from a fit to the others.
 
     Args:
@@ -293,7 +293,7 @@ def agreement(
         MisconfiguredError: fewer than two networks to compare.
     """
     cut = [n for n in networks if n.milliseconds is not None and (n.widths or n.removed_layers)]
-    rest = [n for n in networks if n not in cut]
+    uncut = [n for n in networks if n not in cut]
     if len(cut) < 2:
         raise MisconfiguredError(
             f"{len(cut)} of the {len(networks)} measurements are times of cut networks: measure at "
@@ -303,9 +303,9 @@ def agreement(
     predicted: list[float] = []
     for fold in range(min(folds, len(cut))):
         seen = [n for number, n in enumerate(cut) if number % folds != fold]
-        table = fit(structures, [*rest, *seen], batch=batch)
+        table = fit(structures, [*uncut, *seen], batch=batch)
         for network in cut[fold::folds]:
             work = work_of(structures, network, batch)
             measured.append(network.milliseconds or 0.0)
             predicted.append(_time(work, table.operators) + table.constant)
-    return Agreement(tuple(measured), tuple(predicted))
+    return CrossValidation(tuple(measured), tuple(predicted))

@@ -13,7 +13,7 @@ import torch
 
 from guyot.core.errors import MisconfiguredError
 from guyot.core.types import Structures
-from guyot.costs.polynomial import Monomial, Polynomial, expand, merge
+from guyot.costs.polynomial import Monomial, Polynomial, merge, monomials_of
 
 FORMAT = 1
 """Version of the JSON file."""
@@ -89,7 +89,7 @@ class LatencyTable:
             )
 
     def share(self, milliseconds: float) -> float:
-        """The share of the full network's latency that so many milliseconds are: a target.
+        """Return the share of the full network's latency that so many milliseconds are: a target.
 
         Raises:
             MisconfiguredError: not between 0 and the latency of the full network.
@@ -131,7 +131,7 @@ class LatencyTable:
             )
 
     def milliseconds(self, structures: Structures) -> float:
-        """Latency of the network that these structures describe, as it stands.
+        """Return the latency of the network that these structures describe, as it stands.
 
         Example:
             >>> from guyot.core.types import Fixed, Kernel
@@ -144,12 +144,12 @@ class LatencyTable:
         return float(polynomial.expected(torch.ones(structures.index.total)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return {"format": FORMAT, **asdict(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LatencyTable:
-        """The inverse of `to_dict`.
+        """Read what `to_dict` gave.
 
         Raises:
             MisconfiguredError: not a table, or one of another format.
@@ -161,10 +161,10 @@ class LatencyTable:
                 f"{FORMAT}: measure again with `guyot profile`"
             )
         try:
-            rest = {name: value for name, value in values.items() if name != "format"}
-            rest["operators"] = {name: Rate(**rate) for name, rate in rest["operators"].items()}
-            rest["input_shapes"] = tuple(tuple(s) for s in rest.get("input_shapes", ()))
-            return cls(**rest)
+            given = {name: value for name, value in values.items() if name != "format"}
+            given["operators"] = {name: Rate(**rate) for name, rate in given["operators"].items()}
+            given["input_shapes"] = tuple(tuple(s) for s in given.get("input_shapes", ()))
+            return cls(**given)
         except (AttributeError, KeyError, TypeError) as error:
             raise MisconfiguredError(
                 f"this is no latency table ({error}): write one with `guyot profile`"
@@ -193,7 +193,7 @@ class LatencyTable:
 
 
 def latency_of(structures: Structures, table: LatencyTable) -> tuple[Monomial, ...]:
-    """Milliseconds of one forward pass, as a polynomial in the gates."""
+    """Return milliseconds of one forward pass, as a polynomial in the gates."""
     axes = {tensor.name: tensor.axes for tensor in structures.tensors}
     monomials: list[Monomial] = [Monomial(table.constant, (), ())]
     for kernel in structures.kernels:
@@ -205,7 +205,7 @@ def latency_of(structures: Structures, table: LatencyTable) -> tuple[Monomial, .
         shapes += [(rate.per_element * table.batch, shape) for shape in kernel.activations]
         shapes += [(rate.per_element, axes[name]) for name in kernel.tensors]
         for coefficient, shape in shapes:
-            for m in expand(shape, kernel.layers):
+            for m in monomials_of(shape, kernel.layers):
                 monomials.append(Monomial(coefficient * m.coefficient, m.groups, m.layers))
     return merge(monomials)
 

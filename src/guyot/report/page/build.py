@@ -40,7 +40,7 @@ class Section:
 
 
 def render(runs: Sequence[History]) -> str:
-    """The report of one or several runs.
+    """Return the report of one or several runs.
 
     Args:
         runs: as `guyot.report.read_runs` gives them.
@@ -115,7 +115,7 @@ def _outcome(run: History) -> str:
 
 
 def _data(runs: Sequence[History], sections: Sequence[Section], panels: Curves) -> dict[str, Any]:
-    """What the script needs."""
+    """Collect what the script needs."""
     return {
         "curves": {
             "left": panels.left,
@@ -152,7 +152,7 @@ def _block(row: Row) -> Mapping[str, Any]:
 
 
 def _embedded(values: Mapping[str, Any]) -> str:
-    """JSON that may stand inside a script element."""
+    """Write JSON that may stand inside a script element."""
     return json.dumps(values, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 

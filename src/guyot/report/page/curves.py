@@ -47,7 +47,7 @@ class Quantity:
 
 
 def percent(value: float) -> str:
-    """A share.
+    """Write a share.
 
     Example:
         >>> percent(0.5)
@@ -57,7 +57,7 @@ def percent(value: float) -> str:
 
 
 def _left(key: str, title: str, **more: Any) -> Quantity:
-    """What is left of a count, as a share."""
+    """Describe what is left of a count, as a share."""
 
     def share(run: History, line: Any) -> float:
         return line[key] / run.network[key]
@@ -149,7 +149,7 @@ class Curves:
 
 
 def points(run: History, quantity: Quantity, *, second: bool = False) -> list[Point]:
-    """(epoch, value) of every line that has the value."""
+    """Return (epoch, value) of every line that has the value."""
     value = quantity.other if second else quantity.value
     if value is None:
         return []
@@ -159,7 +159,7 @@ def points(run: History, quantity: Quantity, *, second: bool = False) -> list[Po
 
 
 def phases(run: History) -> list[tuple[str, float, float]]:
-    """Name, first and last epoch of the phases."""
+    """Return name, first and last epoch of the phases."""
     total, per_epoch = run.network["steps"], run.network["steps_per_epoch"]
     if "discovery" not in run.network:
         return []
@@ -201,7 +201,7 @@ def curves(runs: Sequence[History], styles: Sequence[Style]) -> Curves:
 
 
 def limits(quantity: Quantity, lines: Sequence[Sequence[Point]]) -> tuple[float, float, bool]:
-    """Range of the vertical axis for some curves, and whether it is logarithmic."""
+    """Return range of the vertical axis for some curves, and whether it is logarithmic."""
     found = [[y for _, y in line] for line in lines if line]
     low, high = min(map(min, found)), max(map(max, found))
     if quantity.key == "loss" and low > 0 and high > _LOG_RANGE * low:
@@ -246,12 +246,12 @@ def _four(low: float, high: float) -> list[float]:
 
 
 def tick_text(quantity: Quantity, value: float) -> str:
-    """A tick's label: shorter than the value itself."""
+    """Write a tick's label, which is shorter than the value itself."""
     return f"{100 * value:g} %" if quantity.text is percent else f"{value:g}"
 
 
 def readouts(runs: Sequence[History]) -> list[dict[str, Any]]:
-    """For every panel what the cursor reads: per run epochs, values, and the values in words."""
+    """Return what the cursor reads in every panel: epochs and values in words, per run."""
     result: list[dict[str, Any]] = []
     for quantity in QUANTITIES:
         found = [points(run, quantity) for run in runs]

@@ -110,7 +110,7 @@ def _bars(boxes: Sequence[Box], beside: int) -> list[Bar]:
 
 
 def _cuts(box: Box, x: float, full: float) -> list[float]:
-    """Where one unit ends and the next begins, if units are wide and few: heads."""
+    """Place the borders between units that are wide and few: heads."""
     if box.stride == 1 or full < 5 * box.before:
         return []
     return [x + full * place / box.before for place in range(1, box.before)]

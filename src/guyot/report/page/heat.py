@@ -83,7 +83,7 @@ class Rows:
 
 
 def rows_of(run: History) -> list[Rows]:
-    """The layers, then every group."""
+    """Return the layers, then every group."""
     if not run.snapshots:
         return []
     result: list[Rows] = []
@@ -169,7 +169,7 @@ def _heat(rows: Rows, across: Scale, settled: bool) -> Heat:
 
 
 def png(percent: NDArray[np.int16]) -> str:
-    """Shares in percent as a grey image, 255 for 100 %, a pixel each; a data URI."""
+    """Draw shares in percent as a grey image, 255 for 100 %, a pixel each; a data URI."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -36,7 +36,7 @@ def label(
     room: Box,
     lines: Sequence[Box] = (),
 ) -> list[Label]:
-    """Beside its mark, else above or below it, else the nearest free place.
+    """Place names beside their marks, else above or below, else where it is free.
 
     Marks and other names are never covered if there is room; lines only if the next free place is
     rows away.
@@ -60,7 +60,7 @@ def label(
 
 
 def _places(x: float, y: float, length: float) -> Iterator[Label]:
-    """Places for a name of that length, the best first."""
+    """Return places for a name of that length, the best first."""
     yield _at(x + 12, y + 4, "start", length)
     yield _at(x - 12, y + 4, "end", length)
     for line, up in product(range(1, _ROWS + 1), (True, False)):
@@ -75,24 +75,24 @@ def _at(x: float, y: float, anchor: str, length: float, rows: int = 0) -> Label:
 
 
 def _covered(box: Box, others: Sequence[Box], room: Box) -> float:
-    """Square pixels that it shares with others, and those outside of the room ten times."""
+    """Add up square pixels that are shared with others, and ten times those outside."""
     inside = overlap(box, room)
     outside = (box[2] - box[0]) * (box[3] - box[1]) - inside
     return 10 * max(0.0, round(outside, 6)) + sum(overlap(box, other) for other in others)
 
 
 def _wider(box: Box) -> Box:
-    """With the space that keeps two names on a line apart."""
+    """Add the space that keeps two names on a line apart."""
     return box[0] - _SPACE, box[1], box[2] + _SPACE, box[3]
 
 
 def _crossed(place: Label, lines: Sequence[Box]) -> float:
-    """What lines under a name are worth in rows away from its mark."""
+    """Count the rows away from the mark, and lines under the name as 2.5 rows."""
     return place.rows + 2.5 * any(overlap(place.box, line) > 0 for line in lines)
 
 
 def overlap(one: Box, other: Box) -> float:
-    """Area that two boxes share.
+    """Return area that two boxes share.
 
     Example:
         >>> overlap((0, 0, 2, 2), (1, 1, 3, 3)), overlap((0, 0, 1, 1), (2, 0, 3, 1))

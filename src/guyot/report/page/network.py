@@ -63,7 +63,7 @@ class Block:
 
 
 def blocks(run: History) -> list[Block]:
-    """The blocks of a run's network in order; empty without discovery."""
+    """Return the blocks of a run's network in order; empty without discovery."""
     operations: Sequence[Line] = run.network.get("operations", ())
     sizes: dict[int, int] = {}
     for operation in operations:
@@ -86,7 +86,7 @@ def blocks(run: History) -> list[Block]:
 
 
 def _modules(operations: Sequence[Line]) -> dict[str, str]:
-    """Operator on the trunk -> the module that it shares with one or two others beside it."""
+    """Map operators on the trunk to the module that they share with one or two others."""
     found: dict[str, str] = {}
     alone = [(not o["layers"], o["name"].rpartition(".")[0]) for o in operations]
     for (trunk, module), run in groupby(range(len(operations)), key=alone.__getitem__):
@@ -97,7 +97,7 @@ def _modules(operations: Sequence[Line]) -> dict[str, str]:
 
 
 def _inside(name: str, operations: Sequence[str]) -> str:
-    """The part of a branch that all of its operators are in, as `mlp` for the second of a block.
+    """Return the part of a branch that all of its operators are in, such as `mlp`.
 
     Example:
         >>> _inside("blocks.0:2", ["blocks.0.mlp.fc1", "blocks.0.mlp.fc2"])
@@ -135,7 +135,7 @@ def _block(
 
 
 def over_time(run: History) -> dict[str, Any]:
-    """What the slider shows: per snapshot the widths that are expected, and what was estimated."""
+    """Return what the slider shows: widths that are expected, and estimates, per snapshot."""
     snapshots = run.snapshots
     return {
         "steps": [line["step"] for line in snapshots],

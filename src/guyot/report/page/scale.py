@@ -25,7 +25,7 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Where a value is; pixels."""
+        """Place a value; pixels."""
         low, high = self.low, self.high
         if self.log:
             low, high, value = math.log(low), math.log(high), math.log(value)
@@ -33,7 +33,7 @@ class Scale:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` multiples of 1, 2 or 5 times a power of ten, in [low, high].
+    """Return about `count` multiples of 1, 2 or 5 times a power of ten, in [low, high].
 
     Example:
         >>> ticks(0, 1), ticks(3, 97, 4)
@@ -49,7 +49,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten in [low, high]; powers alone when these are many.
+    """Return 1, 2 and 5 times powers of ten in [low, high]; only powers when these are many.
 
     Example:
         >>> log_ticks(0.04, 3)
@@ -62,7 +62,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def around(values: Iterable[float], *, margin: float = 0.08, least: float = 0.0) -> Point:
-    """A range that holds the values with some space, at least `least` wide.
+    """Return a range that holds the values with some space, at least `least` wide.
 
     Example:
         >>> around([1.0, 2.0], margin=0.5)
@@ -75,7 +75,7 @@ def around(values: Iterable[float], *, margin: float = 0.08, least: float = 0.0)
 
 
 def path(points: Sequence[Point]) -> str:
-    """SVG path through the points, to a tenth of a pixel.
+    """Write an SVG path through the points, to a tenth of a pixel.
 
     Example:
         >>> path([(0, 1), (2.04, 3)])
@@ -85,7 +85,7 @@ def path(points: Sequence[Point]) -> str:
 
 
 def steps(points: Sequence[Point]) -> list[Point]:
-    """Corners of the step function that keeps a value until the next point.
+    """Return corners of the step function that keeps a value until the next point.
 
     Example:
         >>> steps([(0, 1), (2, 3)])

@@ -40,7 +40,7 @@ class Style:
 
 
 def style(number: int) -> Style:
-    """The look of a run: 49 differ in hue or marker, 56 in hue or dash pattern."""
+    """Return the look of a run: 49 differ in hue or marker, 56 in hue or dash pattern."""
     return Style(
         number,
         HUES[number % len(HUES)],
@@ -50,7 +50,7 @@ def style(number: int) -> Style:
 
 
 def marker(number: int) -> int:
-    """Which marker a run has; the second round of hues begins with the second one.
+    """Number a run's marker; the second round of hues begins with the second one.
 
     Example:
         >>> [marker(number) for number in (0, 6, 7, 13, 14)]

@@ -8,23 +8,12 @@ from typing import Any
 
 from guyot.report.history import History, Line
 from guyot.report.page.curves import percent
-from guyot.report.table import count_text
+from guyot.report.table import UNKNOWN, Figure, count_text, figures, latency_notes, latency_text
 
 EPOCH_COLUMNS = (
     "epoch", "phase", "loss", "training accuracy", "validation accuracy", "MACs", "parameters",
     "undecided", "learning rate", "seconds",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Tile:
-    """One figure before and after."""
-
-    title: str
-    before: str
-    after: str
-    share: float | None = None
-    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,7 +25,7 @@ class Table:
 
 
 def goal(run: History) -> str:
-    """What the run was asked for.
+    """Say what the run was asked for.
 
     The share of a complexity, a price of accuracy, or nothing but training.
     """
@@ -55,7 +44,7 @@ def goal(run: History) -> str:
 
 
 def title(runs: Sequence[History]) -> str:
-    """Model and data of all runs, or how many there are."""
+    """Return model and data of all runs, or how many there are."""
     subjects = list(dict.fromkeys(_subject(run) for run in runs))
     if len(runs) == 1:
         return f"{subjects[0]}, {goal(runs[0])}"
@@ -67,7 +56,7 @@ def _subject(run: History) -> str:
 
 
 def about(runs: Sequence[History]) -> list[str]:
-    """Where, how long, from which seed; for one run."""
+    """Say where, how long and from which seed one run was made."""
     if len(runs) > 1:
         return []
     run = runs[0]
@@ -86,9 +75,12 @@ def about(runs: Sequence[History]) -> list[str]:
 
 
 def _place(config: Line) -> str:
+    return f"{_machine(config)}, {'bf16' if config['bf16'] else 'float32'}"
+
+
+def _machine(config: Line) -> str:
     threads = config["threads"]
-    count_of = f", {threads} thread{'s' * (threads != 1)}" if threads else ""
-    return f"{config['device']}{count_of}, {'bf16' if config['bf16'] else 'float32'}"
+    return config["device"] + (f", {threads} thread{'s' * (threads != 1)}" if threads else "")
 
 
 def _duration(seconds: float) -> str:
@@ -97,8 +89,8 @@ def _duration(seconds: float) -> str:
 
 
 def sentence(run: History) -> str:
-    """The outcome of a run in a sentence or two."""
-    macs, params = run.macs / run.network["macs"], run.params / run.network["params"]
+    """Return the outcome of a run in a sentence or two."""
+    macs, params = run.macs / run.before.macs, run.params / run.before.params
     state = {
         "finished": "The network ended at",
         "interrupted": "The run was stopped; the network had",
@@ -112,52 +104,21 @@ def sentence(run: History) -> str:
     return text
 
 
-def tiles(run: History) -> list[Tile]:
-    """The figures of one run."""
-    found = [
-        _share("MACs of one image", run.network["macs"], run.macs),
-        _share("Parameters", run.network["params"], run.params),
-    ]
-    for batch, before, after in _latencies(run):
-        share = after["median"] / before["median"]
-        found.append(
-            Tile(
-                f"Latency, batch {batch}",
-                f"{before['median']:.3g} ms",
-                f"{after['median']:.3g} ms",
-                min(1.0, share),
-                f"{percent(share)} of the time",
-            )
-        )
-    tested, validated = run.test_accuracy, run.validation_accuracy
-    if tested is not None:
-        words = "" if validated is None else f"{percent(validated)} on held-out images"
-        found.append(Tile("Test accuracy", "", percent(tested), words=words))
-    elif validated is not None:
-        found.append(Tile("Validation accuracy", "", percent(validated)))
-    if run.layers:
-        before, gone = len(run.layers), len(run.removed_layers)
-        share = (before - gone) / before
-        text = f"{gone or 'none'} of them went"
-        found.append(Tile("Residual branches", str(before), str(before - gone), share, text))
-    return found
-
-
-def _share(name: str, before: int, after: int) -> Tile:
-    share = after / before
-    return Tile(name, count_text(before), count_text(after), share, f"{percent(share)} left")
-
-
-def _latencies(run: History) -> list[tuple[str, Line, Line]]:
-    if run.result is None:
-        return []
-    before, after = run.result["before"]["latency"], run.result["after"]["latency"]
-    return [(batch, before[batch], after[batch]) for batch in before if batch in after]
+def tiles(run: History) -> list[Figure]:
+    """Return the figures of one run; accuracies that are not known are left out."""
+    found = figures(
+        (run.before, run.after),
+        run.config["device"],
+        run.validation_accuracy,
+        len(run.layers),
+        len(run.removed_layers),
+    )
+    return [figure for figure in found if figure.after != UNKNOWN]
 
 
 def table(runs: Sequence[History]) -> Table:
-    """The figures of all runs."""
-    batches = list(dict.fromkeys(batch for run in runs for batch, _, _ in _latencies(run)))
+    """Return the figures of all runs."""
+    batches = list(dict.fromkeys(batch for run in runs for batch in run.after.latency))
     columns = [
         "goal", "MACs", "parameters",
         *(f"latency, batch {batch}" for batch in batches),
@@ -166,15 +127,15 @@ def table(runs: Sequence[History]) -> Table:
     return Table(columns, [_row(run, batches) for run in runs])
 
 
-def _row(run: History, batches: Sequence[str]) -> list[str]:
-    times = {batch: (before, after) for batch, before, after in _latencies(run)}
+def _row(run: History, batches: Sequence[int]) -> list[str]:
+    latency = run.after.latency
     layers, gone = len(run.layers), len(run.removed_layers)
     done = len(run.of("epoch"))
     return [
         goal(run),
-        f"{count_text(run.macs)} ({percent(run.macs / run.network['macs'])})",
-        f"{count_text(run.params)} ({percent(run.params / run.network['params'])})",
-        *(f"{times[b][1]['median']:.3g} ms" if b in times else "–" for b in batches),
+        f"{count_text(run.macs)} ({percent(run.macs / run.before.macs)})",
+        f"{count_text(run.params)} ({percent(run.params / run.before.params)})",
+        *(latency_text(latency[b]).replace(" (", "\n(") if b in latency else "–" for b in batches),
         "–" if run.test_accuracy is None else percent(run.test_accuracy),
         "–" if run.validation_accuracy is None else percent(run.validation_accuracy),
         f"{layers - gone} of {layers}" if layers else "–",
@@ -184,21 +145,17 @@ def _row(run: History, batches: Sequence[str]) -> list[str]:
 
 
 def notes(runs: Sequence[History]) -> list[str]:
-    """What a reader must know to read the figures."""
+    """Return what a reader must know to read the figures."""
     found: list[str] = []
     shapes = dict.fromkeys(
         "×".join(str(n) for n in run.result["image_shape"]) for run in runs if run.result
     )
     if shapes:
         found.append(f"MACs are those of one image of {' or '.join(shapes)}.")
-    timed = [run for run in runs if _latencies(run)]
-    if timed:
-        machines = dict.fromkeys(_place(run.config).rpartition(",")[0] for run in timed)
-        found.append(
-            f"Latency is the median of one forward pass in float32 on {'; '.join(machines)}, both "
-            "networks measured in turns."
-        )
-    if any(run.config["discovery"] and run.test_accuracy is not None for run in runs):
+    machines = dict.fromkeys(_machine(run.config) for run in runs if run.after.latency)
+    latencies = [network.latency for run in runs for network in (run.before, run.after)]
+    found += latency_notes(latencies, "; ".join(machines))
+    if any(run.before.test_accuracy is None and run.test_accuracy for run in runs):
         found.append("The networks before were not trained alone (--no-discovery does that).")
     if len({_subject(run) for run in runs}) > 1:
         found.append("These runs differ in model or data: compare their accuracies with care.")
@@ -206,7 +163,7 @@ def notes(runs: Sequence[History]) -> list[str]:
 
 
 def epochs(run: History) -> list[list[str]]:
-    """A row per epoch, columns as in `EPOCH_COLUMNS`."""
+    """Return a row per epoch, columns as in `EPOCH_COLUMNS`."""
     return [
         [
             str(line["epoch"]),
@@ -214,8 +171,8 @@ def epochs(run: History) -> list[list[str]]:
             "–" if line["loss"] is None else f"{line['loss']:.4f}",
             percent(line["accuracy"]),
             percent(line["validation_accuracy"]),
-            percent(line["macs"] / run.network["macs"]),
-            percent(line["params"] / run.network["params"]),
+            percent(line["macs"] / run.before.macs),
+            percent(line["params"] / run.before.params),
             str(line["undecided"]),
             f"{line['lr']:.2g}",
             f"{line['seconds']:.1f}",
@@ -225,13 +182,13 @@ def epochs(run: History) -> list[list[str]]:
 
 
 def summary(run: History) -> dict[str, Any]:
-    """The figures of a run as plain data for JSON."""
+    """Return the figures of a run as plain data for JSON."""
     return {
         "name": run.name,
         "status": run.status,
         "goal": goal(run),
-        "macs": {"before": run.network["macs"], "after": run.macs},
-        "params": {"before": run.network["params"], "after": run.params},
+        "macs": {"before": run.before.macs, "after": run.macs},
+        "params": {"before": run.before.params, "after": run.params},
         "layers": {"before": len(run.layers), "after": len(run.layers) - len(run.removed_layers)},
         "test_accuracy": run.test_accuracy,
         "validation_accuracy": run.validation_accuracy,

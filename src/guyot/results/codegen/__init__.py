@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from guyot.results.codegen.calls import Scattered, Source, call_tree
 from guyot.results.codegen.classes import Classes
-from guyot.results.codegen.plan import Plan
+from guyot.results.codegen.layout import Layout
 
 __all__ = ["Source", "module_text"]
 
@@ -26,7 +26,7 @@ def load(weights: str | Path | None = None) -> Network:
 
 
 def module_text(source: Source) -> str:
-    """A Python module with a class `Network` and a function `load`.
+    """Return a Python module with a class `Network` and a function `load`.
 
     Raises:
         UnsupportedError: an operator cannot be written as source code.
@@ -67,7 +67,7 @@ def module_text(source: Source) -> str:
 
 
 def _classes(source: Source) -> list[str]:
-    """The classes of a network, in an order in which they can be defined.
+    """Return the classes of a network, in an order in which they can be defined.
 
     Modules of `torch.nn` are made again from their attributes, `nn.Sequential`, `nn.ModuleList`
     and `nn.ModuleDict` stay what they are, every other module becomes a class whose `forward` is
@@ -79,6 +79,6 @@ def _classes(source: Source) -> list[str]:
     while True:
         try:
             root = call_tree(source, flat)
-            return Classes(Plan(source, root), NAME).sources
+            return Classes(Layout(source, root), NAME).sources
         except Scattered as problem:
             flat.add(problem.key)

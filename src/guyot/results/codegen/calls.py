@@ -25,7 +25,7 @@ class Scattered(Exception):
 
 
 @dataclass(eq=False)
-class Call:
+class ModuleCall:
     """One call of a module.
 
     Attributes:
@@ -38,23 +38,23 @@ class Call:
 
     key: str
     path: str
-    items: list[fx.Node | Call] = field(default_factory=list)
+    items: list[fx.Node | ModuleCall] = field(default_factory=list)
     inputs: tuple[fx.Node, ...] = ()
     outputs: tuple[fx.Node, ...] = ()
 
     def nodes(self) -> Iterator[fx.Node]:
-        """All operators, also those of inner calls."""
+        """Return all operators, also those of inner calls."""
         for item in self.items:
-            if isinstance(item, Call):
+            if isinstance(item, ModuleCall):
                 yield from item.nodes()
             else:
                 yield item
 
-    def calls(self) -> Iterator[Call]:
-        """This call and all inside."""
+    def calls(self) -> Iterator[ModuleCall]:
+        """Return this call and all inside."""
         yield self
         for item in self.items:
-            if isinstance(item, Call):
+            if isinstance(item, ModuleCall):
                 yield from item.calls()
 
 
@@ -81,7 +81,7 @@ class Source:
     outputs: Any
 
     def own_name(self, node: fx.Node, path: str) -> str | None:
-        """Name of a tensor relative to a module that holds it; None when it does not."""
+        """Return a tensor's name relative to a module that holds it; None when it does not."""
         prefix = f"{path}." if path else ""
         for name in self.tensors.get(node.name, ()) if node.op == "placeholder" else ():
             if name.startswith(prefix):
@@ -90,25 +90,25 @@ class Source:
 
 
 def symbolic(node: fx.Node) -> bool:
-    """Whether a node is a number made from the shapes of tensors."""
+    """Tell whether a node is a number made from the shapes of tensors."""
     return isinstance(node.meta.get("val"), torch.SymInt | torch.SymBool | torch.SymFloat)
 
 
 def mutates(node: fx.Node) -> bool:
-    """Whether an operator writes to an operand."""
+    """Tell whether an operator writes to an operand."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable
 
 
 def operands(node: fx.Node) -> list[fx.Node]:
-    """Tensors that an operator takes, once per occurrence."""
+    """Return tensors that an operator takes, once per occurrence."""
     found: list[fx.Node] = []
     fx.map_arg((node.args, node.kwargs), lambda n: found.append(n) or n)
     return [n for n in found if not symbolic(n)]
 
 
-def call_tree(source: Source, flat: set[str]) -> Call:
-    """The tree of calls.
+def call_tree(source: Source, flat: set[str]) -> ModuleCall:
+    """Return the tree of calls.
 
     Args:
         source: model and graph.
@@ -117,7 +117,7 @@ def call_tree(source: Source, flat: set[str]) -> Call:
     Raises:
         Scattered: a call that must be put into `flat`.
     """
-    root = Call("", "")
+    root = ModuleCall("", "")
     modules = dict(source.model.named_modules(remove_duplicate=False))
     first = {id(module): name for name, module in source.model.named_modules()}
     open_calls, closed = [root], set[str]()
@@ -140,7 +140,7 @@ def call_tree(source: Source, flat: set[str]) -> Call:
         for key in chain[depth:]:
             if key in closed:
                 raise Scattered(key)
-            call = Call(key, keys[key])
+            call = ModuleCall(key, keys[key])
             open_calls[-1].items.append(call)
             open_calls.append(call)
         open_calls[-1].items.append(node)
@@ -152,7 +152,7 @@ def call_tree(source: Source, flat: set[str]) -> Call:
 
 
 def _live(graph: fx.Graph) -> list[fx.Node]:
-    """Operators that the output or a written tensor depends on, without numbers and checks."""
+    """Return what the output or a written tensor depends on, without numbers and checks."""
     needed: set[fx.Node] = set()
     kept: list[fx.Node] = []
     for node in reversed(graph.nodes):
@@ -166,7 +166,7 @@ def _live(graph: fx.Graph) -> list[fx.Node]:
     return kept[::-1]
 
 
-def _connect(source: Source, call: Call, live: set[fx.Node]) -> None:
+def _connect(source: Source, call: ModuleCall, live: set[fx.Node]) -> None:
     """Find what a call takes and gives."""
     inside = set(call.nodes())
     inputs: dict[fx.Node, None] = {}

@@ -11,9 +11,9 @@ from torch import nn
 
 from guyot.results.codegen.calls import Scattered
 from guyot.results.codegen.forward import Forward, forward_of
+from guyot.results.codegen.layout import Kind, Layout
 from guyot.results.codegen.leaves import written
 from guyot.results.codegen.markup import filled, number, numbers, renamed, template
-from guyot.results.codegen.plan import Kind, Plan
 from guyot.results.codegen.text import is_name, wrapped
 
 _TAKEN = {"nn", "F", "torch", "load", "OrderedDict", "Path"}
@@ -45,18 +45,18 @@ class Draft:
 
 
 class Classes:
-    """Writes the classes of a plan, from the inside to the outside.
+    """Writes the classes of a layout, from the inside to the outside.
 
     Args:
-        plan: what becomes of every module.
+        layout: what becomes of every module.
         name: of the root's class.
 
     Attributes:
         sources: source code of every class, in an order in which they can be defined.
     """
 
-    def __init__(self, plan: Plan, name: str) -> None:
-        self._plan, self._root, self._ties = plan, name, plan.ties()
+    def __init__(self, layout: Layout, name: str) -> None:
+        self._layout, self._root, self._ties = layout, name, layout.ties()
         self._names: set[str] = {*_TAKEN, name}
         self._made: dict[str, str] = {}
         self.sources: list[str] = []
@@ -69,8 +69,8 @@ class Classes:
                 self._define(drafts)
 
     def _by_height(self) -> list[list[str]]:
-        """Paths of classes, grouped by how many classes can lie inside."""
-        classes = [p for p, kind in self._plan.kinds.items() if kind is Kind.CLASS or not p]
+        """Return paths of classes, grouped by how many classes can lie inside."""
+        classes = [p for p, kind in self._layout.kinds.items() if kind is Kind.CLASS or not p]
         heights: dict[str, int] = {}
         for path in sorted(classes, key=len, reverse=True):
             inside = [p for p in heights if p.startswith(f"{path}." if path else "")]
@@ -83,34 +83,34 @@ class Classes:
     # -- one module --------------------------------------------------------------------------
 
     def _draft(self, path: str) -> Draft:
-        plan = self._plan
-        if plan.kinds[path] is Kind.SEQUENTIAL:  # the root
+        layout = self._layout
+        if layout.kinds[path] is Kind.SEQUENTIAL:  # the root
             return Draft(path, self._root, "nn.Sequential", (self._children(path),), None)
-        init = [self._declared(name) for name in plan.tensors if name.rpartition(".")[0] == path]
+        init = [self._declared(name) for name in layout.tensors if name.rpartition(".")[0] == path]
         for name in self._needed(path):
             child = f"{path}.{name}" if path else name
             made = renamed(self._expression(child), name)
             init.append(
                 f"self.{name} = {made}" if is_name(name) else f'self.add_module("{name}", {made})'
             )
-        forwards = [forward_of(plan.source, call, plan) for call in plan.calls.get(path, [])]
-        for call, forward in zip(plan.calls.get(path, []), forwards, strict=True):
+        forwards = [forward_of(layout.source, call, layout) for call in layout.calls.get(path, [])]
+        for call, forward in zip(layout.calls.get(path, []), forwards, strict=True):
             if forward.text != forwards[0].text:
                 raise Scattered(call.key)
-        name = self._root if not path else _class_name(plan.modules[path])
+        name = self._root if not path else _class_name(layout.modules[path])
         return Draft(path, name, "nn.Module", tuple(init), forwards[0] if forwards else None)
 
     def _needed(self, path: str) -> list[str]:
         prefix = f"{path}." if path else ""
-        children = self._plan.modules[path].named_children()
-        return [name for name, _ in children if f"{prefix}{name}" in self._plan.kinds]
+        children = self._layout.modules[path].named_children()
+        return [name for name, _ in children if f"{prefix}{name}" in self._layout.kinds]
 
     def _declared(self, name: str) -> str:
-        """A parameter or buffer that is all zeros until weights are loaded."""
-        plan, (path, _, key) = self._plan, name.rpartition(".")
-        tensor = plan.source.constants.get(name)
+        """Declare a parameter or buffer that is all zeros until weights are loaded."""
+        layout, (path, _, key) = self._layout, name.rpartition(".")
+        tensor = layout.source.constants.get(name)
         if tensor is None:
-            module = plan.modules[path]
+            module = layout.modules[path]
             tensor = getattr(module, key)
         sizes = ", ".join(number(key, size) for size in tensor.shape) or "()"
         dtype = "" if tensor.dtype is torch.float32 else f", dtype={written(tensor.dtype)}"
@@ -126,12 +126,12 @@ class Classes:
         return f'self.register_buffer("{key}", {zeros})'
 
     def _expression(self, path: str) -> str:
-        """What makes the module."""
-        match self._plan.kinds.get(path):
+        """Write what makes the module."""
+        match self._layout.kinds.get(path):
             case None:
                 return "nn.Identity()"
             case Kind.LEAF:
-                return self._plan.text(path)
+                return self._layout.text(path)
             case Kind.CLASS:
                 return self._made[path]
             case Kind.SEQUENTIAL:
@@ -142,8 +142,8 @@ class Classes:
                 return f"nn.ModuleDict({self._children(path, named=True)})"
 
     def _children(self, path: str, named: bool = False) -> str:
-        """The modules of a container, without a number only when their names are needed."""
-        names = [name for name, _ in self._plan.modules[path].named_children()]
+        """Return the modules of a container, without a number only when their names are needed."""
+        names = [name for name, _ in self._layout.modules[path].named_children()]
         prefix = f"{path}." if path else ""
         texts = [renamed(self._expression(f"{prefix}{name}"), name) for name in names]
         if not named and names == [str(place) for place in range(len(names))]:
@@ -154,7 +154,7 @@ class Classes:
     # -- one class ---------------------------------------------------------------------------
 
     def _define(self, drafts: Sequence[Draft]) -> None:
-        """One class for drafts that differ in numbers only."""
+        """Define one class for drafts that differ in numbers only."""
         first = drafts[0]
         columns = list(zip(*(numbers(draft.text) for draft in drafts), strict=True))
         names = {match for line in first.init for match in re.findall(r"self\.(\w+) =", line)}
@@ -177,7 +177,7 @@ class Classes:
         self.sources.append(written_class if first.path else self._tied(written_class))
 
     def _tied(self, source: str) -> str:
-        """The root's class, which makes one parameter of those that are the same."""
+        """Return the root's class, which makes one parameter of those that are the same."""
         if not self._ties:
             return source
         tie = [f"        {statement}" for statement in self._ties]
@@ -207,7 +207,7 @@ def _written(
     texts: Sequence[str],
     split: int,
 ) -> str:
-    """The class statement; `split` numbers are those of `__init__`."""
+    """Write the class statement; `split` numbers are those of `__init__`."""
     init = filled("\n".join(draft.init), texts[:split]).split("\n")
     signature = "".join(f", {argument}: int" for argument in arguments)
     if draft.base == "nn.Sequential":
@@ -236,7 +236,7 @@ def _gives(forward: Forward) -> str:
 
 
 def _where(drafts: Sequence[Draft]) -> str:
-    """Which modules a class stands for."""
+    """Name the modules that a class stands for."""
     paths = [draft.path for draft in drafts if draft.path]
     if not paths:
         return "The whole network."

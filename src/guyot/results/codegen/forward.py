@@ -6,14 +6,15 @@ import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 
 from guyot.core.errors import UnsupportedError
-from guyot.results.codegen.calls import Call, Scattered, Source, operands, symbolic
+from guyot.results.codegen.calls import ModuleCall, Scattered, Source, operands, symbolic
+from guyot.results.codegen.layout import Layout
 from guyot.results.codegen.leaves import written
 from guyot.results.codegen.markup import number, plain
 from guyot.results.codegen.operators import Expression, expression
@@ -49,23 +50,7 @@ class Forward:
         return "\n".join((", ".join(self.arguments), *self.lines))
 
 
-class Layout(Protocol):
-    """Where modules are found and how they are called."""
-
-    def attribute(self, path: str, scope: str) -> str:
-        """The module `path` in the methods of the module `scope`."""
-        ...
-
-    def uses(self, call: Call) -> int:
-        """How often each argument is written in a call of a module."""
-        ...
-
-    def called(self, call: Call, callee: str, arguments: Sequence[str]) -> str:
-        """A call of a module."""
-        ...
-
-
-def forward_of(source: Source, call: Call, layout: Layout) -> Forward:
+def forward_of(source: Source, call: ModuleCall, layout: Layout) -> Forward:
     """Write the `forward` of a module from one call of it.
 
     Raises:
@@ -82,7 +67,7 @@ class _Writer:
     and written inside that statement.
     """
 
-    def __init__(self, source: Source, call: Call, layout: Layout) -> None:
+    def __init__(self, source: Source, call: ModuleCall, layout: Layout) -> None:
         self._source, self._call, self._layout = source, call, layout
         self._items = [item for item in call.items if not _unpacked(item)]
         self._left = Counter(value for item in self._items for value in self._taken(item))
@@ -93,7 +78,7 @@ class _Writer:
         self._lines: list[str] = []
 
     def write(self) -> Forward:
-        """All statements, then the outputs."""
+        """Write all statements, then the outputs."""
         for node in self._call.inputs:
             given = self._source.inputs.get(node.name, "") if not self._call.key else ""
             self._variables[node] = given or self._fresh()
@@ -110,22 +95,24 @@ class _Writer:
         single = isinstance(outputs, fx.Node) and isinstance(outputs.meta.get("val"), Tensor)
         return Forward(arguments, tuple(self._lines), single)
 
-    def _taken(self, item: fx.Node | Call) -> list[fx.Node]:
-        """The values in a statement, once per occurrence."""
-        if isinstance(item, Call):
+    def _taken(self, item: fx.Node | ModuleCall) -> list[fx.Node]:
+        """Return the values in a statement, once per occurrence."""
+        if isinstance(item, ModuleCall):
             return [*item.inputs] * self._layout.uses(item)
         return operands(item)
 
     # -- statements --------------------------------------------------------------------------
 
-    def _item(self, item: fx.Node | Call) -> None:
+    def _item(self, item: fx.Node | ModuleCall) -> None:
         taken = Counter(self._taken(item))
         self._bind_unless_used(taken)
         made = self._expression(item)
         self._pending = None
         self._left -= taken
         self._dying += [n for n in taken if n in self._variables and not self._left[n]]
-        results = [[node] for node in item.outputs] if isinstance(item, Call) else _results(item)
+        results = (
+            [[node] for node in item.outputs] if isinstance(item, ModuleCall) else _results(item)
+        )
         if len(results) == 1 and results[0] and self._left[results[0][0]] == 1:
             self._pending = results[0][0], made
         else:
@@ -145,7 +132,7 @@ class _Writer:
         self._bind([[node]], made)
 
     def _bind(self, results: list[list[fx.Node]], made: Expression) -> None:
-        """Write an assignment; names of values that are not needed any more come first."""
+        """Write an assignment, and reuse the names of values that are not needed any more."""
         free = [self._variables.pop(node) for node in self._dying if node in self._variables]
         self._dying.clear()
         if not any(self._left[node] for nodes in results for node in nodes):
@@ -169,8 +156,8 @@ class _Writer:
 
     # -- expressions -------------------------------------------------------------------------
 
-    def _expression(self, item: fx.Node | Call) -> Expression:
-        if isinstance(item, Call):
+    def _expression(self, item: fx.Node | ModuleCall) -> Expression:
+        if isinstance(item, ModuleCall):
             callee = self._layout.attribute(item.path, self._call.path)
             return Expression(self._layout.called(item, callee, [self(n) for n in item.inputs]))
         if item.target is operator.getitem:
@@ -186,7 +173,7 @@ class _Writer:
         return made
 
     def __call__(self, value: Any, hint: str = "", *, tight: bool = False) -> str:
-        """The text of an operand."""
+        """Return the text of an operand."""
         if isinstance(value, fx.Node):
             return self._node(value, tight)
         if isinstance(value, Mapping):
@@ -217,7 +204,7 @@ class _Writer:
         return f"{holder}.{key}" if is_name(key) else f'{holder}.get_parameter("{key}")'
 
     def _length(self, node: fx.Node) -> str:
-        """A number that depends on the inputs' shapes, from the shape of a variable."""
+        """Write a number that depends on the inputs' shapes, from the shape of a variable."""
         wanted = node.meta["val"].node.expr
         for exact in (True, False):
             for value, name in self._variables.items():
@@ -243,7 +230,7 @@ class _Writer:
         raise Scattered(self._call.key)
 
     def device(self) -> str:
-        """That of any tensor at hand."""
+        """Return the device of any tensor at hand."""
         for node, name in self._variables.items():
             if isinstance(node.meta.get("val"), Tensor):
                 return f"{name}.device"
@@ -251,28 +238,28 @@ class _Writer:
 
 
 def _flat(values: Any) -> list[fx.Node]:
-    """The nodes in nested outputs."""
+    """Return the nodes in nested outputs."""
     found: list[fx.Node] = []
     fx.map_arg(values, lambda node: found.append(node) or node)
     return found
 
 
 def _unpacks(node: fx.Node) -> bool:
-    """Whether an operator gives several tensors that are only taken apart."""
+    """Tell whether an operator gives several tensors that are only taken apart."""
     several = isinstance(node.meta.get("val"), tuple | list)
     return several and all(user.target is operator.getitem for user in node.users)
 
 
-def _unpacked(item: fx.Node | Call) -> bool:
-    """Whether a value is bound by the statement that makes it and others."""
-    if isinstance(item, Call) or item.target is not operator.getitem:
+def _unpacked(item: fx.Node | ModuleCall) -> bool:
+    """Tell whether a value is bound by the statement that makes it and others."""
+    if isinstance(item, ModuleCall) or item.target is not operator.getitem:
         return False
     whole = item.args[0]
     return isinstance(whole, fx.Node) and _unpacks(whole)
 
 
 def _results(node: fx.Node) -> list[list[fx.Node]]:
-    """The values of an operator; several nodes can stand for the same one."""
+    """Return the values of an operator; several nodes can stand for the same one."""
     if not _unpacks(node):
         return [[node]]
     parts: list[list[fx.Node]] = [[] for _ in node.meta["val"]]

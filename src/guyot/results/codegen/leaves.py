@@ -15,7 +15,7 @@ _SHORT = {"channels": "", "features": "", "size": ""}
 
 
 def constructor(module: nn.Module) -> str | None:
-    """The expression that makes a module like this one, with marked numbers.
+    """Return the expression that makes a module like this one, with marked numbers.
 
     Only for modules of `torch.nn` that have their own `forward` (or a subclass that inherits it);
     None when the attributes do not tell how the module was made.
@@ -36,7 +36,7 @@ def constructor(module: nn.Module) -> str | None:
 
 
 def _public(kind: type[nn.Module]) -> type[nn.Module] | None:
-    """The class of `torch.nn` whose `forward` the class has."""
+    """Return the class of `torch.nn` whose `forward` the class has."""
     for base in kind.__mro__:
         if getattr(nn, base.__name__, None) is base and base is not nn.Module:
             return base if base.forward is kind.forward else None
@@ -46,7 +46,7 @@ def _public(kind: type[nn.Module]) -> type[nn.Module] | None:
 def _arguments(
     module: nn.Module, kind: type[nn.Module], folded: bool
 ) -> dict[inspect.Parameter, Any] | None:
-    """The constructor's arguments that differ from their defaults."""
+    """Return the constructor's arguments that differ from their defaults."""
     found: dict[inspect.Parameter, Any] = {}
     for parameter in inspect.signature(kind).parameters.values():
         required = parameter.default is inspect.Parameter.empty
@@ -72,7 +72,7 @@ def _arguments(
 def _same(
     module: nn.Module, kind: type[nn.Module], arguments: Mapping[inspect.Parameter, Any]
 ) -> bool:
-    """Whether a module made with these arguments is like the given one."""
+    """Tell whether a module made with these arguments is like the given one."""
     try:
         with torch.device("meta"):
             made = kind(**{parameter.name: value for parameter, value in arguments.items()})
@@ -102,7 +102,7 @@ def _expression(kind: type[nn.Module], arguments: Mapping[inspect.Parameter, Any
 
 
 def written(value: Any, hint: str = "") -> str:
-    """A value as an expression, with marked integers.
+    """Return a value as an expression, with marked integers.
 
     Example:
         >>> from guyot.results.codegen.markup import plain

@@ -23,7 +23,7 @@ class Number:
 
 
 def number(hint: str, value: float) -> str:
-    """The literal of a number, marked.
+    """Return the literal of a number, marked.
 
     Example:
         >>> plain(f"nn.Linear({number('in', 3)}, {number('out', 5)})")
@@ -34,12 +34,12 @@ def number(hint: str, value: float) -> str:
 
 
 def literal(value: float) -> str:
-    """A float as an expression, not marked."""
+    """Return a float as an expression, not marked."""
     return repr(value) if value - value == 0 else f'float("{value}")'
 
 
 def numbers(text: str) -> tuple[Number, ...]:
-    """All marked numbers in order.
+    """Return all marked numbers in order.
 
     Example:
         >>> numbers("a" + number("size", 3))
@@ -49,22 +49,22 @@ def numbers(text: str) -> tuple[Number, ...]:
 
 
 def template(text: str) -> str:
-    """The text without its numbers: equal for texts that differ in nothing else."""
+    """Return the text without its numbers: equal for texts that differ in nothing else."""
     return _MARK.sub("\x01\x03", text)
 
 
 def plain(text: str) -> str:
-    """The text as it reads."""
+    """Return the text as it reads."""
     return _MARK.sub(lambda found: found[2], text)
 
 
 def renamed(text: str, prefix: str) -> str:
-    """The text with a prefix before every hint."""
+    """Return the text with a prefix before every hint."""
     word = re.sub(r"\W", "_", prefix)
     return _MARK.sub(lambda f: f"\x01{f'{word}_{f[1]}'.strip('_')}\x02{f[2]}\x03", text)
 
 
 def filled(text: str, values: Sequence[str]) -> str:
-    """The text with other expressions in the place of its numbers, in order."""
+    """Return the text with other expressions in the place of its numbers, in order."""
     following: Iterator[str] = iter(values)
     return _MARK.sub(lambda _: next(following), text)

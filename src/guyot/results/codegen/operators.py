@@ -64,11 +64,11 @@ class Names(Protocol):
     """How values are written at some point of a `forward`."""
 
     def __call__(self, value: Any, hint: str = "", *, tight: bool = False) -> str:
-        """An operand, list of operands or constant; `tight`: in brackets where needed."""
+        """Write an operand, list of operands or constant; `tight`: in brackets where needed."""
         ...
 
     def device(self) -> str:
-        """The device of the inputs."""
+        """Return the device of the inputs."""
         ...
 
 
@@ -76,7 +76,7 @@ Arguments = Mapping[str, Any]
 
 
 def expression(node: fx.Node, names: Names) -> Expression:
-    """One operator in source code."""
+    """Write one operator in source code."""
     name = str(node.target).removeprefix("aten.")
     packet = name.partition(".")[0]
     arguments, keywords = _arguments(node)
@@ -99,7 +99,7 @@ def expression(node: fx.Node, names: Names) -> Expression:
 
 
 def _arguments(node: fx.Node) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Positional and keyword arguments by name, without those that say nothing."""
+    """Return positional and keyword arguments by name, without those that say nothing."""
     schema: Any = getattr(node.target, "_schema")  # noqa: B009  (of every OpOverload)
     positional = dict(zip((a.name for a in schema.arguments), node.args, strict=False))
     keywords = {
@@ -111,7 +111,7 @@ def _arguments(node: fx.Node) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _sizes(values: Sequence[Any], names: Names) -> str:
-    """Lengths of dimensions; the one that the batch decides as -1."""
+    """Write lengths of dimensions; the one that the batch decides as -1."""
     free = [isinstance(value, fx.Node) for value in values]
     if sum(free) == 1 and -1 not in values:
         values = [-1 if isinstance(value, fx.Node) else value for value in values]
@@ -175,7 +175,7 @@ def _negative(a: Arguments, names: Names) -> Expression:
 
 
 def _call(callee: str, *keys: str) -> Callable[[Arguments, Names], Expression]:
-    """A function that takes these arguments, or source text, in another order."""
+    """Return a function that takes these arguments, or source text, in another order."""
 
     def rendered(a: Arguments, names: Names) -> Expression:
         texts = [names(a[key]) if key in a else key for key in keys]

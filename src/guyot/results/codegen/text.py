@@ -10,7 +10,7 @@ _PAIRS = {"(": ")", "[": "]", "{": "}"}
 
 
 def is_name(text: str) -> bool:
-    """Whether a text can follow a dot.
+    """Tell whether a text can follow a dot.
 
     Example:
         >>> [is_name(text) for text in ("conv1", "0", "a-b", "class")]
@@ -20,7 +20,7 @@ def is_name(text: str) -> bool:
 
 
 def wrapped(line: str) -> list[str]:
-    """A logical line as lines of readable length, broken at the commas of its longest bracket.
+    """Break a logical line at the commas of its longest bracket into lines of readable length.
 
     Example:
         >>> wrapped("    short = True")
@@ -50,7 +50,7 @@ def wrapped(line: str) -> list[str]:
 
 
 def _brackets(line: str) -> Iterator[tuple[int, int]]:
-    """Where brackets that hold something open and close."""
+    """Yield where brackets that hold something open and close."""
     open_at: list[int] = []
     for position, character in enumerate(line):
         if character in _PAIRS:
@@ -62,7 +62,7 @@ def _brackets(line: str) -> Iterator[tuple[int, int]]:
 
 
 def _split(text: str) -> list[str]:
-    """At the commas outside brackets."""
+    """Split at the commas outside brackets."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in _PAIRS) - (character in _PAIRS.values())

@@ -1,6 +1,7 @@
 """`guyot evaluate`."""
 
 import dataclasses
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 
 from guyot.app import running
 from guyot.app.cli.app import Json, Quiet, app, option, print_json
+from guyot.report import latency_notes, latency_text
 
 _WHAT = "What to evaluate"
 
@@ -38,13 +40,13 @@ def evaluate(run: Run, data_dir: DataDir = None, quiet: Quiet = False, json: Jso
         ("test loss", f"{found.loss:.4f} nats"),
         ("MACs of one image", f"{found.macs:,}"),
         ("parameters", f"{found.params:,}"),
-        *(
-            (f"latency, batch {batch}", f"{time.median:.3f} ms ({time.low:.3f} - {time.high:.3f})")
-            for batch, time in found.latency.items()
-        ),
+        *((f"latency, batch {batch}", latency_text(time)) for batch, time in found.latency.items()),
     ]
     if not quiet:
         typer.echo(f"{found.model} of {found.folder} on {found.data}")
         typer.echo(f"{found.images:,} images of {shape}; {found.device}, {threads}\n")
     for name, value in rows:
         typer.echo(f"{name:<20}{value}")
+    if not quiet:
+        for line in latency_notes([found.latency], f"{found.device}, {threads}"):
+            typer.echo(textwrap.fill(line, 80))

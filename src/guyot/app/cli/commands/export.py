@@ -1,6 +1,7 @@
 """`guyot export`."""
 
 import dataclasses
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 
 from guyot.app import running
 from guyot.app.cli.app import OUTPUT, Json, Quiet, app, option, print_json
+from guyot.report import latency_notes, latency_text
 
 Run = Annotated[
     Path, typer.Argument(metavar="RUN", help="Folder guyot train wrote.", show_default=False)
@@ -53,9 +55,10 @@ def export(
     typer.echo(f"largest difference from the network's outputs: {delivery.difference:.1e}")
     if delivery.latency:
         threads = f"{delivery.threads} thread{'s' * (delivery.threads != 1)}"
-        typer.echo(f"\nforward pass on the CPU, {threads}, median in ms")
         names = list(delivery.latency)
-        typer.echo(f"{'batch':>5}" + "".join(f"  {name:>11}" for name in names))
+        typer.echo(f"\n{'batch':>5}" + "".join(f"  {name:>24}" for name in names))
         for batch in delivery.latency[names[0]]:
-            times = (delivery.latency[name][batch].median for name in names)
-            typer.echo(f"{batch:>5}" + "".join(f"  {time:>11.3f}" for time in times))
+            times = (latency_text(delivery.latency[name][batch]) for name in names)
+            typer.echo(f"{batch:>5}" + "".join(f"  {time:>24}" for time in times))
+        for line in latency_notes(delivery.latency.values(), f"the CPU, {threads}"):
+            typer.echo(textwrap.fill(line, 80))

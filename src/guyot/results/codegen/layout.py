@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from guyot.results.codegen.calls import Call, Source, operands
+from guyot.results.codegen.calls import ModuleCall, Source, operands
 from guyot.results.codegen.leaves import constructor
 from guyot.results.codegen.text import is_name
 
@@ -22,8 +22,8 @@ class Kind(enum.Enum):
     CLASS = "a class of its own"
 
 
-class Plan:
-    """The modules that the graph needs, and how each is written; a `Layout` for methods.
+class Layout:
+    """The modules that the graph needs, and how each is written.
 
     Args:
         source: model and graph.
@@ -35,9 +35,9 @@ class Plan:
         tensors: names of parameters, buffers and constants that classes declare.
     """
 
-    def __init__(self, source: Source, root: Call) -> None:
+    def __init__(self, source: Source, root: ModuleCall) -> None:
         self.source = source
-        self.calls: dict[str, list[Call]] = {}
+        self.calls: dict[str, list[ModuleCall]] = {}
         for call in root.calls():
             self.calls.setdefault(call.path, []).append(call)
         placeholders = {node for node in root.nodes() for node in operands(node)}
@@ -66,14 +66,14 @@ class Plan:
             return Kind.DICT
         return Kind.CLASS
 
-    def _chain(self, call: Call) -> bool:
-        """Whether a call passes one value through children in their order."""
+    def _chain(self, call: ModuleCall) -> bool:
+        """Tell whether a call passes one value through children in their order."""
         names = [name for name, _ in self.modules[call.path].named_children()]
         prefix = f"{call.path}." if call.path else ""
         (value, *others), place = call.inputs or (None,), -1
         for item in call.items:
-            name = item.path.removeprefix(prefix) if isinstance(item, Call) else ""
-            if not isinstance(item, Call) or name not in names[place + 1 :]:
+            name = item.path.removeprefix(prefix) if isinstance(item, ModuleCall) else ""
+            if not isinstance(item, ModuleCall) or name not in names[place + 1 :]:
                 return False
             if item.inputs != (value,) or len(item.outputs) != 1:
                 return False
@@ -81,7 +81,7 @@ class Plan:
         return not others and call.outputs == (value,)
 
     def ties(self) -> list[str]:
-        """Statements in the root that make one parameter of those that are the same."""
+        """Return statements in the root that make one parameter of those that are the same."""
         ties: list[str] = []
         for names in dict.fromkeys(self.source.tensors.values()):
             owners = [name.rpartition(".") for name in names]
@@ -94,13 +94,13 @@ class Plan:
         return ties
 
     def text(self, path: str) -> str:
-        """The constructor call of a leaf."""
+        """Return the constructor call of a leaf."""
         text = self._constructors[path]
         assert text is not None
         return text
 
     def attribute(self, path: str, scope: str) -> str:
-        """The module `path` in the methods of the module `scope`."""
+        """Return the module `path` in the methods of the module `scope`."""
         text, here = "self", scope
         inside = path.removeprefix(f"{scope}." if scope else "") if path != scope else ""
         for part in inside.split(".") if inside else ():
@@ -114,33 +114,33 @@ class Plan:
             here = f"{here}.{part}" if here else part
         return text
 
-    def uses(self, call: Call) -> int:
-        """How often each argument is written in a call of a module."""
+    def uses(self, call: ModuleCall) -> int:
+        """Count how often each argument is written in a call of a module."""
         attention = isinstance(self.modules[call.path], nn.MultiheadAttention)
         return 3 if attention and self.kinds[call.path] is Kind.LEAF else 1
 
-    def called(self, call: Call, callee: str, arguments: Sequence[str]) -> str:
-        """A call of a module."""
+    def called(self, call: ModuleCall, callee: str, arguments: Sequence[str]) -> str:
+        """Write a call of a module."""
         if self.uses(call) == 1:
             return f"{callee}({', '.join(arguments)})"
         return f"{callee}({', '.join([*arguments] * 3)}, need_weights=False)[0]"
 
 
 def _with_ancestors(path: str) -> Iterator[str]:
-    """`a.b.c`, `a.b`, `a`."""
+    """Yield `a.b.c`, `a.b`, `a`."""
     while path:
         yield path
         path = path.rpartition(".")[0]
 
 
-def _plain(call: Call) -> bool:
-    """Whether a call takes and gives one tensor and calls no other module."""
-    flat = not any(isinstance(item, Call) for item in call.items)
+def _plain(call: ModuleCall) -> bool:
+    """Tell whether a call takes and gives one tensor and calls no other module."""
+    flat = not any(isinstance(item, ModuleCall) for item in call.items)
     return flat and len(call.inputs) == len(call.outputs) == 1
 
 
-def _self_attention(call: Call) -> bool:
-    """Whether a call of `nn.MultiheadAttention` has one input, no mask and no weights."""
+def _self_attention(call: ModuleCall) -> bool:
+    """Tell whether a call of `nn.MultiheadAttention` has one input, no mask and no weights."""
     attention = [
         node
         for node in call.nodes()
