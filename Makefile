@@ -1,7 +1,7 @@
 # make demo         set up, then watch a small network shrink while it learns (about a minute, no data)
 # make test         set up, then run the tests, doctests and the code blocks of the documentation
 # make check        everything a change must pass: lint, format, types, documentation, tests
-# make help         this list and the rest
+# make help         this list
 
 PYTHON    ?= python3
 VENV      ?= .venv

@@ -203,7 +203,7 @@ def half_of_it(structures: Structures, quantum: int) -> KeepPlan:
 
 
 def surgery(options: argparse.Namespace) -> Json:
-    """One removal of units and layers: modules and optimiser, then polynomials and gates anew."""
+    """One removal of units and layers: modules and optimiser, then new polynomials and gates."""
     results: Json = {}
     print("model      surgery ms polynomials ms  gates ms")
     for name in options.models or ["resnet20", "resnet56", "resnet50"]:

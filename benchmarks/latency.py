@@ -9,7 +9,7 @@ Each named run trains one network on CIFAR-10 within a budget and writes
 The latency table of a model is measured once, before its first run, and stored beside them. The
 runs are short, so that both of a pair fit into some minutes of one core: 5 epochs of 20,000 images,
 16x16 pixels for resnet56 (averages of 2x2), 32x32 for mobilenet_v2. ``--compare`` builds the
-networks of all stored runs anew and times them in one process, in turns: what is compared was
+networks of all stored runs again and times them in one process, in turns: what is compared was
 measured together.
 """
 

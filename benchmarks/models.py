@@ -12,8 +12,8 @@ chosen for the dense network, on the part of the training data that is held out 
 test data are read once, after the last step.
 
 The text is timm's file of 21,770 definitions of nouns (WordNet), 1.5 million characters, shuffled
-line by line with a fixed seed; 1,000 lines are test data, 1,000 validation, the rest is for
-training.
+line by line with a fixed seed; 1,000 lines are test data, 1,000 are validation data, and all other
+lines are for training.
 """
 
 import hashlib

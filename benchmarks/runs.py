@@ -1,7 +1,8 @@
 """What the benchmarks share: named runs whose results are kept, and what they train on.
 
 A benchmark that trains has a list of runs, each with a unique name. Its command trains those that
-have no result yet and writes one JSON file per run as it ends, so it can go on another day.
+have no result yet and writes one JSON file per run as it ends. An interrupted command
+continues another day.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""A loop with Hugging Face's Accelerate that ends with a smaller network, and goes on when killed.
+"""A loop with Hugging Face's Accelerate that ends with a smaller network and resumes after a kill.
 
     python examples/accelerate_loop.py [--target 0.4] [--epochs 12] [--folder DIR] [--stop-after N]
     torchrun --nproc-per-node 2 examples/accelerate_loop.py --epochs 24
 
-With `--folder` it writes a checkpoint after every epoch and goes on from the latest; `--stop-after`
+With `--folder` it writes a checkpoint after every epoch and resumes from the latest; `--stop-after`
 ends it early, as if it had been killed. Needs guyot with the extras `accelerate` and `data`.
 """
 
@@ -55,7 +55,7 @@ def checkpoints(folder: Path | None) -> list[Path]:
 
 
 def main() -> None:
-    """Train with accumulated and clipped gradients, save after every epoch, go on."""
+    """Train with accumulated and clipped gradients, save after every epoch, resume."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--target", type=float, default=0.4, help="share of the MACs to keep")
     parser.add_argument("--epochs", type=int, default=12)
@@ -86,7 +86,7 @@ def main() -> None:
     if there := checkpoints(options.folder):
         accelerator.load_state(str(there[-1]))
         first = int(there[-1].name[6:])
-        accelerator.print(f"goes on after epoch {first}")
+        accelerator.print(f"resumes after epoch {first}")
     for epoch in range(first, options.epochs):
         loader.set_epoch(epoch)
         model.train()

@@ -11,6 +11,8 @@ import pytest
 import yaml
 from paths import ROOT, TESTS
 
+import guyot
+
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES]
@@ -120,6 +122,15 @@ def test_commands_have_the_options_that_pages_give(page: str, line: str) -> None
     general = set(re.findall(r"--[a-z][a-z-]*", (HELP / "guyot.txt").read_text(encoding="utf-8")))
     given = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", words))
     assert given <= known | general, line
+
+
+def test_the_reference_shows_all_public_names() -> None:
+    """Public names are imported when they are used; the reference reads them without running."""
+    griffe = pytest.importorskip("griffe")
+    package = griffe.load("guyot", search_paths=[ROOT / "src"])
+    assert "\n::: guyot\n" in (DOCS / "reference.md").read_text(encoding="utf-8")
+    for name in guyot.__all__:
+        assert package[name].final_target.docstring.value.strip(), name
 
 
 def test_new_import_paths_in_the_changelog_exist() -> None:

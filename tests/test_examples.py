@@ -64,7 +64,7 @@ def test_transformer() -> None:
     assert float(loss) < 3.0  # 94 letters at random: 4.5
 
 
-def test_accelerate_loop_goes_on_bit_for_bit(tmp_path: Path) -> None:
+def test_accelerate_loop_resumes_bit_for_bit(tmp_path: Path) -> None:
     quick = ("--epochs", "6")
     output = run("accelerate_loop.py", *quick)
     macs, params = shares(output)
@@ -75,8 +75,8 @@ def test_accelerate_loop_goes_on_bit_for_bit(tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "epoch-2").iterdir()}
     assert {"guyot.json", "guyot.safetensors", "model.safetensors", "done"} <= names
     resumed = run("accelerate_loop.py", *quick, *folder)
-    assert resumed.startswith("goes on after epoch 2\n")
+    assert resumed.startswith("resumes after epoch 2\n")
     assert resumed.splitlines()[-4:] == output.splitlines()[-4:]
-    third = run("accelerate_loop.py", *quick, *folder)  # goes on from a network that is small
-    assert third.startswith("goes on after epoch 6\n")
+    third = run("accelerate_loop.py", *quick, *folder)  # resumes a network that is small
+    assert third.startswith("resumes after epoch 6\n")
     assert third.splitlines()[-4:] == output.splitlines()[-4:]
