@@ -9,6 +9,22 @@ class MisconfiguredError(GuyotError, ValueError):
     """An argument is wrong: the message names it, its value and the way out."""
 
 
+class TooFewStepsError(MisconfiguredError):
+    """A run is too short for its phases.
+
+    Attributes:
+        total_steps: of the run.
+        enough: the fewest steps that do.
+    """
+
+    def __init__(self, total_steps: int, shortest: int, enough: int) -> None:
+        super().__init__(
+            f"total_steps={total_steps} is too small for warm-up, discovery and fine-tuning of at "
+            f"least {shortest} steps each: train for at least {enough} steps."
+        )
+        self.total_steps, self.enough = total_steps, enough
+
+
 class UnsupportedError(GuyotError, NotImplementedError):
     """The model, operator or optimiser does something guyot cannot handle safely."""
 
@@ -30,4 +46,4 @@ class ParallelError(GuyotError, RuntimeError):
 
 
 class GuyotWarning(UserWarning):
-    """Something was left out or skipped; the run goes on."""
+    """Something was left out or skipped; the run continues."""

@@ -16,6 +16,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from guyot.core.reasons import Reason, ReasonKind
+
 
 @dataclass(frozen=True)
 class Fixed:
@@ -236,10 +238,22 @@ class Restated:
 
 @dataclass(frozen=True)
 class Frozen:
-    """Why some tensor dimensions cannot shrink."""
+    """A group or layer that cannot be removed.
+
+    Attributes:
+        name: of the group or layer.
+        reason: why, for people.
+        kind: why, for code.
+    """
 
     name: str
     reason: str
+    kind: ReasonKind
+
+    @classmethod
+    def of(cls, reasons: Mapping[str, Reason]) -> tuple[Frozen, ...]:
+        """Return one entry for every name and its reason."""
+        return tuple(cls(name, reason.text, reason.kind) for name, reason in reasons.items())
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from guyot.core.errors import MisconfiguredError
+from guyot.core.errors import MisconfiguredError, TooFewStepsError
 
 
 class Phase(Enum):
@@ -74,11 +74,7 @@ class Phases:
             enough = math.ceil(self.shortest / min(lengths))
             while not self._fits(enough):
                 enough += 1
-            raise MisconfiguredError(
-                f"total_steps={self.total_steps} is too small for warm-up, discovery and "
-                f"fine-tuning of at least {self.shortest} steps each: train for at least "
-                f"{enough} steps."
-            )
+            raise TooFewStepsError(self.total_steps, self.shortest, enough)
 
     def _fits(self, total: int) -> bool:
         """Does every phase get its steps?"""

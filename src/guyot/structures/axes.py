@@ -17,8 +17,8 @@ Example:
     >>> root_of(channels) is root_of(outer)
     True
     >>> freeze(flat, "an example")            # freezing the whole freezes its parts
-    >>> root_of(channels).reason
-    'an example'
+    >>> print(root_of(channels).reason)
+    an example
 """
 
 from __future__ import annotations
@@ -28,10 +28,14 @@ from dataclasses import replace
 from itertools import accumulate
 from math import prod
 
+from guyot.core.reasons import Reason, ReasonKind
 from guyot.core.types import Axis, Concat, Fixed, Product, Units, Within
 
-SPACE = "not a dimension of units"
+SPACE = Reason(ReasonKind.NOT_UNITS, "not a dimension of units")
 """The reason of a dim that never shrinks, such as pixels."""
+
+PIECES = Reason(ReasonKind.OPERATOR, "numbers pieces laid end to end")
+"""The reason of a dim whose entries are whole pieces of a concatenation."""
 
 
 class DimVar:
@@ -39,7 +43,7 @@ class DimVar:
 
     __slots__ = ("kind", "link", "parts", "reason", "size")
 
-    def __init__(self, size: int, reason: str | None = None) -> None:
+    def __init__(self, size: int, reason: Reason | None = None) -> None:
         self.size = size
         self.reason = reason
         self.link: DimVar | None = None
@@ -72,8 +76,14 @@ def leaves(dim: DimVar) -> Iterator[DimVar]:
         yield from leaves(part)
 
 
-def freeze(dim: DimVar, reason: str) -> None:
-    """Forbid every leaf below to shrink; the first reason given is kept."""
+def freeze(dim: DimVar, reason: Reason | str) -> None:
+    """Forbid every leaf below to shrink; the first reason given is kept.
+
+    Args:
+        dim: any dim.
+        reason: a text says what an operator does with the dim.
+    """
+    reason = Reason(ReasonKind.OPERATOR, reason) if isinstance(reason, str) else reason
     for leaf in leaves(dim):
         leaf.reason = leaf.reason or reason
 
@@ -109,7 +119,9 @@ def _refine(leaf: DimVar, kind: str, sizes: Sequence[int]) -> tuple[DimVar, ...]
     return leaf.parts
 
 
-def _give_up(dims: Sequence[DimVar], sizes: Sequence[int], reason: str) -> tuple[DimVar, ...]:
+def frozen_dims(sizes: Sequence[int], text: str, *dims: DimVar) -> tuple[DimVar, ...]:
+    """Freeze some dims and return others in their place that are frozen for the same reason."""
+    reason = Reason(ReasonKind.OPERATOR, text)
     for dim in dims:
         freeze(dim, reason)
     return tuple(DimVar(size, reason) for size in sizes)
@@ -120,7 +132,7 @@ def factor(dim: DimVar, outer: int) -> tuple[DimVar, DimVar]:
     dim = root_of(dim)
     inner = dim.size // outer
     if outer * inner != dim.size:
-        first, second = _give_up([dim], (outer, inner), f"{outer} does not divide {dim.size}")
+        first, second = frozen_dims((outer, inner), f"{outer} does not divide {dim.size}", dim)
         return first, second
     if outer == 1 or inner == 1:
         return (DimVar(1), dim) if outer == 1 else (dim, DimVar(1))
@@ -130,7 +142,7 @@ def factor(dim: DimVar, outer: int) -> tuple[DimVar, DimVar]:
     cut = take(dim.parts, outer) if dim.kind == "product" else _even(dim, outer)
     if cut is not None:
         return cut
-    first, second = _give_up([dim], (outer, inner), f"{dim!r} has no outer factor of size {outer}")
+    first, second = frozen_dims((outer, inner), f"{dim!r} has no outer factor of size {outer}", dim)
     return first, second
 
 
@@ -148,7 +160,7 @@ def _even(dim: DimVar, outer: int) -> tuple[DimVar, DimVar] | None:
     first, *others = split(dim, [inner] * outer)
     for other in others:
         unify(first, other)
-    return DimVar(outer, "numbers pieces laid end to end"), first
+    return DimVar(outer, PIECES), first
 
 
 def take(factors: Sequence[DimVar], size: int) -> tuple[DimVar, DimVar] | None:
@@ -199,7 +211,7 @@ def split(dim: DimVar, sizes: Sequence[int]) -> tuple[DimVar, ...]:
                 need -= head.size
             pieces.append(concat(*piece))
         return tuple(pieces)
-    return _give_up([dim], sizes, f"{dim!r} is cut into {tuple(sizes)}")
+    return frozen_dims(sizes, f"{dim!r} is cut into {tuple(sizes)}", dim)
 
 
 def unify(a: DimVar, b: DimVar) -> None:
@@ -222,7 +234,7 @@ def unify(a: DimVar, b: DimVar) -> None:
         joined, multiplied = (a, b) if a.kind == "concat" else (b, a)
         even = _even(joined, root_of(multiplied.parts[0]).size)
         if even is not None:
-            freeze(multiplied.parts[0], "numbers pieces laid end to end")
+            freeze(multiplied.parts[0], PIECES)
             unify(even[1], product(*multiplied.parts[1:]))
             return
         reason = f"the product {a!r} meets the concatenation {b!r}"

@@ -13,11 +13,16 @@ import torch
 from torch import fx, nn
 
 from guyot.core.locate import first_names, named_tensors
+from guyot.core.reasons import Reason, ReasonKind
 from guyot.core.types import Slot
 from guyot.structures.axes import SPACE, DimVar, DimVars, freeze, leaves, root_of
 from guyot.structures.trace import Trace, module_of, shape_of
 
-BATCH = "the batch"
+BATCH = Reason(ReasonKind.NOT_UNITS, "the batch")
+_INPUT = Reason(ReasonKind.NOT_UNITS, "an input of the network")
+_CONSTANT = Reason(ReasonKind.NOT_UNITS, "a constant of forward")
+_OUTPUT = Reason(ReasonKind.NOT_UNITS, "an output of the network")
+
 _aten = torch.ops.aten
 VIEWS = {
     _aten.t.default,
@@ -222,7 +227,7 @@ class AxisGraph:
             elif node.op == "output":
                 for operand in node.all_input_nodes:
                     for dim in self._all_dims(operand):
-                        freeze(dim, "an output of the network")
+                        freeze(dim, _OUTPUT)
             else:
                 self._call(node)
 
@@ -237,11 +242,11 @@ class AxisGraph:
             if self.batch.size == 0:
                 self.batch = DimVar(shape[0], BATCH)
             first = self.batch if shape[0] == self.batch.size else DimVar(shape[0], SPACE)
-            rest = [DimVar(size, "an input of the network") for size in shape[1:]]
+            rest = [DimVar(size, _INPUT) for size in shape[1:]]
             self.dims[node] = (first, *rest)
             self._fed.add(node)
         else:
-            self.dims[node] = tuple(DimVar(size, "a constant of forward") for size in shape)
+            self.dims[node] = tuple(DimVar(size, _CONSTANT) for size in shape)
 
     def _all_dims(self, node: fx.Node) -> Iterable[DimVar]:
         for dims in [self.dims.get(node, ()), *self.outputs.get(node, ())]:
@@ -272,7 +277,9 @@ class AxisGraph:
 
         Where all that it touches is frozen anyway (positions, masks) nothing is lost.
         """
-        reason = f"operator {node.target} in {self.name(node)} has no rule"
+        reason = Reason(
+            ReasonKind.NO_RULE, f"operator {node.target} in {self.name(node)} has no rule"
+        )
         touched = [dim for operand in node.all_input_nodes for dim in self._all_dims(operand)]
         if all(leaf.reason or leaf.size == 1 for dim in touched for leaf in leaves(dim)):
             reason = SPACE

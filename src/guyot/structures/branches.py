@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from guyot.core.reasons import Reason, ReasonKind
 from guyot.core.types import Layer
 from guyot.structures.rules.pointwise import overloads
 from guyot.structures.trace import Trace, call_of, module_of
@@ -25,6 +26,9 @@ from guyot.structures.writers import WEIGHTED, Writers
 aten = torch.ops.aten
 
 ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
+_NOT_AFFINE = Reason(ReasonKind.BRANCH, "its residual branch does not end in an affine operator")
+_CALLED_AGAIN = Reason(ReasonKind.BRANCH, "its module is called more than once")
+_SHARED = Reason(ReasonKind.BRANCH, "the parameters that end its branch are shared")
 RELU = {aten.relu.default, aten.relu_.default}
 POOLS = set(overloads("avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d".split()))
 
@@ -178,8 +182,8 @@ class _Uses:
 
 def find_branches(
     trace: Trace, canonical: dict[str, str], trainable: set[str]
-) -> tuple[list[Branch], dict[str, str]]:
-    """All removable residual branches, and for those that are not: name -> reason.
+) -> tuple[list[Branch], dict[str, Reason]]:
+    """Return all removable residual branches, and for the others name -> reason.
 
     Args:
         trace: the exported graph.
@@ -194,7 +198,7 @@ def find_branches(
     taken: set[str] = set()
     calls: dict[str, set[str]] = defaultdict(set)
     branches: list[Branch] = []
-    refused: dict[str, str] = {}
+    refused: dict[str, Reason] = {}
     for node in trace.graph.nodes:
         if node.op != "call_function" or not call_of(node):
             continue
@@ -225,19 +229,19 @@ def find_branches(
             branches.append(Branch(layer, node, cone.nodes))
             break
         else:
-            refused[owner] = "its residual branch does not end in an affine operator"
+            refused[owner] = _NOT_AFFINE
     return _removable(branches, calls, refused), refused
 
 
 def _removable(
-    branches: list[Branch], calls: dict[str, set[str]], refused: dict[str, str]
+    branches: list[Branch], calls: dict[str, set[str]], refused: dict[str, Reason]
 ) -> list[Branch]:
     kept: list[Branch] = []
     for branch in branches:
         if len(calls[branch.layer.owner]) > 1:
-            refused[branch.layer.name] = "its module is called more than once"
+            refused[branch.layer.name] = _CALLED_AGAIN
         elif set(branch.layer.writers) - set(branch.layer.tensors):
-            refused[branch.layer.name] = "the parameters that end its branch are shared"
+            refused[branch.layer.name] = _SHARED
         else:
             kept.append(branch)
     return kept

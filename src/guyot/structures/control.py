@@ -13,14 +13,18 @@ from torch import nn
 
 from guyot.core.errors import MisconfiguredError
 from guyot.core.patterns import Patterns, chosen
+from guyot.core.reasons import Reason, ReasonKind
 from guyot.structures.axes import DimVar, freeze, root_of, unify
 from guyot.structures.axis_graph import AxisGraph
 from guyot.structures.branches import Branch
-from guyot.structures.inference import Names
+from guyot.structures.inference import GroupNames
 from guyot.structures.trace import module_of
 from guyot.surgery import above
 
-BY_USER = "by the user"
+
+def by_user(what: str) -> Reason:
+    """Return the reason of what the user decided."""
+    return Reason(ReasonKind.BY_USER, f"{what} by the user")
 
 
 class Ignored:
@@ -38,20 +42,20 @@ class Ignored:
     def __init__(self, graph: AxisGraph, model: nn.Module, patterns: Patterns) -> None:
         names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
         self._modules = frozenset(chosen("ignore", patterns, names, "module"))
-        self._tensors: dict[str, str] = {}
+        self._tensors: dict[str, Reason] = {}
         for name, first in graph.canonical.items():
             if (reason := self._reason(name)) is not None:
                 self._tensors[first] = reason
                 for dim in graph.tensors[first]:
                     freeze(dim, reason)
 
-    def _reason(self, name: str) -> str | None:
-        """Why something of that name, inside a module, is left alone."""
+    def _reason(self, name: str) -> Reason | None:
+        """Return why something of that name, inside a module, is left alone."""
         module = next((module for module in above(name) if module in self._modules), None)
-        return None if module is None else f"{module} is ignored {BY_USER}"
+        return None if module is None else by_user(f"{module} is ignored")
 
-    def keeps(self, branch: Branch) -> str | None:
-        """Why a residual branch stays; None if it may go."""
+    def keeps(self, branch: Branch) -> Reason | None:
+        """Return why a residual branch stays; None if it may be removed."""
         places = (f"{module_of(node)}." for node in (*branch.nodes, branch.addition))
         reasons = (
             *(self._tensors.get(name) for name in branch.layer.tensors),
@@ -60,7 +64,7 @@ class Ignored:
         return next((reason for reason in reasons if reason is not None), None)
 
 
-def tie_groups(names: Names, sets: Sequence[Patterns]) -> None:
+def tie_groups(names: GroupNames, sets: Sequence[Patterns]) -> None:
     """Make the groups of every set one: they lose the same units.
 
     Args:
@@ -89,7 +93,7 @@ def tie_groups(names: Names, sets: Sequence[Patterns]) -> None:
         for name, leaf in zip(tied, leaves, strict=True):
             if leaf.reason is not None:
                 for other in leaves:
-                    freeze(other, f"it is tied to {name}, which cannot shrink: {leaf.reason}")
+                    freeze(other, leaf.reason.because(f"it is tied to {name}, which cannot shrink"))
         for leaf in leaves[1:]:
             unify(leaf, leaves[0])
     united: dict[DimVar, list[str]] = defaultdict(list)
@@ -102,7 +106,7 @@ def tie_groups(names: Names, sets: Sequence[Patterns]) -> None:
 def _tied(patterns: Patterns, leaf_of: Mapping[str, DimVar]) -> list[str]:
     """The groups of a set, without those that could never shrink (classes, pixels)."""
     reasons = {name: root_of(leaf).reason for name, leaf in leaf_of.items()}
-    free = [n for n, reason in reasons.items() if reason is None or reason.endswith(BY_USER)]
+    free = [n for n, r in reasons.items() if r is None or r.kind is ReasonKind.BY_USER]
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         every = chosen("tie", pattern, leaf_of, "group")
         if not set(every) & set(free):
@@ -112,8 +116,8 @@ def _tied(patterns: Patterns, leaf_of: Mapping[str, DimVar]) -> list[str]:
     return chosen("tie", patterns, free, "group")
 
 
-def frozen_by(patterns: Patterns, names: Names, layers: Iterable[str]) -> dict[str, str]:
-    """Names of the groups and layers that the user wants to stay -> reason.
+def frozen_by(patterns: Patterns, names: GroupNames, layers: Iterable[str]) -> dict[str, Reason]:
+    """Return the names of the groups and layers that the user wants to stay, with the reason.
 
     Raises:
         MisconfiguredError: a pattern matches no group and no layer.
@@ -122,4 +126,4 @@ def frozen_by(patterns: Patterns, names: Names, layers: Iterable[str]) -> dict[s
     for name, others in names.tied.items():
         stands_for |= dict.fromkeys(others, name)
     found = chosen("freeze", patterns, [*stands_for, *layers], "group and no layer")
-    return {stands_for.get(name, name): f"frozen {BY_USER}" for name in found}
+    return {stands_for.get(name, name): by_user("frozen") for name in found}

@@ -13,10 +13,11 @@ from guyot.core.inputs import Inputs
 from guyot.core.locate import unwrap
 from guyot.core.patterns import Patterns
 from guyot.core.randomness import isolated
+from guyot.core.reasons import Reason, ReasonKind
 from guyot.core.types import Frozen, Structures
 from guyot.structures.axis_graph import AxisGraph
 from guyot.structures.branches import Branch, find_branches
-from guyot.structures.control import BY_USER, Ignored, frozen_by, tie_groups
+from guyot.structures.control import Ignored, by_user, frozen_by, tie_groups
 from guyot.structures.inference import Inference, infer, name_groups
 from guyot.structures.rules import rule_for
 from guyot.structures.trace import Trace, trace
@@ -80,8 +81,8 @@ def find_structures(
         choices = _choices(model, exported, branches, ignored, stays, impossible)
         if not layers:
             choices, impossible = [], {}
-        excluded = stays if units else dict.fromkeys(names.of.values(), f"left alone {BY_USER}")
-        refused: dict[str, str] = {}
+        excluded = stays if units else dict.fromkeys(names.of.values(), by_user("left alone"))
+        refused: dict[str, Reason] = {}
         remedies = Remedies(excluded, _called_once(model, exported))
 
         def build() -> Inference:
@@ -98,16 +99,15 @@ def find_structures(
             inference = build()
         while verifier and (bad := verifier.bad_layers(inference, [ways[0] for ways in choices])):
             for number, reason in bad.items():
-                refused[choices[number].pop(0).layer.name] = reason
+                name = choices[number].pop(0).layer.name
+                refused[name] = Reason(ReasonKind.VERIFICATION, reason)
             choices = [ways for ways in choices if ways]
             inference = build()
         for name in (ways[0].layer.name for ways in choices):
             refused.pop(name, None)
     _warn(excluded, refused)
     _warn_unknown(inference.structures.frozen)
-    frozen = inference.structures.frozen + tuple(
-        Frozen(name, reason) for name, reason in (impossible | refused).items()
-    )
+    frozen = inference.structures.frozen + Frozen.of(impossible | refused)
     return replace(inference.structures, frozen=frozen)
 
 
@@ -116,17 +116,20 @@ def _choices(
     exported: Trace,
     branches: Sequence[Branch],
     ignored: Ignored,
-    stays: dict[str, str],
-    impossible: dict[str, str],
+    stays: dict[str, Reason],
+    impossible: dict[str, Reason],
 ) -> list[list[Branch]]:
-    """For every residual branch the ways to remove it, best first; the rest is impossible."""
+    """Return the ways to remove every residual branch, best first; note those without any."""
     callers = Callers(exported)
     found: list[list[Branch]] = []
     for branch in branches:
         name = branch.layer.name
-        possible = ignored.keeps(branch) or stays.get(name) or ways_of(model, callers, branch)
+        if kept := ignored.keeps(branch) or stays.get(name):
+            impossible[name] = kept
+            continue
+        possible = ways_of(model, callers, branch)
         if isinstance(possible, str):
-            impossible[name] = possible
+            impossible[name] = Reason(ReasonKind.BRANCH, possible)
         else:
             found.append(possible)
     return found
@@ -138,10 +141,10 @@ def _called_once(model: nn.Module, trace: Trace) -> dict[str, type[nn.Module]]:
     return {name: type(module) for name, module in model.named_modules() if name in once}
 
 
-def _warn(groups: dict[str, str], layers: dict[str, str]) -> None:
+def _warn(groups: dict[str, Reason], layers: dict[str, Reason]) -> None:
     for kind, found in (("units of", groups), ("layer", layers)):
         for name, reason in found.items():
-            if not reason.endswith(BY_USER):
+            if reason.kind is not ReasonKind.BY_USER:
                 warnings.warn(
                     f"{kind} {name} cannot be removed: {reason}", GuyotWarning, stacklevel=4
                 )
@@ -149,7 +152,7 @@ def _warn(groups: dict[str, str], layers: dict[str, str]) -> None:
 
 def _warn_unknown(frozen: Sequence[Frozen]) -> None:
     """Name the operators that no rule covers, once."""
-    unknown = dict.fromkeys(f.reason for f in frozen if f.reason.endswith("has no rule"))
+    unknown = dict.fromkeys(f.reason for f in frozen if f.kind is ReasonKind.NO_RULE)
     if unknown:
         warnings.warn(
             f"the dims that these operators touch cannot shrink: {'; '.join(unknown)}; "

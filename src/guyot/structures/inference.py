@@ -9,6 +9,7 @@ from math import gcd, prod
 
 from torch import fx, nn
 
+from guyot.core.reasons import Reason, ReasonKind
 from guyot.core.types import (
     Axis,
     Frozen,
@@ -48,8 +49,8 @@ class Inference:
 
 
 @dataclass
-class Names:
-    """What groups are called.
+class GroupNames:
+    """The names of groups.
 
     Attributes:
         of: leaf -> name of its group.
@@ -60,14 +61,14 @@ class Names:
     tied: dict[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
 
 
-def name_groups(graph: AxisGraph) -> Names:
-    """Call every class of dims after the tensor that first produces it."""
+def name_groups(graph: AxisGraph) -> GroupNames:
+    """Name every class of dims after the tensor that first produces it."""
     taken: set[str] = set()
     names: dict[DimVar, str] = {}
     for leaf, slots in _members(graph).items():
         writers = [slot for slot in slots if slot not in graph.contracted]
         names[leaf] = _group_name(writers or slots, taken)
-    return Names(names)
+    return GroupNames(names)
 
 
 def _members(graph: AxisGraph) -> dict[DimVar, list[Slot]]:
@@ -114,13 +115,13 @@ def _entries(dim: DimVar, leaf: DimVar, block: DimVar | None) -> int:
 
 def _groups(
     graph: AxisGraph,
-    names: Names,
+    names: GroupNames,
     blocks: Mapping[DimVar, DimVar],
     trainable: Container[str],
-    excluded: Mapping[str, str],
-) -> tuple[dict[DimVar, int], list[UnitGroup], dict[str, str]]:
+    excluded: Mapping[str, Reason],
+) -> tuple[dict[DimVar, int], list[UnitGroup], dict[str, Reason]]:
     """The number of every leaf that may shrink, its group, and the names of others with reasons."""
-    frozen: dict[str, str] = {}
+    frozen: dict[str, Reason] = {}
     groups: list[UnitGroup] = []
     number: dict[DimVar, int] = {}
     for leaf, slots in _members(graph).items():
@@ -129,9 +130,9 @@ def _groups(
         tied = names.tied.get(name, ())
         reason = leaf.reason or excluded.get(name)
         if reason is None and not readers:
-            reason = "no weight reads it"
+            reason = Reason(ReasonKind.NOT_LEARNED, "no weight reads it")
         if reason is None and not any(s.tensor in trainable for s in slots if s not in readers):
-            reason = "nothing that learns makes it"
+            reason = Reason(ReasonKind.NOT_LEARNED, "nothing that learns makes it")
         if reason is not None:
             if reason != SPACE and any(slot.tensor in trainable for slot in slots):
                 frozen |= dict.fromkeys((name, *tied), reason)
@@ -146,7 +147,7 @@ def _groups(
 
 def infer(
     graph: AxisGraph,
-    names: Names,
+    names: GroupNames,
     branches: Sequence[Branch],
     model: nn.Module,
     remedies: Remedies,
@@ -194,7 +195,7 @@ def infer(
         operations=_operations(graph, axis, holders),
         attributes=attributes(graph, model, axis) + lengths,
         restated=specs,
-        frozen=tuple(Frozen(name, reason) for name, reason in frozen.items()),
+        frozen=Frozen.of(frozen),
         input_shapes=_input_shapes(graph.trace),
         kernels=kernels_of(graph, branches, axis),
     )

@@ -34,7 +34,7 @@ from guyot.app.training import (
     make_scheduler,
     train_epoch,
 )
-from guyot.core.errors import MisconfiguredError
+from guyot.core.errors import MisconfiguredError, TooFewStepsError
 from guyot.core.parallel import Ranks
 from guyot.core.randomness import diverge, seed_all
 from guyot.discovery.checkpoint import Checkpointer
@@ -110,9 +110,7 @@ class Job:
                 beta=config.beta,
                 config=settings,
             )
-        except MisconfiguredError as error:
-            if "total_steps" not in str(error):
-                raise
+        except TooFewStepsError as error:
             raise MisconfiguredError(f"{error} Here an epoch is {steps} steps.") from error
 
     def run(

@@ -12,6 +12,7 @@ from guyot.structures.axes import (
     DimVars,
     concat,
     freeze,
+    frozen_dims,
     product,
     root_of,
     split,
@@ -52,10 +53,8 @@ def regroup(dims: list[DimVar], sizes: list[int]) -> list[DimVar]:
         factors = root_of(rest).parts if root_of(rest).kind == "product" else (rest,)
         cut = take(factors, size)
         if cut is None:
-            reason = f"a reshape to {tuple(sizes)} cuts across dimensions"
-            for dim in dims:
-                freeze(dim, reason)
-            return [DimVar(n, reason) for n in sizes]
+            text = f"a reshape to {tuple(sizes)} cuts across dimensions"
+            return [*frozen_dims(sizes, text, *dims)]
         taken, rest = cut
         result.append(taken)
     return result

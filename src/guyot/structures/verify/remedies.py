@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from guyot.core.reasons import Reason, ReasonKind
 from guyot.core.types import Fixed, Structures
 
 
@@ -21,7 +22,7 @@ class Remedies:
         together: names of groups whose units go from every block of a convolution at once.
     """
 
-    excluded: dict[str, str]
+    excluded: dict[str, Reason]
     kinds: Mapping[str, type[nn.Module]]
     rewritten: set[str] = field(default_factory=set[str])
     together: set[str] = field(default_factory=set[str])
@@ -52,7 +53,7 @@ class Remedies:
             if group.block != Fixed(1):
                 self.together.add(group.name)
             elif modules <= self.rewritten:
-                self.excluded[group.name] = reason
+                self.excluded[group.name] = Reason(ReasonKind.VERIFICATION, reason)
             else:
                 kinds |= {self.kinds[module] for module in modules}
         every = set[str]().union(*stating.values())
