@@ -29,12 +29,22 @@ MAX_FUNCTION_LINES = 60
 # Mathematics of tensors and frozen dataclasses; none of it ever sees a module.
 PURE = {"planning", "costs/polynomial", "costs/complexity", "costs/latency", "costs/widths"}
 PURE |= {"core/axis"}
+# The only file with private names of PyTorch, but for those of nn.Module that everybody relies on.
+PRIVATE = "core/torch_private.py"
+RELIED_ON = {"_parameters", "_buffers", "_modules"}
+# Private names that are not PyTorch's, and those of a file that is being rewritten.
+EXEMPT = {
+    "discovery/integrations/lightning.py": {"_average_model"},
+    "surgery/restate.py": {"_canonical_mask", "_assert", "_qkv_same_embed_dim"},
+}
 # The only files that know torch.export.
 EXPORTERS = {"structures/trace.py", "results/export.py"}
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "joblib"}
 UNSAFE_CALLS = {"torch.save", "torch.load", "torch.serialization"}
 # Arguments of other libraries' loaders, and the only value they may have.
 SAFE_ARGUMENTS = {"weights_only": True, "allow_pickle": False}
+
+OWN = {"self", "cls"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -229,6 +239,39 @@ def test_mathematics_never_sees_a_module(path: Path) -> None:
         or (isinstance(node, ast.alias) and node.name.split(".")[-1] == "Module")
     ]
     assert not wrong, f"{relative(path)} knows nn.Module in lines {wrong}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_private_names_of_torch_are_in_one_file(path: Path) -> None:
+    """Neither `x._name` nor `getattr(x, "_name")` but of self and of operators of aten."""
+    if relative(path) == PRIVATE:
+        return
+    tree = parse(path)
+    found = [
+        (line, part)
+        for line, name in imported_modules(path, tree)
+        for part in name.split(".")
+        if name.startswith("torch.") and is_private(part)
+    ]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr):
+            if dotted(node).split(".")[0] not in OWN and ".aten." not in f".{dotted(node)}":
+                found.append((node.lineno, node.attr))
+        elif isinstance(node, ast.Call) and dotted(node.func) in {"getattr", "setattr", "hasattr"}:
+            name = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
+            if is_private(str(name)):
+                found.append((node.lineno, str(name)))
+    allowed = RELIED_ON | EXEMPT.get(relative(path), set())
+    wrong = [
+        f"{relative(path)}:{line} uses {name}: give it an accessor in {PRIVATE}"
+        for line, name in found
+        if name not in allowed
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.endswith("__") and name != "_"
 
 
 def test_the_package_is_typed() -> None:

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from guyot.core.torch_private import compiled_module
+
 
 def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The module that stores the tensor of a qualified name, and its key there.
@@ -62,7 +64,7 @@ def wrappings(model: nn.Module) -> Iterator[nn.Module]:
     Wrappers are `torch.compile`, `AveragedModel` and `DistributedDataParallel`.
     """
     yield model
-    inner = getattr(model, "_orig_mod", None)
+    inner = compiled_module(model)
     if inner is None and isinstance(model, AveragedModel | DistributedDataParallel):
         inner = model.module
     if isinstance(inner, nn.Module):

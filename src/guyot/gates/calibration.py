@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from guyot.core.inputs import call_model
+from guyot.core.torch_private import batch_norms
 from guyot.core.types import Structures
 
 
@@ -55,7 +55,7 @@ def calibrated(
             None: there is one rank.
     """
     modes = {module: module.training for module in model.modules()}
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = [m for m in batch_norms(model) if m.track_running_stats]
     saved = [
         (m, m.momentum, {k: v.clone() for k, v in m.named_buffers(recurse=False)}) for m in norms
     ]
@@ -81,7 +81,7 @@ def calibrated(
 @torch.no_grad()
 def _collect(
     model: nn.Module,
-    norms: Sequence[_BatchNorm],
+    norms: Sequence[nn.BatchNorm2d],
     batches: Iterable[Any],
     total: Callable[[Tensor], Tensor] | None,
 ) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 import torch.distributed as dist
@@ -46,5 +47,7 @@ def check_model(model: nn.Module) -> None:
 
 
 def _sharded(parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a `DTensor`, or FSDP's flat one."""
-    return hasattr(parameter, "device_mesh") or hasattr(parameter, "_is_flat_param")
+    """Return whether a parameter is a `DTensor`, or FSDP's flat one."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    flat = fsdp is not None and isinstance(parameter, fsdp.FlatParameter)
+    return flat or hasattr(parameter, "device_mesh")

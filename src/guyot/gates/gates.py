@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from guyot.core.axis import groups_in, spread
 from guyot.core.locate import first_names, raw_parameter, tensor_at
+from guyot.core.torch_private import computes_as, convolve
 from guyot.core.types import Axis, Structures, Units, Within
 
 Term = Callable[[bool], Tensor]
@@ -133,15 +134,11 @@ def _linear(module: Any, read: Tensor, weight: Tensor) -> Tensor:
     return F.linear(read, weight, module.bias)
 
 
-def _convolution(module: Any, read: Tensor, weight: Tensor) -> Tensor:
-    return module._conv_forward(read, weight, module.bias)
-
-
 _OPERATORS: dict[type[nn.Module], Operator] = {
     nn.Linear: _linear,
-    nn.Conv1d: _convolution,
-    nn.Conv2d: _convolution,
-    nn.Conv3d: _convolution,
+    nn.Conv1d: convolve,
+    nn.Conv2d: convolve,
+    nn.Conv3d: convolve,
 }
 
 
@@ -149,8 +146,7 @@ def _operator(kind: type[nn.Module]) -> Operator | None:
     """The operator that alone reads the parameters of a module, if that is one of those above."""
     own = next(base for base in kind.__mro__ if not issubclass(base, Gated))
     for known, operator in _OPERATORS.items():
-        names = ("forward", "_conv_forward")
-        if all(getattr(own, name, None) is getattr(known, name, None) for name in names):
+        if computes_as(own, known):
             return operator
     return None
 

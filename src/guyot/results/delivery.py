@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.inputs import Inputs, arguments, changed, evaluation_mode, tensors_of
+from guyot.core.torch_private import pytree
 
 _BATCHES = (1, 2, 5)
 _ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -91,9 +91,9 @@ def largest_gap(
     with evaluation_mode(model):
         for count in _BATCHES:
             args, kwargs = arguments(model, with_samples(inputs, count))
-            expected = tensors_of(pytree.tree_leaves(model(*args, **kwargs)))
+            expected = tensors_of(pytree().tree_leaves(model(*args, **kwargs)))
             given = network(*tensors_of([args, kwargs])) if flat else network(*args, **kwargs)
-            found = tensors_of(pytree.tree_leaves(given))
+            found = tensors_of(pytree().tree_leaves(given))
             if [e.shape for e in expected] != [f.shape for f in found]:
                 raise UnsupportedError(
                     f"what was written gives outputs of shapes {[tuple(f.shape) for f in found]} "

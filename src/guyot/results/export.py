@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils import _pytree as pytree
 
 from guyot.core.errors import GuyotWarning, MisconfiguredError, UnsupportedError
 from guyot.core.inputs import (
@@ -38,6 +37,7 @@ from guyot.core.inputs import (
 )
 from guyot.core.locate import unwrap
 from guyot.core.storage import write_tensors
+from guyot.core.torch_private import pytree
 from guyot.gates.checks import check_model
 from guyot.results.codegen import Source, module_text
 from guyot.results.delivery import (
@@ -258,7 +258,7 @@ def _source(model: nn.Module, exported: ExportedProgram) -> Source:
             "as source code: export it as pt2 or onnx"
         )
     assert exported.call_spec.out_spec is not None
-    outputs = pytree.tree_unflatten(list(output.args[0]), exported.call_spec.out_spec)
+    outputs = pytree().tree_unflatten(list(output.args[0]), exported.call_spec.out_spec)
     return Source(model, graph, tensors, constants, literals, inputs, outputs)
 
 
@@ -312,7 +312,7 @@ def _input_names(exported: ExportedProgram) -> list[str]:
 def _output_names(exported: ExportedProgram) -> list[str]:
     spec = exported.call_spec.out_spec
     assert spec is not None
-    paths = pytree.tree_flatten_with_path(pytree.tree_unflatten([0] * spec.num_leaves, spec))[0]
+    paths = pytree().tree_flatten_with_path(pytree().tree_unflatten([0] * spec.num_leaves, spec))[0]
     keys = [
         "_".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) for path, _ in paths
     ]

@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from guyot.core.locate import first_names, named_tensors
 from guyot.core.reasons import Reason, ReasonKind
+from guyot.core.torch_private import schema_of
 from guyot.core.types import Slot
 from guyot.structures.axes import SPACE, DimVar, DimVars, freeze, leaves, root_of
 from guyot.structures.trace import Trace, module_of, shape_of
@@ -112,8 +113,7 @@ class AxisGraph:
 
     def named(self, node: fx.Node, name: str, default: Any) -> Any:
         """An argument by the name that the operator's schema gives it."""
-        assert isinstance(node.target, torch._ops.OpOverload)  # pyright: ignore[reportPrivateUsage]
-        names = [argument.name for argument in node.target._schema.arguments]  # pyright: ignore[reportPrivateUsage]
+        names = [argument.name for argument in schema_of(node.target).arguments]
         return self.argument(node, names.index(name), name, default) if name in names else default
 
     def has(self, node: fx.Node, position: int, name: str) -> bool:

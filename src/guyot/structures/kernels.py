@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import fx
 
+from guyot.core.torch_private import schema_of
 from guyot.core.types import Axis, Fixed, Kernel
 from guyot.structures.axes import DimVar, root_of
 from guyot.structures.axis_graph import AxisGraph
@@ -63,7 +64,7 @@ def kernels_of(
 
 def _runs(node: fx.Node) -> bool:
     """An operator that computes something; a view does not."""
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     if node.op != "call_function" or schema is None or not schema.returns:
         return False
     alias = schema.returns[0].alias_info

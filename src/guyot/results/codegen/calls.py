@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from guyot.core.torch_private import schema_of
+
 _SILENT = {"_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size"}
 
 
@@ -96,7 +98,7 @@ def symbolic(node: fx.Node) -> bool:
 
 def mutates(node: fx.Node) -> bool:
     """Tell whether an operator writes to an operand."""
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     return schema is not None and schema.is_mutable
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._ops import OpOverload
 
 from guyot.core.errors import UnsupportedError
+from guyot.core.torch_private import OVERLOAD
 from guyot.results.codegen.calls import ModuleCall, Scattered, Source, operands, symbolic
 from guyot.results.codegen.layout import Layout
 from guyot.results.codegen.leaves import written
@@ -162,7 +162,7 @@ class _Writer:
             return Expression(self._layout.called(item, callee, [self(n) for n in item.inputs]))
         if item.target is operator.getitem:
             return Expression(f"{self(item.args[0])}[{item.args[1]}]")
-        if not isinstance(item.target, OpOverload):
+        if not isinstance(item.target, OVERLOAD):
             raise UnsupportedError(
                 f"the operator {item.target} of {self._call.path or 'forward'} cannot be written "
                 "as source code: export the model as pt2 or onnx"

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 
+from guyot.core.torch_private import schema_of
+
 BINARY = {
     "add.Tensor": "+", "add.Scalar": "+", "sub.Tensor": "-", "sub.Scalar": "-",
     "mul.Tensor": "*", "mul.Scalar": "*", "div.Tensor": "/", "div.Scalar": "/",
@@ -100,7 +102,7 @@ def expression(node: fx.Node, names: Names) -> Expression:
 
 def _arguments(node: fx.Node) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return positional and keyword arguments by name, without those that say nothing."""
-    schema: Any = getattr(node.target, "_schema")  # noqa: B009  (of every OpOverload)
+    schema = schema_of(node.target)
     positional = dict(zip((a.name for a in schema.arguments), node.args, strict=False))
     keywords = {
         name: value

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._library.custom_ops import CustomOpDef
 
 from guyot.core.errors import MisconfiguredError
+from guyot.core.torch_private import PACKET, custom_overload, is_operator
 from guyot.structures.axis_graph import Rule
 
 _RULES: dict[Any, Rule] = {}
@@ -49,19 +49,19 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
 
 def _overload(target: Any) -> Any:
     """What a graph calls an operator."""
-    if isinstance(target, CustomOpDef):
-        return target._opoverload  # pyright: ignore[reportPrivateUsage]
-    if isinstance(target, torch._ops.OpOverloadPacket):  # pyright: ignore[reportPrivateUsage]
+    if isinstance(target, PACKET):
         raise MisconfiguredError(
             f"rule({target}) is about an operator with the overloads "
             f"{', '.join(target.overloads())}: give one of them, e.g. {target}.default"
         )
-    if not isinstance(target, (torch._ops.OperatorBase, torch.Tag)):  # pyright: ignore[reportPrivateUsage]
+    if isinstance(target, torch.Tag) or is_operator(target):
+        return target
+    if (overload := custom_overload(target)) is None:
         raise MisconfiguredError(
             f"rule({target!r}) is about no operator: give one as torch.export names it, e.g. "
             "torch.ops.aten.relu.default, or what torch.library.custom_op returned"
         )
-    return target
+    return overload
 
 
 def rule_for(target: Any) -> Rule | None:

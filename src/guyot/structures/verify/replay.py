@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from guyot.core.axis import kept_indices, size_of, spread
 from guyot.core.inputs import Inputs, arguments, flat, tensors_of
 from guyot.core.locate import first_names, named_tensors
+from guyot.core.torch_private import schema_of
 from guyot.core.types import Axis, KeepPlan, Structures
 from guyot.structures.branches import Branch
 from guyot.structures.inference import Inference
@@ -140,7 +141,7 @@ def _written(graph: fx.Graph) -> set[str]:
     """Placeholders that an operator changes in place, maybe through views of them."""
     written: set[str] = set()
     for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None)
+        schema = schema_of(node.target)
         if node.op != "call_function" or (schema is not None and not schema.is_mutable):
             continue
         for base in node.all_input_nodes:

@@ -29,7 +29,7 @@ from guyot.core.types import KeepPlan, Structures
 from guyot.structures.branches import Branch
 from guyot.structures.inference import Inference
 from guyot.structures.trace import Trace
-from guyot.structures.verify.double import DoublePrecision, may_narrow
+from guyot.structures.verify.double import double_precision, may_narrow
 from guyot.structures.verify.replay import Replay, as_double
 from guyot.surgery import operate
 from guyot.surgery.plan import removed_tensors
@@ -51,7 +51,7 @@ class Verifier:
             contextlib.nullcontext
         )
         if may_narrow(trace.graph) or not self._runs(self.model, _forward):
-            self.precision = DoublePrecision  # looking at every operator doubles the time
+            self.precision = double_precision  # looking at every operator doubles the time
 
     def bad_groups(
         self, inference: Inference, retryable: Callable[[int], bool] = lambda _: False
@@ -203,7 +203,7 @@ class Verifier:
 
     def _no_longer_trains(self, module: nn.Module) -> bool:
         """Do forward and backward of a cut module fail where those of the model run?"""
-        for precision in (contextlib.nullcontext, DoublePrecision):
+        for precision in (contextlib.nullcontext, double_precision):
             with precision():
                 if self._runs(module, _training_step):
                     return False

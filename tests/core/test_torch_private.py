@@ -1,0 +1,170 @@
+"""Private names of PyTorch: a test per name says which one moved, and a moved one is no default."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from guyot import UnsupportedError
+from guyot.core import torch_private
+from guyot.core.locate import unwrap
+
+aten = torch.ops.aten
+
+
+@torch.library.custom_op("guyot_tests::twice", mutates_args=())
+def twice(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
+@pytest.fixture
+def wrapper(tmp_path: Path) -> Iterator[DistributedDataParallel]:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    yield DistributedDataParallel(nn.Linear(3, 2), static_graph=True)
+    dist.destroy_process_group()
+
+
+def test_operators_are_of_their_classes() -> None:
+    assert isinstance(aten.mm.default, torch_private.OVERLOAD)
+    assert isinstance(aten.mm, torch_private.PACKET)
+    assert torch_private.is_operator(aten.mm.default)
+    assert torch_private.is_operator(torch.ops.higher_order.wrap_with_autocast)
+    assert not torch_private.is_operator(torch.relu)
+
+
+def test_schema() -> None:
+    names = [argument.name for argument in torch_private.schema_of(aten.addmm.default).arguments]
+    assert names == ["self", "mat1", "mat2", "beta", "alpha"]
+    assert torch_private.schema_of(aten.relu_.default).is_mutable
+    assert torch_private.schema_of(len) is None
+
+
+def test_custom_op() -> None:
+    assert torch_private.custom_overload(twice) is torch.ops.guyot_tests.twice.default
+    assert torch_private.custom_overload(torch.relu) is None
+
+
+def test_compiled_module() -> None:
+    module = nn.Linear(2, 2)
+    assert torch_private.compiled_module(module) is None
+    assert torch_private.compiled_module(torch.compile(module)) is module
+
+
+@pytest.mark.parametrize("mode", ["zeros", "circular", "reflect"])
+def test_convolve(mode: str) -> None:
+    module = nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode)
+    x = torch.randn(2, 3, 5, 5)
+    torch.testing.assert_close(torch_private.convolve(module, x, module.weight), module(x))
+    twice_as_much = torch_private.convolve(module, x, 2 * module.weight)
+    torch.testing.assert_close(
+        twice_as_much - module.bias.view(-1, 1, 1), 2 * (module(x) - module.bias.view(-1, 1, 1))
+    )
+
+
+def test_computes_as() -> None:
+    class Named(nn.Conv2d):
+        pass
+
+    class Other(nn.Conv2d):
+        def _conv_forward(self, *_: Any) -> torch.Tensor:
+            return torch.zeros(1)
+
+    assert torch_private.computes_as(Named, nn.Conv2d)
+    assert not torch_private.computes_as(Other, nn.Conv2d)
+    assert not torch_private.computes_as(nn.Bilinear, nn.Linear)
+
+
+def test_batch_norms() -> None:
+    norms = [nn.BatchNorm1d(2), nn.BatchNorm2d(2), nn.BatchNorm3d(2), nn.SyncBatchNorm(2)]
+    others = [nn.InstanceNorm2d(2), nn.GroupNorm(1, 2), nn.LayerNorm(2), nn.Linear(2, 2)]
+    assert torch_private.batch_norms(nn.Sequential(*norms, *others)) == norms
+
+
+def test_pytree() -> None:
+    leaves, spec = torch_private.pytree().tree_flatten({"a": (1, [2])})
+    assert leaves == torch_private.pytree().tree_leaves({"a": (1, [2])}) == [1, 2]
+    assert torch_private.pytree().tree_unflatten([3, 4], spec) == {"a": (3, [4])}
+    paths = torch_private.pytree().tree_flatten_with_path({"a": 1})[0]
+    assert [leaf for _, leaf in paths] == [1]
+
+
+def test_dispatching() -> None:
+    def double(operator: Any, args: Any, kwargs: Any) -> Any:
+        result = operator(*args, **kwargs)
+        return 2 * result if operator is aten.relu.default else result
+
+    with torch_private.dispatching(double):
+        found = torch.ones(2).relu()
+    assert found.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("name", torch_private.REDUCER_PARTS)
+def test_parts_of_the_reducer(wrapper: DistributedDataParallel, name: str) -> None:
+    assert hasattr(wrapper, name), f"DistributedDataParallel.{name} moved in {torch.__version__}"
+
+
+def test_the_reducer_is_rebuilt(wrapper: DistributedDataParallel) -> None:
+    torch_private.check_reducer(wrapper)
+    assert torch_private.communication_hooks(wrapper) == []
+    assert torch_private.built_in_hook(wrapper) is None
+    assert torch_private.keeps_copies(wrapper) is None
+    source = inspect.getsource(DistributedDataParallel)
+    assert "_static_graph_delay_allreduce_enqueued" in source
+    torch_private.remove_reducer_hooks(wrapper)
+    wrapper.module.weight = nn.Parameter(wrapper.module.weight[:, :2].detach().clone())
+    torch_private.rebuild_reducer(wrapper)
+    wrapper(torch.ones(4, 2)).sum().backward()
+    torch.testing.assert_close(wrapper.module.weight.grad, torch.full((2, 2), 4.0))
+
+
+def gone_schema(_: pytest.MonkeyPatch) -> object:
+    return torch_private.private(aten.mm.default, "_schema_that_moved", "little")
+
+
+def gone_wrapped(patch: pytest.MonkeyPatch) -> object:
+    class Empty:
+        pass
+
+    frames = SimpleNamespace(OptimizedModule=Empty)
+    patch.setitem(sys.modules, "torch._dynamo.eval_frame", frames)
+    return unwrap(Empty())  # pyright: ignore[reportArgumentType]
+
+
+def gone_class(patch: pytest.MonkeyPatch) -> object:
+    import torch._library.custom_ops as definitions
+
+    patch.delattr(definitions, "CustomOpDef")
+    return torch_private.custom_overload(twice)
+
+
+@pytest.mark.parametrize(
+    ("ask", "name"),
+    [
+        (gone_schema, r"OpOverload._schema_that_moved"),
+        (gone_wrapped, r"Empty._orig_mod"),
+        (gone_class, r"torch._library.custom_ops.CustomOpDef"),
+    ],
+)
+def test_a_name_that_is_gone_is_named(
+    monkeypatch: pytest.MonkeyPatch, ask: Callable[[pytest.MonkeyPatch], object], name: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=rf"PyTorch \S+ has no {name}, .*; or install"):
+        ask(monkeypatch)
+
+
+def test_a_wrapper_whose_parts_moved_is_refused(wrapper: DistributedDataParallel) -> None:
+    del wrapper._comm_hooks
+    with pytest.raises(UnsupportedError, match=r"DistributedDataParallel._comm_hooks.*one process"):
+        torch_private.communication_hooks(wrapper)
