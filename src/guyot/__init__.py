@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from guyot.discovery.checkpoint import Checkpointer
     from guyot.discovery.family import Family
     from guyot.discovery.session import Discovery
-    from guyot.planning.controller import DiscoveryConfig
+    from guyot.planning.config import DiscoveryConfig
     from guyot.results import export as export
     from guyot.results.rebuild import rebuild
     from guyot.results.saved import load, save
@@ -44,7 +44,7 @@ _HOMES = {
     "Checkpointer": "guyot.discovery.checkpoint",
     "Cost": "guyot.costs.complexity",
     "Discovery": "guyot.discovery.session",
-    "DiscoveryConfig": "guyot.planning.controller",
+    "DiscoveryConfig": "guyot.planning.config",
     "Family": "guyot.discovery.family",
     "GuyotError": "guyot.core.errors",
     "GuyotWarning": "guyot.core.errors",

@@ -32,7 +32,7 @@ from guyot.app.running.together import resolve_together
 from guyot.core.errors import ParallelError
 from guyot.core.parallel import Ranks
 from guyot.discovery.checks import check_optimizer
-from guyot.planning.benefits import SideSums, estimator
+from guyot.planning.benefits import SideMeans, SideSums
 
 pytestmark = pytest.mark.timeout(1200)  # processes share what cores there are
 WORKERS = HELPERS / "workers.py"
@@ -279,22 +279,20 @@ def test_a_rank_s_sample_weighs_what_it_saw(size: int, seed: int) -> None:
 
     shared = mine.averaged(mean)
     whole = SideSums.from_sample(gradient.mean(0), gate)
-    several, one = estimator("two-sided", 4), estimator("two-sided", 4)
+    several = one = SideMeans.start(4)
     for _ in range(3):
-        several.update(shared)
-        one.update(whole)
+        several, one = several.updated(shared, 0.96), one.updated(whole, 0.96)
     torch.testing.assert_close(several.state_dict(), one.state_dict())
 
 
 def test_sides_that_some_ranks_sampled() -> None:
     """Half of the ranks on a side are half a sample: weight 1 - decay ** 0.5."""
-    total = estimator("two-sided", 1, decay=0.9)
     ones = torch.ones(1)
-    total.update(SideSums(3 * ones / 2, ones / 2, 5 * ones / 2, ones / 2))
-    state = total.state_dict()
-    torch.testing.assert_close(state["weight_one"], 1 - 0.9 ** (ones / 2))
-    torch.testing.assert_close(state["mean_one"] / state["weight_one"], 3 * ones)
-    torch.testing.assert_close(state["mean_zero"] / state["weight_zero"], 5 * ones)
+    sums = SideSums(3 * ones / 2, ones / 2, 5 * ones / 2, ones / 2)
+    means = SideMeans.start(1).updated(sums, decay=0.9)
+    torch.testing.assert_close(means.weight_one, 1 - 0.9 ** (ones / 2))
+    torch.testing.assert_close(means.mean_one / means.weight_one, 3 * ones)
+    torch.testing.assert_close(means.mean_zero / means.weight_zero, 5 * ones)
 
 
 def test_data_parallel_is_refused() -> None:

@@ -15,7 +15,7 @@ import torch
 from cases import CASES, counted, gates_of, random_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import all_gates, enumerated_mean, residual_network
+from oracles import all_gates, enumerated_mean, gate_values, residual_network
 from torch import nn
 
 from guyot.core.errors import MisconfiguredError
@@ -32,7 +32,8 @@ from guyot.costs.latency import (
     work_of,
 )
 from guyot.costs.polynomial import Polynomial, macs_of, params_of
-from guyot.planning.settle import choose
+from guyot.planning.candidates import SearchSpace
+from guyot.planning.choice import choose
 from guyot.structures import find_structures
 from guyot.surgery import operate, present
 from guyot.surgery.plan import shrink
@@ -210,7 +211,8 @@ def test_settling_meets_a_target_in_milliseconds() -> None:
     total, target = structures.index.total, table.share(0.6 * table.full)
     benefit = torch.rand(total, generator=torch.Generator().manual_seed(0))
     theta = torch.full((total,), 0.5)
-    found = choose(theta, benefit, cost.prices(theta), structures, cost, [4] * 7, target)
+    gates = gate_values(theta, benefit, cost.prices(theta))
+    found = choose(SearchSpace(structures, cost, [4] * 7), gates, target=target)
     assert found.within
     assert float(cost.latency(found.mask)) == pytest.approx(0.6 * table.full, rel=0.011)
 

@@ -127,9 +127,9 @@ def test_the_settled_network_is_the_chosen_one() -> None:
         nn.functional.cross_entropy(model(inputs), labels).backward()
         optimizer.step()
         discovery.step()
-    condemned = torch.zeros(discovery.structures.index.total, dtype=torch.bool)
-    condemned[:3] = True
-    discovery._controller.give_up(condemned)
+    removable = torch.zeros(discovery.structures.index.total, dtype=torch.bool)
+    removable[:3] = True
+    discovery._controller.remove(removable)
     chosen = discovery._controller.choose().mask
     assert 16 < int(chosen[:32].sum()) < 32 and not chosen[:3].any()
     assert discovery._gates is not None

@@ -23,6 +23,7 @@ from guyot.core.types import (
     Units,
     Within,
 )
+from guyot.planning.vectors import GateValues
 
 
 def all_gates(n: int) -> Iterator[Tensor]:
@@ -34,6 +35,15 @@ def all_gates(n: int) -> Iterator[Tensor]:
 def probability(gate: Tensor, theta: Tensor) -> Tensor:
     """P(xi = gate) under independent Bernoulli(theta)."""
     return torch.where(gate > 0, theta, 1 - theta).prod()
+
+
+def gate_values(
+    theta: Tensor, benefit: Tensor, price: Tensor, alive: Tensor | None = None, **known: Tensor
+) -> GateValues:
+    """All gates alive and in the full network, unless said otherwise."""
+    alive = torch.ones_like(theta, dtype=torch.bool) if alive is None else alive
+    known = {"reference_price": price, "gradient": price} | known
+    return GateValues(theta, alive, benefit, price, **known)
 
 
 def enumerated_mean(function: Callable[[Tensor], float | Tensor], theta: Tensor) -> Tensor:

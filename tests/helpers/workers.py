@@ -363,7 +363,7 @@ def ranks_that_differ_are_named() -> None:
     model, optimizer, discovery = start()
     train(model, optimizer, discovery, 15)
     if dist.get_rank() == 1:
-        discovery._controller.theta[0] -= 1e-6
+        discovery._controller.state.theta[0] -= 1e-6
     found = r"rank 1 of 2 differs from rank 0 in the keep probabilities at step \d+: all processes"
     with pytest.raises(ParallelError, match=found):
         train(model, optimizer, discovery, 10)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
 import torch
-from oracles import residual_network
+from oracles import gate_values, residual_network
 
 from guyot.core.errors import MisconfiguredError
 from guyot.costs.complexity import Complexity
-from guyot.planning.benefits import SideSums, TwoSided
-from guyot.planning.budget import Budget
+from guyot.planning.benefits import SideMeans, SideSums, two_sided
+from guyot.planning.budget import Budget, BudgetState
+from guyot.planning.candidates import SearchSpace
+from guyot.planning.choice import choose
+from guyot.planning.config import Dials
 from guyot.planning.dynamics import Phases, sample, speed, step
-from guyot.planning.settle import choose
+from guyot.planning.vectors import GateValues
 
 NET = residual_network(16, (16,) * 9, pixels=8)  # the shape of a ResNet-20
 
@@ -45,7 +49,8 @@ def simulate(
     n, reference = index.total, costs.reference_prices()
     phases = Phases(steps, commitment_max=commitment)
     budget = Budget(target, phases) if target is not None else None
-    estimator, theta, adapted = TwoSided(n), torch.full((n,), 0.9), torch.ones(n)
+    state, space = BudgetState(), SearchSpace(NET, costs, [quantum] * 10)
+    means, theta, adapted = SideMeans.start(n), torch.full((n,), 0.9), torch.ones(n)
     base = 0.3 * reference * torch.randn(n, generator=generator).exp()
     tails = torch.distributions.StudentT(3.0)
     group = index.group_of_gate
@@ -61,24 +66,27 @@ def simulate(
             alive[index.units(i + 1)] = gate[index.layer(i)]
         true = base * adapted * alive * (3 - 2 * others)
         gradient = -true * (1.5 - gate) + noise * 0.17 * reference * alive * tails.sample((n,))
-        estimator.update(SideSums.from_sample(gradient, gate))
-        benefit, price = estimator.benefit(theta), costs.prices(theta)
+        means = means.updated(SideSums.from_sample(gradient, gate), decay=0.96)
+        gates = gate_values(
+            theta,
+            two_sided(means, theta),
+            costs.prices(theta),
+            reference_price=reference,
+            gradient=costs.gradient(theta),
+        )
         nu = scale = 0.5
         if budget:
             if (t - phases.discovery_start) % 5 == 0:
-                slope = costs.gradient(theta)
-                budget.update(
-                    t, theta, benefit, price, reference, slope, float(costs.expected(theta))
-                )
-            nu, scale = budget.nu, budget.scale
+                state = budget.update(state, t, gates, float(costs.expected(theta)))
+            nu, scale = state.nu, state.scale
         mu = phases.commitment(t)
         if mu > 0 and (plan is None or t % 15 == 0):
-            plan = choose(theta, benefit, nu * price, NET, costs, [quantum] * 10, target).mask
-        drift = speed(benefit, nu * price, scale * reference, 2.0, mu, plan)
+            plan = choose(space, gates, nu, target).mask
+        drift = speed(gates.benefit, nu * gates.price, scale * reference, 2.0, mu, plan)
         theta = step(theta, drift, 0.9, phases.horizon)
         adapted += (theta.clamp(min=0.02) / 0.9 - adapted) * 10 / phases.discovery_steps
         outcome.expected.append(float(costs.expected(theta)))
-        outcome.wanted.append(budget.reference(t + 1) if budget else 0.0)
+        outcome.wanted.append(budget.path(state.initial, t + 1) if budget else 0.0)
         outcome.nu.append(nu)
     outcome.theta = theta
     return outcome
@@ -136,59 +144,65 @@ def test_better_structures_stay() -> None:
     assert base[alive & kept].mean() > base[alive & ~kept].mean() + 0.5
 
 
-def slope_case(n: int = 8) -> dict[str, torch.Tensor]:
-    ones = torch.ones(n) / n
-    return {
-        "theta": torch.full((n,), 0.9),
-        "price": ones,
-        "reference_price": ones,
-        "gradient": ones,
-    }
+def slope_case(benefit: torch.Tensor, theta: torch.Tensor | None = None) -> GateValues:
+    n = len(benefit)
+    theta = torch.full((n,), 0.9) if theta is None else theta
+    return gate_values(theta, benefit, torch.ones(n) / n)
 
 
 def test_nu_rises_while_complexity_is_too_high_and_falls_when_too_low() -> None:
     nus = {}
+    gates = slope_case(torch.linspace(0.0, 0.2, 8))
     for name, expected in (("high", 0.95), ("low", 0.4)):
         budget = Budget(0.5, Phases(1000))
-        benefit = torch.linspace(0.0, 0.2, 8)
-        budget.update(100, **slope_case(), benefit=benefit, expected=0.9)
-        before = budget.nu
+        first = state = budget.update(BudgetState(), 100, gates, expected=0.9)
         for t in range(101, 140):
-            budget.update(t, **slope_case(), benefit=benefit, expected=expected)
-        nus[name] = budget.nu / before
+            state = budget.update(state, t, gates, expected)
+        nus[name] = state.nu / first.nu
     assert nus["high"] > 1.2 and nus["low"] < 0.8
 
 
 def test_negative_benefits_do_not_confuse_the_search() -> None:
     """A third of the b below 0: C^ still follows the path, step by step."""
-    phases, case = Phases(1000), slope_case(300)
+    phases = Phases(1000)
     start, arrival = phases.discovery_start, phases.discovery_stop - phases.discovery_steps // 4
     benefit = (torch.randn(300, generator=torch.Generator().manual_seed(0)) + 0.4) / 300
-    budget, theta = Budget(0.5, phases), case.pop("theta")
+    budget, state, theta = Budget(0.5, phases), BudgetState(), torch.full((300,), 0.9)
     expected = [float(theta.mean())]
     for t in range(start, arrival):
-        budget.update(t, theta, benefit, **case, expected=expected[-1])
-        drift = speed(benefit, budget.nu * case["price"], budget.scale * case["reference_price"])
+        gates = slope_case(benefit, theta)
+        state = budget.update(state, t, gates, expected[-1])
+        drift = speed(benefit, state.nu * gates.price, state.scale * gates.reference_price)
         theta = step(theta, drift, 0.9, phases.horizon)
         expected.append(float(theta.mean()))
-    errors = [abs(expected[t - start] - budget.reference(t)) for t in range(start + 50, arrival)]
+    path = [budget.path(state.initial, t) for t in range(start, arrival)]
+    errors = [abs(expected[t] - path[t]) for t in range(50, arrival - start)]
     assert max(errors) < 0.03
     assert errors[-1] < 0.005
 
 
+def test_the_path_is_smooth_and_reaches_the_target_when_gates_commit() -> None:
+    phases = Phases(1000)
+    budget = Budget(0.5, phases)
+    start, arrival = phases.discovery_start, phases.discovery_stop - phases.discovery_steps // 4
+    path = [budget.path(0.9, t) for t in range(start, phases.discovery_stop)]
+    assert path[0] == 0.9 and path[arrival - start :] == [0.5] * (phases.discovery_stop - arrival)
+    assert path == sorted(path, reverse=True)
+    steepest = max(a - b for a, b in itertools.pairwise(path))
+    assert steepest == pytest.approx(1.5 * 0.4 / (arrival - start), rel=1e-2)
+
+
 def test_state_round_trip() -> None:
-    benefit = torch.linspace(0.0, 0.2, 8)
-    one, two = Budget(0.5, Phases(1000)), Budget(0.5, Phases(1000))
+    budget, gates = Budget(0.5, Phases(1000)), slope_case(torch.linspace(0.0, 0.2, 8))
+    state = BudgetState()
     for t in range(100, 120):
-        one.update(t, **slope_case(), benefit=benefit, expected=0.9)
-    two.load_state_dict(one.state_dict())
-    for budget in (one, two):
-        budget.update(120, **slope_case(), benefit=benefit, expected=0.8)
-    assert (one.nu, one.scale) == (two.nu, two.scale)
-    assert one.reference(300) == two.reference(300)
+        state = budget.update(state, t, gates, expected=0.9)
+    again = BudgetState().restored(state.state_dict())
+    assert again == state
+    assert budget.update(again, 120, gates, 0.8) == budget.update(state, 120, gates, 0.8)
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0, -0.2, 50])
 def test_bad_target(target: float) -> None:
     with pytest.raises(MisconfiguredError, match=r"target=.*share of the complexity"):
-        Budget(target, Phases(1000))
+        Dials(None, target)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import integrate, optimize
 
 from guyot.core.errors import MisconfiguredError
-from guyot.planning.dynamics import Phase, Phases, ZeroPatience, certified, sample, speed, step
+from guyot.planning.dynamics import Phase, Phases, ZeroSteps, certified, sample, speed, step
 
 
 def test_no_benefit_reaches_zero_in_one_horizon() -> None:
@@ -34,7 +34,7 @@ def test_gates_that_do_not_move() -> None:
 
 
 def test_commitment_takes_every_gate_to_its_plan() -> None:
-    """Default phases: with a settled plan even the fastest opposite drift is overcome."""
+    """Default phases: with a constant plan even the fastest opposite drift is overcome."""
     phases, ones = Phases(2000), torch.ones(4)
     theta = torch.tensor([0.0, 1.0, 0.5, 0.5])
     plan = torch.tensor([True, False, True, False])
@@ -117,21 +117,18 @@ def test_bad_phases(arguments: dict[str, float], message: str) -> None:
         Phases(1000, **arguments)
 
 
-def test_patience_counts_only_zeros_that_want_down() -> None:
-    patience, price = ZeroPatience(3, 3), torch.ones(3)
+def test_only_zeros_that_still_fall_are_counted() -> None:
+    price = torch.ones(3)
     theta = torch.tensor([0.0, 0.0, 0.1])
     low, high = torch.zeros(3), torch.tensor([0.0, 2.0, 0.0])
-    assert not patience.update(theta, low, price).any()
-    assert not patience.update(theta, high, price).any()
-    assert patience.update(theta, low, price).tolist() == [True, False, False]
-    assert patience.update(theta, low, price).tolist() == [True, False, False]
-    other = ZeroPatience(1, 3)
-    patience.select(torch.tensor([1]))
-    other.load_state_dict(patience.state_dict())
-    assert other.update(theta[:1], low[:1], price[:1]).tolist() == [True]
-    assert not other.update(torch.tensor([0.1]), low[:1], price[:1]).any()
-    with pytest.raises(MisconfiguredError, match="patience=0"):
-        ZeroPatience(1, 0)
+    zeros, counts = ZeroSteps.start(3), []
+    for benefit in (low, high, low, low):
+        zeros = zeros.updated(theta, benefit, price)
+        counts.append(zeros.steps.tolist())
+    assert counts == [[1, 1, 0], [2, 0, 0], [3, 1, 0], [4, 2, 0]]
+    other = ZeroSteps.start(1).restored(zeros.select(torch.tensor([1])).state_dict())
+    assert other.updated(theta[:1], low[:1], price[:1]).steps.tolist() == [3]
+    assert other.updated(torch.tensor([0.1]), low[:1], price[:1]).steps.tolist() == [0]
 
 
 def worst_flow(

@@ -11,7 +11,7 @@ from cases import conv_bn, gates_of, random_plan
 from examine import count_macs, masked_against_sliced, train_and_evaluate
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from oracles import enumerated_mean
+from oracles import enumerated_mean, gate_values
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,7 +33,8 @@ from guyot.costs.complexity import Complexity
 from guyot.costs.polynomial import Polynomial
 from guyot.costs.polynomial import expand as monomials
 from guyot.costs.widths import physical_plan, protect, quanta_of
-from guyot.planning.settle import choose
+from guyot.planning.candidates import SearchSpace
+from guyot.planning.choice import choose
 from guyot.results.rebuild import rebuild
 from guyot.surgery import present, shrink
 from guyot.surgery.operate import select
@@ -168,7 +169,8 @@ def test_the_best_units_of_every_block_stay() -> None:
     theta = torch.tensor([0.9, 0.8, 0.7, 0.1, 0.3, 0.2, 1, 1, 1, 1])
     ones = torch.ones_like(theta)
     cost = Complexity(structures)
-    chosen = choose(theta, ones, ones, structures, cost, quanta_of(structures, 1), target=0.7)
+    space = SearchSpace(structures, cost, quanta_of(structures, 1))
+    chosen = choose(space, gate_values(theta, ones, ones), target=0.7)
     mask = chosen.mask[:6].view(2, 3)
     assert mask.sum(1).tolist() in ([1, 1], [2, 2])
     assert mask[0, 0] and mask[1, 1]

@@ -11,10 +11,9 @@ from typing import Any
 
 from guyot.core.errors import MisconfiguredError
 from guyot.costs.complexity import weights_of
-from guyot.planning.budget import check_targets
+from guyot.planning.config import problem_of, problem_of_targets
 
 DATA = ("digits", "cifar10", "cifar100", "imagefolder:DIR")
-ESTIMATORS = ("two-sided", "straight-through", "taylor")
 WISHES = ("ignore", "freeze", "tie")
 GOALS = ("nu", "target", "targets", "target_ms")
 DECAYS = ("cosine", "linear")
@@ -319,22 +318,14 @@ def _discovery_problems(config: RunConfig) -> list[str]:
             f"nu={config.nu} and target={config.target}{also}: give one of them, target for a "
             "known size or nu for a known price of accuracy"
         )
-    if config.nu is not None and not (math.isfinite(config.nu) and config.nu >= 0):
-        problems.append(
-            f"nu={config.nu}: give the nats of training loss worth paying to remove all of the "
-            "complexity, 0 or more, such as 0.3"
-        )
-    if config.target is not None and not 0 < config.target < 1:
-        problems.append(
-            f"target={config.target}: give the share of the complexity to keep, between 0 and 1, "
-            "such as 0.5"
-        )
+    for name in ("nu", "target", "estimator"):
+        value = getattr(config, name)
+        if value is not None and (problem := problem_of(name, value)):
+            problems.append(problem)
     for name in ("alpha", "beta"):
         value = getattr(config, name)
         if not 0 <= value <= 1:
             problems.append(f"{name}={value}: give a number from 0 to 1")
-    if config.estimator not in ESTIMATORS:
-        problems.append(f"estimator={config.estimator!r}: choose {', '.join(ESTIMATORS)}")
     if config.round_to is not None and config.round_to < 1:
         problems.append(
             f"round_to={config.round_to}: widths are multiples of it, give at least 1 (any width)"
@@ -349,7 +340,7 @@ def _family_problems(config: RunConfig) -> list[str]:
         for name in ("nu", "target", "target_ms")
         if (value := getattr(config, name)) is not None
     ]
-    if problem := check_targets(config.targets):
+    if problem := problem_of_targets(config.targets):
         problems.append(problem)
     if not config.keep:
         problems.append(

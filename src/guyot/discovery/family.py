@@ -11,7 +11,7 @@ from torch import nn
 from guyot.core.errors import MisconfiguredError, SequenceError
 from guyot.discovery.checkpoint import Checkpointer, Stateful
 from guyot.discovery.session import Discovery
-from guyot.planning.budget import check_targets
+from guyot.planning.config import problem_of_targets
 
 
 class Family:
@@ -69,7 +69,7 @@ class Family:
 
     def __init__(self, folder: str | Path, targets: Iterable[float]) -> None:
         self.folder, self.targets = Path(folder), tuple(targets)
-        if problem := check_targets(self.targets):
+        if problem := problem_of_targets(self.targets):
             raise MisconfiguredError(problem)
         self._kept: set[float] = set()
 

@@ -71,7 +71,7 @@ class Readings:
     @property
     def logical_macs(self) -> int:
         """MACs of one sample if every unit that was given up were sliced away."""
-        alive = self._controller.alive.to(self._theta)
+        alive = self._alive.to(self._theta)
         return round(float(self._controller.complexity.macs(alive)))
 
     @property
@@ -107,12 +107,12 @@ class Readings:
     @property
     def prices(self) -> dict[str, Tensor]:
         """What keeping each structure costs at present, in nats; keys as in `keep_probs`."""
-        return self._by_name(self._controller.nu * self._controller.prices)
+        return self._by_name(self._controller.nu * self._controller.state.prices)
 
     @property
     def benefits(self) -> dict[str, Tensor]:
         """What each structure is estimated to earn, in nats; keys as in `keep_probs`."""
-        return self._by_name(self._controller.benefit)
+        return self._by_name(self._controller.gates.benefit)
 
     @property
     def undecided(self) -> int:
@@ -130,7 +130,11 @@ class Readings:
 
     @property
     def _theta(self) -> Tensor:
-        return self._controller.theta
+        return self._controller.state.theta
+
+    @property
+    def _alive(self) -> Tensor:
+        return self._controller.state.alive
 
     def _by_name(self, flat: Tensor) -> dict[str, Tensor]:
         structures, index = self.structures, self.structures.index

@@ -15,6 +15,7 @@ from guyot.core.inputs import Inputs
 from guyot.core.locate import unwrap, wrapper_of
 from guyot.core.parallel import Ranks
 from guyot.core.types import KeepPlan
+from guyot.costs.complexity import Cost
 from guyot.costs.widths import physical_plan
 from guyot.discovery.checks import (
     NO_GRADIENT,
@@ -37,7 +38,8 @@ from guyot.gates.calibration import calibrated, most_probable
 from guyot.gates.checks import check_model
 from guyot.gates.gates import Gates, with_gradients
 from guyot.planning.benefits import SideSums
-from guyot.planning.controller import Controller, Cost, Dials, DiscoveryConfig
+from guyot.planning.config import Dials, DiscoveryConfig
+from guyot.planning.controller import Controller
 from guyot.planning.dynamics import Phase, Phases
 from guyot.structures import find_structures
 
@@ -160,7 +162,7 @@ class Discovery(Readings):
     def _measure(self, gates: Gates) -> None:
         sums = self._sums(gates)
         norms = gates.norms(sums.sum_one, sums.count_one)
-        self._controller.measured(*self._ranks.mean(torch.stack(norms)).cpu())
+        self._controller.take_norms(*self._ranks.mean(torch.stack(norms)).cpu())
 
     def _after_optimizer(self, *_: object) -> None:
         self._pending += 1
@@ -205,25 +207,23 @@ class Discovery(Readings):
         self._source = self._controller.generator.get_state()
         generator = self._ranks.stream(self._controller.generator)
         gates.sampled.copy_(self._controller.sample(generator))
-        gates.probable.copy_(most_probable(self._theta, self._controller.alive, self.structures))
+        gates.probable.copy_(most_probable(self._theta, self._alive, self.structures))
         gates.zero_grad()
 
     def _discover(self, gates: Gates, grad_scale: float) -> None:
-        """Let the controller move the gates; remove what it condemns."""
+        """Let the controller move the gates; remove what can go."""
         sums = self._sums(gates, grad_scale)
         if sums.silent or not sums.finite:
             self.skipped += 1
             warn_skipped(self.skipped, self._step, *(NO_GRADIENT if sums.silent else NOT_FINITE))
         else:
-            condemned = self._controller.advance(sums, self._step)
+            removable = self._controller.advance(sums, self._step)
             due = self._step % self._controller.interval == 0
             if due:
                 self._agree()
-            if due and bool(condemned.any()):
-                self._controller.give_up(condemned)
-                plan = physical_plan(
-                    self.structures, self._controller.alive, self._controller.quanta
-                )
+            if due and bool(removable.any()):
+                self._controller.remove(removable)
+                plan = physical_plan(self.structures, self._alive, self._controller.quanta)
                 if not plan.empty:
                     self._operate(plan)
                     gates = self._attach()
@@ -264,13 +264,13 @@ class Discovery(Readings):
             return
         self._agree()
         choice, self.polarised = self._controller.choose(), self._controller.polarised
-        left = bool((self._controller.alive & ~choice.mask).any())
-        self._controller.settle(choice.mask)
-        self._gates.probable.copy_(self._controller.alive)
+        left = bool((self._alive & ~choice.mask).any())
+        self._controller.decide(choice.mask)
+        self._gates.probable.copy_(self._alive)
         self._gates.bake()
         self._operate(physical_plan(self.structures, choice.mask, self._controller.quanta))
         self._settled, self.attained = True, choice.attained
-        self._controller.settle(torch.ones_like(self._controller.alive))
+        self._controller.decide(torch.ones_like(self._alive))
         if not choice.within:
             dials, quanta = self._controller.dials, self._controller.quanta
             warn_missed(dials.target, choice.attained, quanta, left)

@@ -7,7 +7,6 @@ removes anything: conditions return masks.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -15,10 +14,11 @@ import torch
 from torch import Tensor
 
 from guyot.core.errors import MisconfiguredError, TooFewStepsError
+from guyot.planning.vectors import GateState
 
 
 class Phase(Enum):
-    """What a training step does with the gates."""
+    """Name what a training step does with the gates."""
 
     WARM_UP = "warm-up"
     DISCOVERY = "discovery"
@@ -27,21 +27,22 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class Phases:
-    """When gates are on: warm-up, discovery (whose last part commits), fine-tuning.
+    """Divide a run into warm-up, discovery (whose last part commits), and fine-tuning.
 
     Attributes:
         total_steps: optimiser steps of the whole run.
         warmup: share of the steps without gates at the start; 0 skips the phase.
-        discovery_end: share of the steps at which what is left is settled.
-        commit: last share of discovery in which undecided gates are made to decide.
-        commitment_max: strength of that at the end of discovery, see `speed`. The commitment's
-            way is 0.9 / H * commit * discovery_steps * commitment_max / 2 = 2.25, the drift's
-            at most 0.9, so with a settled plan every gate arrives.
+        discovery_end: share of the steps after which undecided gates are rounded.
+        commit: last share of discovery, in which undecided gates are driven to 0 or 1.
+        commitment_max: strength of that at the end of discovery, see `speed`. It moves a gate by
+            0.9 / H * commit * discovery_steps * commitment_max / 2 = 2.25 in all, the drift by
+            at most 0.9, so under a plan that does not change every gate arrives.
         shortest: steps every phase needs.
         skip: steps of discovery that are left out at its end, see `ending`.
 
     Raises:
-        MisconfiguredError: shares out of order, or too few steps; says the smallest total.
+        MisconfiguredError: shares are out of order, or there are too few steps; the message names
+            the smallest number.
 
     Example:
         >>> phases = Phases(1000)
@@ -77,43 +78,43 @@ class Phases:
             raise TooFewStepsError(self.total_steps, self.shortest, enough)
 
     def _fits(self, total: int) -> bool:
-        """Does every phase get its steps?"""
+        """Say whether every phase gets its steps."""
         start, stop = round(total * self.warmup), round(total * self.discovery_end)
         lengths = [stop - start, total - stop] + ([start] if self.warmup > 0 else [])
         return min(lengths) >= self.shortest
 
     @property
     def discovery_start(self) -> int:
-        """First step with gates."""
+        """Return the first step with gates."""
         return round(self.total_steps * self.warmup)
 
     @property
     def discovery_stop(self) -> int:
-        """First step after discovery."""
+        """Return the first step after discovery."""
         return round(self.total_steps * self.discovery_end) - self.skip
 
     @property
     def discovery_steps(self) -> int:
-        """Length of discovery, were nothing left out: the unit of all speeds."""
+        """Return the length of discovery with what `skip` leaves out: the unit of all speeds."""
         return self.discovery_stop + self.skip - self.discovery_start
 
     @property
     def horizon(self) -> int:
-        """H, steps in which a structure without benefit goes from theta_0 to 0."""
+        """Return H, the steps in which a structure without benefit goes from theta_0 to 0."""
         return max(1, self.discovery_steps // 2)
 
     def at(self, step: int) -> Phase:
-        """The phase of a step, counted from 0."""
+        """Return the phase of a step, counted from 0."""
         if step < self.discovery_start:
             return Phase.WARM_UP
         return Phase.DISCOVERY if step < self.discovery_stop else Phase.FINE_TUNE
 
     def progress(self, step: int) -> float:
-        """Share of discovery that is over, in [0, 1]."""
+        """Return the share of discovery that is over, in [0, 1]."""
         return min(1.0, max(0.0, (step - self.discovery_start) / self.discovery_steps))
 
     def ending(self, step: int) -> Phases:
-        """The same, but this step is the last one with gates.
+        """Return the same phases, except that this step is the last one with gates.
 
         Example:
             >>> phases = Phases(1000)
@@ -124,15 +125,15 @@ class Phases:
         return replace(self, skip=self.skip + max(0, left))
 
     def commitment(self, step: int) -> float:
-        """mu of `speed`: 0, then rising linearly over the last part of discovery."""
+        """Return mu of `speed`: 0, then a linear rise over the last part of discovery."""
         over = (self.progress(step) - (1 - self.commit)) / self.commit
         return self.commitment_max * max(0.0, over)
 
 
 def sample(theta: Tensor, epsilon: float, generator: torch.Generator | None = None) -> Tensor:
-    """Independent gates, 1 with probability clamp(theta, epsilon, 1 - epsilon).
+    """Draw independent gates, 1 with probability clamp(theta, epsilon, 1 - epsilon).
 
-    The clamp keeps both sides fresh: a structure at 0 still shows what it would earn.
+    The clamp samples both sides now and then: a structure at 0 still shows what it would earn.
 
     Args:
         theta: shape (gates,).
@@ -153,15 +154,15 @@ def speed(
     commitment: float = 0.0,
     plan: Tensor | None = None,
 ) -> Tensor:
-    r"""Drift in units of the reference price: clip((b - c) / c~, -m, m) + mu (2 plan - 1).
+    r"""Return the drift clip((b - c) / c~, -m, m) + mu (2 plan - 1), in units of c~.
 
     A gate without a (finite) reference price or a finite benefit has no drift of its own. The
-    clip is symmetric about 0, so symmetric noise does not turn the mean drift round [ours].
+    clip is symmetric about 0, so symmetric noise does not reverse the mean drift [ours].
 
     The second term is minus the gradient of mu sum_j c~_j |theta_j - plan_j|, a charge for not
     being the network that would be chosen now. Gates with b = c would stay undecided for long;
-    this lets the network round itself step by step, while its weights adapt and the plan may
-    still be revised [ours].
+    this term rounds the network step by step, while its weights adapt and the plan may still
+    change [ours].
 
     Args:
         benefit: nats, shape (gates,).
@@ -189,11 +190,11 @@ def step(
     theta0: float,
     horizon: int,
 ) -> Tensor:
-    """One projected, preconditioned gradient step: clip(theta + theta0 / H * speed, 0, 1).
+    """Take one projected, preconditioned gradient step: clip(theta + theta0 / H * speed, 0, 1).
 
     Args:
         theta: keep probabilities, shape (gates,).
-        drift: what `speed` gave, shape (gates,).
+        drift: of `speed`, shape (gates,).
         theta0: initial keep probability.
         horizon: H in steps.
 
@@ -213,7 +214,7 @@ def certified(
     price: Tensor,
     weight_decay: float,
 ) -> Tensor:
-    r"""Mask of gates in A = { ||w|| < c / G, theta < lambda c / G**2 }: they cannot come back.
+    r"""Find gates in A = { ||w|| < c / G, theta < lambda c / G**2 }: theta goes to 0 for good.
 
     On A, |b| <= G ||w|| < c, so theta falls and stays below lambda c / G**2; then
     d||w||/dt <= theta G - lambda ||w|| < lambda (c / G - ||w||), so ||w|| stays below c / G:
@@ -222,7 +223,7 @@ def certified(
 
     Args:
         theta: keep probabilities, shape (gates,).
-        weight_norm: ||w_j|| of the weights that gate j scales.
+        weight_norm: ||w_j||, of the weights that gate j scales.
         gradient_bound: G_j >= ||dC/d(xi_j w_j)||, nats per unit of weight.
         price: c_j, nats.
         weight_decay: lambda of the optimiser.
@@ -234,38 +235,22 @@ def certified(
     return small & (theta * gradient_bound.square() < weight_decay * price)
 
 
-class ZeroPatience:
-    """Counts the steps in a row in which theta was 0 and still wanted down (b < c).
+@dataclass(frozen=True)
+class ZeroSteps(GateState):
+    """Count the steps in a row in which theta was 0 and still falling (b < c).
 
-    Args:
-        total: number of gates.
-        patience: steps after which a gate counts as gone.
-        device: where the counts live.
-
-    Raises:
-        MisconfiguredError: patience below 1.
+    Attributes:
+        steps: int32, shape (gates,).
     """
 
-    def __init__(self, total: int, patience: int, device: torch.device | str | None = None) -> None:
-        if patience < 1:
-            raise MisconfiguredError(f"patience={patience} is too small: choose at least 1 step.")
-        self.patience = patience
-        self.steps = torch.zeros(total, dtype=torch.int32, device=device)
+    steps: Tensor
 
-    def update(self, theta: Tensor, benefit: Tensor, price: Tensor) -> Tensor:
-        """Count this step; bool mask of the gates that have been 0 for long enough."""
+    @classmethod
+    def start(cls, total: int) -> ZeroSteps:
+        """Return counts of 0 for a number of gates."""
+        return cls(torch.zeros(total, dtype=torch.int32))
+
+    def updated(self, theta: Tensor, benefit: Tensor, price: Tensor) -> ZeroSteps:
+        """Return the counts with one more step."""
         again = (theta <= 0) & (benefit < price)
-        self.steps = torch.where(again, self.steps + 1, 0)
-        return self.steps >= self.patience
-
-    def select(self, kept: Tensor) -> None:
-        """After a removal: go on with these gates (indices or mask) only."""
-        self.steps = self.steps[kept].clone()
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The counts, int32, shape (gates,)."""
-        return {"steps": self.steps.clone()}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` gave."""
-        self.steps = state["steps"].to(self.steps.device, copy=True)
+        return ZeroSteps(torch.where(again, self.steps + 1, 0))

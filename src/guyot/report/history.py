@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from guyot.core.errors import MisconfiguredError
-from guyot.planning.controller import DIALS
+from guyot.planning.config import DIALS
 from guyot.report.outcome import Network
 
 Line = Mapping[str, Any]

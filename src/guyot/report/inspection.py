@@ -12,7 +12,7 @@ from torch import Tensor
 
 from guyot.core.types import Slot, Structures, UnitGroup
 from guyot.costs.complexity import Complexity
-from guyot.planning.settle import floor
+from guyot.planning.candidates import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def _prices(cost: Callable[[Tensor], Tensor], gates: int) -> list[int]:
 def _least(structures: Structures, full: Complexity) -> Price:
     quanta = structures.index.blocks
     shares = (
-        floor(structures, Complexity(structures, alpha), quanta) if cost > 0 else 0.0
+        SearchSpace(structures, Complexity(structures, alpha), quanta).least if cost > 0 else 0.0
         for alpha, cost in ((1.0, full.full.macs), (0.0, full.full.params))
     )
     macs, params = shares

@@ -40,7 +40,7 @@ from guyot.core.randomness import diverge, seed_all
 from guyot.discovery.checkpoint import Checkpointer
 from guyot.discovery.family import Family
 from guyot.discovery.session import Discovery
-from guyot.planning.controller import DiscoveryConfig
+from guyot.planning.config import DiscoveryConfig
 from guyot.report import Latency, Network, Outcome, measure, to_dict, widths
 
 _EVALUATION_BATCH = 500

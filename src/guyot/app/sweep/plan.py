@@ -11,7 +11,7 @@ from typing import Any
 
 from guyot.app.config import RunConfig
 from guyot.core.errors import MisconfiguredError
-from guyot.planning.controller import DIALS
+from guyot.planning.config import DIALS
 
 OBJECTIVES = {
     "accuracy": "maximize",

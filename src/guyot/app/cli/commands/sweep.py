@@ -14,7 +14,7 @@ from guyot.app.config import RunConfig
 from guyot.app.sweep import OBJECTIVES, Sweep, run
 from guyot.core.errors import MisconfiguredError
 from guyot.core.storage import read_json
-from guyot.planning.controller import DIALS
+from guyot.planning.config import DIALS
 from guyot.report import count_text
 
 _WHAT, _VARY, _RUN = "What to train", "What to try", "The sweep"

@@ -15,11 +15,12 @@ from guyot.app import running
 from guyot.app.cli.app import INTERRUPTED, Json, Quiet, app, option, print_json
 from guyot.app.cli.display import Display
 from guyot.app.cli.interrupt import Interruption
-from guyot.app.config import DATA, DECAYS, ESTIMATORS, GOALS, ON_CORRUPT, RunConfig
+from guyot.app.config import DATA, DECAYS, GOALS, ON_CORRUPT, RunConfig
 from guyot.app.launch import TIMEOUT, launched
 from guyot.app.models import MODELS
 from guyot.core.errors import MisconfiguredError
 from guyot.core.storage import read_json
+from guyot.planning.config import ESTIMATORS
 from guyot.report import Outcome
 
 _WHAT, _HOW, _FIND, _RUN = "What to train", "Training", "Discovery", "The run"

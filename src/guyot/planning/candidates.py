@@ -1,6 +1,6 @@
-"""The networks one can choose from: widths per group and switches per layer, in batches.
+"""The networks to choose from: widths per group and switches per layer, in batches.
 
-What each costs is counted exactly, what each loses is the sum of the benefits of what is missing.
+The cost of each is counted exactly; its loss is the sum of the benefits of what is missing.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from torch import Tensor
 from guyot.core.errors import MisconfiguredError
 from guyot.core.types import Structures
 from guyot.costs.complexity import Complexity
+from guyot.planning.vectors import GateValues
 
 _TINY = 1e-12
 
 
 def levels_of(size: int, quantum: int) -> list[int]:
-    """Widths a group may keep, ascending: multiples of the quantum, and its full size.
+    """Return the widths a group may keep, ascending: multiples of the quantum, and its full size.
 
     Example:
         >>> levels_of(20, 8), levels_of(3, 8)
@@ -29,27 +30,42 @@ def levels_of(size: int, quantum: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class State:
-    """Networks as level numbers per group (..., groups) and switches per layer (..., layers)."""
+class Sizes:
+    """Describe networks by level numbers per group and switches per layer.
+
+    Attributes:
+        level: numbers in the list that `levels_of` gives for the group, int64, (..., groups).
+        on: False for a layer that goes, bool, (..., layers).
+    """
 
     level: Tensor
     on: Tensor
 
 
-class Space:
-    """All networks that can be chosen, and what they cost and lose, in batches."""
+class SearchSpace:
+    """Hold all networks that can be chosen, and count their cost in batches.
+
+    Args:
+        structures: what can go.
+        complexity: of the same structures.
+        quanta: of the widths, per group; 1 for exact widths, times the number of blocks that the
+            group's units come in.
+
+    Raises:
+        MisconfiguredError: the quanta do not fit the groups.
+    """
 
     def __init__(
-        self, structures: Structures, complexity: Complexity, quantum: Sequence[int]
+        self, structures: Structures, complexity: Complexity, quanta: Sequence[int]
     ) -> None:
         sizes = [group.size for group in structures.groups]
-        if len(quantum) != len(sizes) or min([*quantum, 1]) < 1:
+        if len(quanta) != len(sizes) or min([*quanta, 1]) < 1:
             raise MisconfiguredError(
-                f"quantum={list(quantum)} does not fit: give one integer >= 1 for each of the "
+                f"quanta={list(quanta)} does not fit: give one integer >= 1 for each of the "
                 f"{len(sizes)} groups (1 for exact widths)."
             )
-        self.structures, self.complexity, self.index = structures, complexity, structures.index
-        levels = [levels_of(size, q) for size, q in zip(sizes, quantum, strict=True)]
+        self.complexity, self.index = complexity, structures.index
+        levels = [levels_of(size, q) for size, q in zip(sizes, quanta, strict=True)]
         self.top = torch.tensor([len(level) - 1 for level in levels], dtype=torch.int64)
         depth = int(self.top.max()) + 1 if sizes else 1
         padded = [level + [level[-1]] * (depth - len(level)) for level in levels]
@@ -58,22 +74,33 @@ class Space:
         self.parents = _layers_inside(structures)
         self.homes = [structures.home_of(group) for group in structures.groups]
 
-    def effective(self, state: State) -> tuple[Tensor, Tensor]:
-        """What is really there: widths (0 in a removed layer) and layers (not in a removed one)."""
-        off = (~state.on).double()
+    def effective(self, sizes: Sizes) -> tuple[Tensor, Tensor]:
+        """Return widths (0 in a layer that goes) and layers (without those in one that goes)."""
+        off = (~sizes.on).double()
         alive = off @ self.inside.T.double() == 0
-        on = state.on & (off @ self.parents.T.double() == 0)
+        on = sizes.on & (off @ self.parents.T.double() == 0)
         groups = torch.arange(len(self.top))
-        return torch.where(alive, self.levels[groups, state.level], 0), on
+        return torch.where(alive, self.levels[groups, sizes.level], 0), on
 
-    def cost(self, state: State) -> Tensor:
-        """Exact C^, shape (...)."""
-        widths, on = self.effective(state)
+    def cost(self, sizes: Sizes) -> Tensor:
+        """Return the exact C^, shape (...)."""
+        widths, on = self.effective(sizes)
         return self.complexity.normalised.at(widths, on)
+
+    @property
+    def smallest(self) -> Sizes:
+        """Return the smallest network: no layers, every other group at one quantum."""
+        off = torch.zeros(self.index.layers, dtype=torch.bool)
+        return Sizes(torch.zeros_like(self.top), off)
+
+    @property
+    def least(self) -> float:
+        """Return the smallest C^ that can be reached."""
+        return float(self.cost(self.smallest))
 
 
 def _groups_inside(structures: Structures) -> Tensor:
-    """(groups, layers): all tensors of the group belong to the layer."""
+    """Return where all tensors of a group belong to a layer, (groups, layers)."""
     inside = torch.zeros(len(structures.groups), len(structures.layers), dtype=torch.bool)
     for g, group in enumerate(structures.groups):
         inside[g, sorted(structures.layers_around(group))] = True
@@ -81,7 +108,7 @@ def _groups_inside(structures: Structures) -> Tensor:
 
 
 def _layers_inside(structures: Structures) -> Tensor:
-    """(layers, layers): whatever belongs to layer i belongs to layer j as well, j != i."""
+    """Return where all of layer i belongs to layer j != i as well, (layers, layers)."""
     count = len(structures.layers)
     inside = torch.zeros(count, count, dtype=torch.bool)
     common: dict[int, set[int]] = {}
@@ -94,11 +121,11 @@ def _layers_inside(structures: Structures) -> Tensor:
     return inside
 
 
-def _by_turns(order: Tensor, blocks: int) -> Tensor:
-    """Units best first, one of every block at a time.
+def _alternating(order: Tensor, blocks: int) -> Tensor:
+    """Return units best first, one of every block at a time.
 
     Example:
-        >>> _by_turns(torch.tensor([0, 1, 3, 2]), blocks=2)
+        >>> _alternating(torch.tensor([0, 1, 3, 2]), blocks=2)
         tensor([0, 3, 1, 2])
     """
     place = torch.empty_like(order).scatter(0, order, torch.arange(len(order)))
@@ -106,17 +133,28 @@ def _by_turns(order: Tensor, blocks: int) -> Tensor:
     return (place.view(blocks, -1).argsort(1) + start[:, None]).T.flatten()
 
 
-class Order:
-    """Units of every group from the most to the least worth keeping, with running sums.
+class Ranking:
+    """Rank the units of every group from the most to the least worth keeping, with running sums.
 
     Where units come in equal blocks, the best of every block come first, then the second best, and
-    so on: every block keeps as many.
+    so on: every block keeps as many. Gates that are not alive come last, without benefit or price.
 
-    A theta below 0 marks what was given up: last in the order, without benefit or price.
+    Args:
+        space: what can be chosen.
+        gates: on the device of the space, the CPU.
+        nu: the multiplier; with it prices are in nats.
     """
 
-    def __init__(self, space: Space, theta: Tensor, benefit: Tensor, price: Tensor) -> None:
+    def __init__(self, space: SearchSpace, gates: GateValues, nu: float) -> None:
         self.space, index = space, space.index
+        theta, benefit, price = (
+            vector.detach().double().cpu()
+            for vector in (
+                torch.where(gates.alive, gates.theta, -1),  # last in the order
+                gates.benefit,
+                nu * gates.price,
+            )
+        )
         self.layer_theta, self.layer_benefit = theta[index.layer_slice], benefit[index.layer_slice]
         self.layer_ratio = self.layer_benefit / price[index.layer_slice].clamp(min=_TINY)
         sizes, blocks = index.group_sizes, index.blocks or (1,) * len(index.group_sizes)
@@ -131,7 +169,7 @@ class Order:
             order = torch.argsort(b / c.clamp(min=_TINY), descending=True, stable=True)
             order = order[torch.argsort(t[order], descending=True, stable=True)]
             if blocks[g] > 1:
-                order = _by_turns(order, blocks[g])
+                order = _alternating(order, blocks[g])
             self.order.append(order)
             for sums, x in ((self.theta, t), (self.benefit, b), (self.price, c)):
                 sums[g, 1 : size + 1] = torch.where(t < 0, 0, x)[order].cumsum(0)
@@ -139,19 +177,19 @@ class Order:
                 int(m.sum()) for m in (t >= 0.5, t >= 1, t <= 0, t >= 0)
             )
 
-    def lost(self, state: State) -> Tensor:
-        """Benefit of what is missing, nats, shape (...); inside a removed layer only the layer."""
-        widths = self.space.effective(state)[0]
+    def lost(self, sizes: Sizes) -> Tensor:
+        """Return the benefit of what is missing, nats, shape (...); a layer counts as a whole."""
+        widths = self.space.effective(sizes)[0]
         groups = torch.arange(len(self.order))
-        sizes = torch.tensor(self.space.index.group_sizes, dtype=torch.int64)
-        missing = self.benefit[groups, sizes] - self.benefit[groups, widths]
+        full = torch.tensor(self.space.index.group_sizes, dtype=torch.int64)
+        missing = self.benefit[groups, full] - self.benefit[groups, widths]
         units = torch.where(widths > 0, missing, 0).sum(-1)
-        nested = ~state.on & ((~state.on).double() @ self.space.parents.T.double() > 0)
-        layers = torch.where(state.on | nested | (self.layer_theta < 0), 0, self.layer_benefit)
+        nested = ~sizes.on & ((~sizes.on).double() @ self.space.parents.T.double() > 0)
+        layers = torch.where(sizes.on | nested | (self.layer_theta < 0), 0, self.layer_benefit)
         return units + layers.sum(-1)
 
-    def items(self, low: State, high: State) -> Tensor:
-        """Quanta (their group) and layers (groups + layer) between two states, best first."""
+    def items(self, low: Sizes, high: Sizes) -> Tensor:
+        """Return quanta (their group) and layers (groups + layer) between two sizes, best first."""
         groups = torch.arange(len(self.order))[:, None]
         a, b = self.space.levels[:, :-1], self.space.levels[:, 1:]
         theta, benefit, price = (

@@ -9,12 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import counted, residual_network, unit_group
+from oracles import counted, gate_values, residual_network, unit_group
 
 from guyot.core.errors import MisconfiguredError
 from guyot.core.types import Fixed, Layer, Operation, Structures, TensorShape, Units
 from guyot.costs.complexity import Complexity
-from guyot.planning.settle import choose, floor, levels_of
+from guyot.planning.candidates import SearchSpace, levels_of
+from guyot.planning.choice import Choice, choose
 
 NET = residual_network(stream=4, inner=(6, 6), pixels=16)
 INDEX = NET.index
@@ -29,6 +30,18 @@ def random_case(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return theta, price * torch.rand(INDEX.total, generator=g) * 2, price
 
 
+def chosen(
+    theta: torch.Tensor,
+    benefit: torch.Tensor,
+    price: torch.Tensor,
+    quanta: list[int],
+    target: float | None = None,
+    **known: torch.Tensor,
+) -> Choice:
+    space = SearchSpace(NET, COSTS, quanta)
+    return choose(space, gate_values(theta, benefit, price, **known), target=target)
+
+
 def widths(mask: torch.Tensor) -> list[int]:
     return [int(mask[INDEX.units(g)].sum()) for g in range(len(NET.groups))]
 
@@ -40,9 +53,9 @@ def every_cost(quantum: int) -> list[float]:
     levels = [levels_of(group.size, quantum) for group in NET.groups]
     for on in product((False, True), repeat=len(NET.layers)):
         inner = [levels[i + 1] if kept else [0] for i, kept in enumerate(on)]
-        for chosen in product(levels[0], *inner):
+        for network in product(levels[0], *inner):
             gate = torch.zeros(INDEX.total)
-            for g, width in enumerate(chosen):
+            for g, width in enumerate(network):
                 gate[INDEX.offsets[g] : INDEX.offsets[g] + width] = 1
             gate[INDEX.layer_slice] = torch.tensor(on).float()
             found.append(counted(NET, gate)[0] / FULL)
@@ -58,7 +71,7 @@ def test_levels() -> None:
 def test_decided_gates_with_exact_widths_are_kept_as_they_are() -> None:
     mask = torch.ones(INDEX.total)
     mask[[1, 5, 7, 12]] = 0
-    result = choose(mask, torch.rand(INDEX.total), torch.ones(INDEX.total), NET, COSTS, [1, 1, 1])
+    result = chosen(mask, torch.rand(INDEX.total), torch.ones(INDEX.total), [1, 1, 1])
     assert torch.equal(result.mask.float(), mask)
     assert result.attained == pytest.approx(counted(NET, mask)[0] / FULL)
 
@@ -67,7 +80,7 @@ def test_decided_gates_with_exact_widths_are_kept_as_they_are() -> None:
 def test_width_goes_to_the_better_neighbour(worth: float, expected: int) -> None:
     theta, ones = torch.ones(INDEX.total), torch.ones(INDEX.total)
     theta[INDEX.units(1)] = torch.tensor([0.9, 0.6, 0.2, 0.3, 0.8, 0.1])
-    result = choose(theta, worth * ones, ones, NET, COSTS, [1, 2, 1])
+    result = chosen(theta, worth * ones, ones, [1, 2, 1])
     assert widths(result.mask)[1] == expected
     best = [0, 4, 1, 3, 2, 5][:expected]
     assert result.mask[INDEX.units(1)].nonzero().flatten().tolist() == sorted(best)
@@ -79,7 +92,7 @@ def test_ties_in_theta_go_by_benefit_per_price() -> None:
     benefit = torch.ones(INDEX.total)
     benefit[INDEX.units(1)] = torch.tensor([0.3, 0.9, 9.0, 0.8, 0.2, 0.7])
     benefit[INDEX.units(1)][2] = -9.0
-    result = choose(theta, benefit, price, NET, COSTS, [1, 4, 1])
+    result = chosen(theta, benefit, price, [1, 4, 1])
     # five of 0.7: 4 or all 6, where the sixth costs more than it earns
     assert result.mask[INDEX.units(1)].nonzero().flatten().tolist() == [0, 1, 3, 5]
 
@@ -88,7 +101,7 @@ def test_a_dead_interior_takes_its_layer_a_dead_stream_keeps_a_quantum() -> None
     theta, ones = torch.ones(INDEX.total), torch.ones(INDEX.total)
     theta[INDEX.units(1)] = 0.4
     theta[INDEX.units(0)] = 0.1
-    result = choose(theta, ones, ones, NET, COSTS, [2, 2, 2])
+    result = chosen(theta, ones, ones, [2, 2, 2])
     assert widths(result.mask) == [2, 0, 6]
     assert result.mask[INDEX.layer_slice].tolist() == [False, True]
 
@@ -98,10 +111,10 @@ def test_a_kept_layer_keeps_a_quantum_and_a_removed_one_nothing() -> None:
     theta[INDEX.units(1)] = 0.0
     theta[INDEX.units(1).start] = 0.5
     theta[INDEX.layer(1)] = 0.2
-    result = choose(theta, 0 * ones, ones, NET, COSTS, [1, 3, 3])
+    result = chosen(theta, 0 * ones, ones, [1, 3, 3])
     assert widths(result.mask) == [4, 3, 0]
     # lost: the second layer as a whole; its units are not counted again
-    lost = choose(theta, ones, ones, NET, COSTS, [1, 3, 3]).lost
+    lost = chosen(theta, ones, ones, [1, 3, 3]).lost
     assert lost == pytest.approx(1 + 3)
 
 
@@ -122,12 +135,12 @@ def nested() -> Structures:
 
 
 def test_nested_layers_go_together_but_a_dead_inner_group_takes_only_the_inner_one() -> None:
-    net = nested()
-    costs, ones = Complexity(net), torch.ones(6)
+    net, ones = nested(), torch.ones(6)
+    space = SearchSpace(net, Complexity(net), [1, 1])
     theta = torch.tensor([1.0, 1, 1, 1, 0, 1])
-    assert not choose(theta, ones, ones, net, costs, [1, 1]).mask.any()
+    assert not choose(space, gate_values(theta, ones, ones)).mask.any()
     theta = torch.tensor([1.0, 1, 0, 0, 1, 1])
-    assert choose(theta, ones, ones, net, costs, [1, 1]).mask.tolist() == [1, 1, 0, 0, 1, 0]
+    assert choose(space, gate_values(theta, ones, ones)).mask.tolist() == [1, 1, 0, 0, 1, 0]
 
 
 @pytest.mark.parametrize("quantum", [1, 2])
@@ -135,7 +148,7 @@ def test_nested_layers_go_together_but_a_dead_inner_group_takes_only_the_inner_o
 @given(seed=st.integers(0, 10_000), target=st.floats(0.1, 0.95))
 def test_target_is_met_whenever_it_can_be(quantum: int, seed: int, target: float) -> None:
     theta, benefit, price = random_case(seed)
-    result = choose(theta, benefit, price, NET, COSTS, [quantum] * 3, target)
+    result = chosen(theta, benefit, price, [quantum] * 3, target)
     possible = min(abs(cost - target) for cost in every_cost(quantum)) <= 0.01 * target
     assert result.attained == pytest.approx(counted(NET, result.mask)[0] / FULL)
     assert result.within == (abs(result.attained - target) <= 0.01 * target)
@@ -151,11 +164,12 @@ def test_target_is_met_whenever_it_can_be(quantum: int, seed: int, target: float
 def test_realistic_targets_are_met(target: float) -> None:
     net = residual_network(stream=16, inner=(16,) * 6, pixels=16)
     costs, n = Complexity(net), net.index.total
+    space = SearchSpace(net, costs, [1] * 7)
     for seed in range(10):
         theta = torch.rand(n, generator=torch.Generator().manual_seed(seed))
         price = costs.prices(theta)
         benefit = price * 2 * theta.flip(0)
-        assert choose(theta, benefit, price, net, costs, [1] * 7, target).within
+        assert choose(space, gate_values(theta, benefit, price), target=target).within
 
 
 def test_target_prefers_what_earns_more_for_its_price() -> None:
@@ -166,7 +180,7 @@ def test_target_prefers_what_earns_more_for_its_price() -> None:
     benefit = price.clone()
     benefit[INDEX.units(1)] *= 3
     target = 1 - 5 * float(price[INDEX.units(1)][0])
-    result = choose(theta, benefit, price, NET, COSTS, [1, 1, 1], target)
+    result = chosen(theta, benefit, price, [1, 1, 1], target)
     assert result.within and widths(result.mask)[1] > widths(result.mask)[2]
     assert result.lost <= 5.01 * float(price[INDEX.units(2)][0])
 
@@ -177,46 +191,46 @@ def test_decided_gates_are_overturned_only_for_the_target() -> None:
     price = COSTS.prices(torch.ones(INDEX.total))
     low, high = theta.clone(), theta.clone()
     low[INDEX.units(2)] = torch.tensor([1, 1, 1, 0, 0, 0.0])
-    near = choose(theta, price, price, NET, COSTS, [1, 1, 1], float(COSTS.expected(low)))
+    near = chosen(theta, price, price, [1, 1, 1], float(COSTS.expected(low)))
     assert near.mask.tolist() == low.bool().tolist()
-    far = choose(high, price, price, NET, COSTS, [1, 1, 1], 0.4)
+    far = chosen(high, price, price, [1, 1, 1], 0.4)
     nearest = min(abs(cost - 0.4) for cost in every_cost(1))
     assert abs(far.attained - 0.4) <= max(0.004, nearest + 1e-9)
 
 
 @pytest.mark.parametrize("target", [None, 0.3, 0.6, 0.99])
 @pytest.mark.parametrize("quantum", [1, 2, 4])
-def test_what_was_given_up_never_returns(target: float | None, quantum: int) -> None:
+def test_what_was_removed_never_returns(target: float | None, quantum: int) -> None:
     for seed in range(5):
         theta, benefit, price = random_case(seed)
         alive = torch.rand(INDEX.total, generator=torch.Generator().manual_seed(seed)) > 0.3
         theta = torch.where(alive, theta, 0)
         benefit = torch.where(alive, benefit, 100.0)
-        result = choose(theta, benefit, price, NET, COSTS, [quantum] * 3, target, alive=alive)
+        result = chosen(theta, benefit, price, [quantum] * 3, target, alive=alive)
         assert not (result.mask & ~alive).any()
         assert result.lost < 50
 
 
-def test_a_level_may_hold_a_unit_that_was_given_up() -> None:
+def test_a_level_may_hold_a_unit_that_was_removed() -> None:
     """Five of six left, quantum 3: all five stay, and the sixth is paid for."""
     theta, alive = torch.ones(INDEX.total), torch.ones(INDEX.total, dtype=torch.bool)
     alive[INDEX.units(1).start] = False
     ones = torch.ones(INDEX.total)
-    result = choose(theta, 2 * ones, ones, NET, COSTS, [1, 3, 1], alive=alive)
+    result = chosen(theta, 2 * ones, ones, [1, 3, 1], alive=alive)
     assert widths(result.mask)[1] == 5
     assert result.attained == pytest.approx(1.0)
 
 
-def test_floor_is_the_cheapest_network() -> None:
+def test_the_least_is_the_cheapest_network() -> None:
     for quantum in (1, 2, 3):
         lowest = min(every_cost(quantum))
-        assert floor(NET, COSTS, [quantum] * 3) == pytest.approx(lowest, rel=1e-12)
-    result = choose(*random_case(0), NET, COSTS, [2, 2, 2], 0.001)
+        assert SearchSpace(NET, COSTS, [quantum] * 3).least == pytest.approx(lowest, rel=1e-12)
+    result = chosen(*random_case(0), [2, 2, 2], 0.001)
     assert not result.within
-    assert result.attained == pytest.approx(floor(NET, COSTS, [2, 2, 2]))
+    assert result.attained == pytest.approx(SearchSpace(NET, COSTS, [2, 2, 2]).least)
 
 
-@pytest.mark.parametrize("quantum", [[1, 1], [1, 0, 1]])
-def test_bad_quantum(quantum: list[int]) -> None:
+@pytest.mark.parametrize("quanta", [[1, 1], [1, 0, 1]])
+def test_bad_quanta(quanta: list[int]) -> None:
     with pytest.raises(MisconfiguredError, match=r"does not fit.*3 groups"):
-        floor(NET, COSTS, quantum)
+        SearchSpace(NET, COSTS, quanta)

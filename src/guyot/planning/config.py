@@ -1,0 +1,170 @@
+"""What a user sets, where it is checked, and how exactly a target is met; needs no torch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from guyot.core.errors import MisconfiguredError
+from guyot.core.patterns import Patterns
+
+if TYPE_CHECKING:
+    from guyot.costs.complexity import Cost
+
+DIALS = ("target", "nu", "alpha", "beta")
+"""Names of the fields of `Dials`."""
+
+ESTIMATORS = ("two-sided", "straight-through", "taylor")
+"""Names of the estimators in `guyot.planning.benefits`."""
+
+TOLERANCE = 0.01
+"""Relative distance from a target at which it counts as met."""
+
+_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "nu": (
+        lambda nu: 0 <= nu < float("inf"),
+        "give the nats of loss worth paying to remove all complexity, 0 or more, such as 0.3",
+    ),
+    "target": (
+        lambda target: 0 < target < 1,
+        "give the share of the complexity to keep, between 0 and 1, such as 0.5",
+    ),
+    "theta0": (lambda theta0: 0 < theta0 <= 1, "give a probability above 0, such as 0.9"),
+    "epsilon": (lambda epsilon: 0 <= epsilon < 0.5, "give a probability below 1/2, such as 0.01"),
+    "sharpness": (lambda sharpness: sharpness >= 1, "give 1 or more, such as 4"),
+    "patience": (lambda patience: 0 < patience <= 1, "give a share of discovery, such as 0.05"),
+    "estimator": (lambda name: name in ESTIMATORS, f"choose {', '.join(ESTIMATORS)}"),
+    "decay": (
+        lambda decay: 0 <= decay < 1,
+        "give 0 or more and below 1, such as 0.96 for a window of 25 samples",
+    ),
+    "max_speed": (lambda speed: speed > 0, "give a positive bound, such as 2"),
+    "removals": (
+        lambda removals: removals >= 1,
+        "give how many times structures may be removed, such as 40",
+    ),
+}
+"""What a value must be, and what to give instead."""
+
+
+def problem_of(setting: str, value: Any) -> str | None:
+    """Return what is wrong with the value of a setting, and the way out; None if nothing is.
+
+    Example:
+        >>> problem_of("removals", 0)
+        'removals=0: give how many times structures may be removed, such as 40'
+    """
+    fits, way_out = _RANGES[setting]
+    return None if fits(value) else f"{setting}={value!r}: {way_out}"
+
+
+def problem_of_targets(targets: Sequence[float]) -> str | None:
+    """Return what is wrong with the targets of a family, and the way out; None if nothing is."""
+    given = ",".join(f"{target:g}" for target in targets)
+    if len(targets) < 2:
+        return f"targets={given}: give at least two sizes, such as 0.7,0.5, or one target"
+    for target in targets:
+        if problem_of("target", target):
+            return (
+                f"targets={given}: {target:g} is out of range, give shares of the complexity to "
+                "keep, between 0 and 1"
+            )
+    for larger, smaller in itertools.pairwise(targets):
+        if larger < smaller:
+            return (
+                f"targets={given}: {smaller:g} after {larger:g} is out of order, give the largest "
+                "first, as the network gets smaller"
+            )
+        if larger < (1 + 2 * TOLERANCE) * smaller:
+            return (
+                f"targets={given}: {larger:g} and {smaller:g} are the same network, since a target "
+                f"is met within {100 * TOLERANCE:g} %; leave one out"
+            )
+    return None
+
+
+@dataclass(frozen=True)
+class DiscoveryConfig:
+    """Set what has a default good enough not to be touched.
+
+    Attributes:
+        warmup: share of the steps before gates come on.
+        discovery_end: share of the steps after which undecided gates are rounded.
+        theta0: initial keep probability.
+        epsilon: least probability with which either side of a gate is sampled.
+        sharpness: 1: gates are sampled with their keep probabilities; larger: with these
+            stretched about 1/2, see `guyot.planning.controller.Controller.sample`.
+        patience: share of discovery for which a probability must stay 0 before it is final.
+        estimator: "two-sided", "straight-through" or "taylor".
+        decay: of the estimator's running means, per sample.
+        max_speed: bound of the normalised drift.
+        round_to: widths that are not full are multiples of this: one number, or one for every
+            pattern of group names (1 for groups that none matches, of several the last).
+            `guyot.costs.quantum.measure_quantum` finds out what suits a device.
+        units: gate units.
+        layers: gate residual branches.
+        ignore: patterns (`guyot.core.patterns`) of names of modules that stay whole: none of their
+            tensors shrinks, and no residual branch that uses one goes.
+        freeze: patterns of names of groups and layers that stay as they are.
+        tie: sets of patterns of names of groups; the groups of a set lose the same units.
+        removals: how many times during discovery structures may be removed.
+        seed: of the sampled gates.
+
+    Raises:
+        MisconfiguredError: a value is out of range.
+    """
+
+    warmup: float = 0.1
+    discovery_end: float = 0.4
+    theta0: float = 0.9
+    epsilon: float = 0.01
+    sharpness: float = 4.0
+    patience: float = 0.05
+    estimator: str = "two-sided"
+    decay: float = 0.96
+    max_speed: float = 2.0
+    round_to: int | Mapping[str, int] = 8
+    units: bool = True
+    layers: bool = True
+    ignore: Patterns = ()
+    freeze: Patterns = ()
+    tie: Sequence[Patterns] = ()
+    removals: int = 40
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for setting, value in vars(self).items():
+            if setting in _RANGES and (problem := problem_of(setting, value)):
+                raise MisconfiguredError(problem)
+
+
+@dataclass(frozen=True)
+class Dials:
+    """Say what the user wants: `nu` or `target`, and what complexity means.
+
+    Attributes:
+        nu: nats of training loss worth paying to remove all complexity; None with a target.
+        target: share of the complexity to keep; None with `nu`.
+        alpha: 1: MACs ... 0: parameters; or a `Cost`, which may count latency.
+        beta: 0: what each structure costs ... 1: whole layers only.
+
+    Raises:
+        MisconfiguredError: both or neither of `nu` and `target`, or one out of range.
+    """
+
+    nu: float | None
+    target: float | None
+    alpha: float | Cost = 1.0
+    beta: float = 0.8
+
+    def __post_init__(self) -> None:
+        if (self.nu is None) == (self.target is None):
+            raise MisconfiguredError(
+                f"nu={self.nu} and target={self.target}: give one of them, such as target=0.5 to "
+                "keep half of the complexity"
+            )
+        for setting, value in (("nu", self.nu), ("target", self.target)):
+            if value is not None and (problem := problem_of(setting, value)):
+                raise MisconfiguredError(problem)
