@@ -180,7 +180,9 @@ def first_order_taylor(means: SideMeans, theta: Tensor) -> Tensor:  # noqa: ARG0
     return -means.sides[0]
 
 
-_RULES = dict(zip(ESTIMATORS, (two_sided, straight_through, first_order_taylor), strict=True))
+_RULES: dict[str, Callable[[SideMeans, Tensor], Tensor]] = dict(
+    zip(ESTIMATORS, (two_sided, straight_through, first_order_taylor), strict=True)
+)
 
 
 def benefit(estimator: str, means: SideMeans, theta: Tensor) -> Tensor:
