@@ -41,8 +41,8 @@ class Phases:
         skip: steps of discovery that are left out at its end, see `ending`.
 
     Raises:
-        MisconfiguredError: shares are out of order, or there are too few steps; the message names
-            the smallest number.
+        MisconfiguredError: shares are out of order.
+        TooFewStepsError: there are too few steps; it names the smallest number.
 
     Example:
         >>> phases = Phases(1000)
