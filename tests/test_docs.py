@@ -133,6 +133,38 @@ def test_the_reference_shows_all_public_names() -> None:
         assert package[name].final_target.docstring.value.strip(), name
 
 
+def definitions(path: Path) -> set[str]:
+    """Return the names that a file defines, methods and aliases included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.FunctionDef() | ast.ClassDef():
+                found.add(node.name)
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                found.add(name)
+    return found
+
+
+def test_the_tour_is_short_and_every_name_in_it_exists() -> None:
+    path = DOCS / "tour.md"
+    text = path.read_text(encoding="utf-8")
+    assert len(re.sub(r"\]\([^)]*\)", "]", text).split()) < 600
+    package = ROOT / "src" / "guyot"
+    folders = {folder.name for folder in package.iterdir() if (folder / "__init__.py").exists()}
+    linked: dict[str, set[str]] = {}
+    for link in LINK.findall(text):
+        file = (path.parent / link).resolve()
+        linked[file.relative_to(package).as_posix()] = definitions(file)
+    assert len(folders) == 10
+    assert {file.partition("/")[0] for file in linked} == folders
+    known = set.union(folders, *linked.values())
+    names = re.findall(r"`([A-Za-z_.]+)`", text)
+    assert len(names) > 30
+    outside = {"src/guyot", "torch.export", "backward"}
+    for name in {name for name in names if name not in outside}:
+        assert set(name.split(".")) <= known, name
+
+
 def test_new_import_paths_in_the_changelog_exist() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     rows = re.findall(r"^  \| `(guyot[\w.]*)` \| `(guyot[\w.]*)`", text, re.MULTILINE)
