@@ -19,7 +19,7 @@ _COSTS = ("macs", "params", "latency")
 
 @dataclass(frozen=True)
 class Cost:
-    r"""What complexity means: any non-negative combination of MACs, parameters and latency.
+    r"""Weigh MACs, parameters and latency into one complexity, a share of the full network's.
 
         C^ = ( macs * M / M_full + params * P / P_full + latency * T / T_full )
              / ( macs + params + latency )

@@ -16,12 +16,12 @@ from guyot.surgery import Shrunk, present
 
 @dataclass(frozen=True)
 class Removal:
-    """One moment at which structures went for good.
+    """Record which units and layers were removed at one step.
 
     Attributes:
         step: optimiser step.
-        units: group name -> indices that went, numbered as in the original network.
-        layers: names of the layers that went.
+        units: group name -> indices that were removed, numbered as in the original network.
+        layers: names of the layers that were removed.
         macs: MACs of one sample afterwards (physical widths).
     """
 

@@ -46,19 +46,19 @@ _WHOLE = {"units": {}, "removed_layers": []}
 
 
 class Checkpointer:
-    """Saves a run as it goes, and goes on with it in another process.
+    """Save a run while it trains, and resume it in another process.
 
-    Everything of a run is handed over once; the order of `parts` is the order in which they are
-    restored. A checkpoint appears whole or not at all, and only then the oldest one is removed.
-    Random states of Python, NumPy and torch (the CPU's and every GPU's) are part of it.
+    The constructor takes everything that has a state. `parts` are restored in their order. A
+    checkpoint appears whole or not at all, and the oldest one is removed after that. It holds the
+    random states of Python, NumPy and torch (the CPU's and every GPU's).
 
-    With several processes give the model in its `DistributedDataParallel`. All of them call `save`
-    and `resume`; rank 0 writes, also what only the others know: their random states and positions,
-    and parts that differ. With as many processes a run goes on bit for bit, with more or fewer
-    with other random numbers.
+    With several processes, give the model in its `DistributedDataParallel`, and call `save` and
+    `resume` in all of them. Rank 0 writes, also what differs between processes: random states,
+    positions and parts. With the same number of processes a run resumes bit for bit. With another
+    number it uses other random numbers.
 
     Args:
-        folder: where the checkpoints go.
+        folder: where the checkpoints are written.
         model: the network; with a discovery, the one it was made with, in the same wrapper.
         discovery: None for a run without one.
         keep: how many checkpoints stay.
