@@ -10,13 +10,11 @@ import torch
 from oracles import gate_values, residual_network
 
 from guyot.core.errors import MisconfiguredError
-from guyot.costs.complexity import Complexity
-from guyot.planning.benefits import SideMeans, SideSums, two_sided
+from guyot.planning.benefits import SideSums
 from guyot.planning.budget import Budget, BudgetState
-from guyot.planning.candidates import SearchSpace
-from guyot.planning.choice import choose
-from guyot.planning.config import Dials
-from guyot.planning.dynamics import Phases, sample, speed, step
+from guyot.planning.config import Dials, DiscoveryConfig
+from guyot.planning.controller import Controller
+from guyot.planning.dynamics import Phases, speed, step
 from guyot.planning.vectors import GateValues
 
 NET = residual_network(16, (16,) * 9, pixels=8)  # the shape of a ResNet-20
@@ -38,57 +36,47 @@ def simulate(
     quantum: int = 1,
     commitment: float = 10.0,
 ) -> Outcome:
-    """Benefits of quadratic interaction: they rise up to threefold as others of the group leave.
+    """Let a controller move gates whose benefits rise up to threefold as others of a group leave.
 
     Intrinsic benefits are log-normal about 0.3 nats times the price; gradients carry Student-t
     noise (3 degrees of freedom) of `noise` times that; the weights adapt to theta.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    costs, index = Complexity(NET), NET.index
-    n, reference = index.total, costs.reference_prices()
     phases = Phases(steps, commitment_max=commitment)
-    budget = Budget(target, phases) if target is not None else None
-    state, space = BudgetState(), SearchSpace(NET, costs, [quantum] * 10)
-    means, theta, adapted = SideMeans.start(n), torch.full((n,), 0.9), torch.ones(n)
-    base = 0.3 * reference * torch.randn(n, generator=generator).exp()
+    dials = Dials(nu=0.5 if target is None else None, target=target, beta=0.0)
+    config = DiscoveryConfig(round_to=quantum, epsilon=0.03, seed=seed)
+    controller = Controller(NET, dials, phases, config, weight_decay=None)
+    controller.price()
+    index, reference = NET.index, controller.state.reference
+    adapted = torch.ones(index.total)
+    base = 0.3 * reference * torch.randn(index.total, generator=generator).exp()
     tails = torch.distributions.StudentT(3.0)
     group = index.group_of_gate
     sizes = torch.bincount(group).float()
-    outcome, plan = Outcome(theta, [], [], []), None
+    outcome = Outcome(controller.state.theta, [], [], [])
     for t in range(phases.discovery_start, phases.discovery_stop):
-        gate = sample(theta, 0.03, generator)
+        gate = controller.sample(generator)
         kept = torch.zeros(len(sizes)).index_add(0, group, gate)
         others = ((kept[group] - gate) / (sizes[group] - 1).clamp(min=1)).clamp(max=1)
         others[index.layer_slice] = gate[index.layer_slice].mean()
-        alive = torch.ones(n)
+        present = torch.ones(index.total)
         for i in range(index.layers):
-            alive[index.units(i + 1)] = gate[index.layer(i)]
-        true = base * adapted * alive * (3 - 2 * others)
-        gradient = -true * (1.5 - gate) + noise * 0.17 * reference * alive * tails.sample((n,))
-        means = means.updated(SideSums.from_sample(gradient, gate), decay=0.96)
-        gates = gate_values(
-            theta,
-            two_sided(means, theta),
-            costs.prices(theta),
-            reference_price=reference,
-            gradient=costs.gradient(theta),
-        )
-        nu = scale = 0.5
-        if budget:
-            if (t - phases.discovery_start) % 5 == 0:
-                state = budget.update(state, t, gates, float(costs.expected(theta)))
-            nu, scale = state.nu, state.scale
-        mu = phases.commitment(t)
-        if mu > 0 and (plan is None or t % 15 == 0):
-            plan = choose(space, gates, nu, target).mask
-        drift = speed(gates.benefit, nu * gates.price, scale * reference, 2.0, mu, plan)
-        theta = step(theta, drift, 0.9, phases.horizon)
+            present[index.units(i + 1)] = gate[index.layer(i)]
+        true = base * adapted * present * (3 - 2 * others)
+        noisy = noise * 0.17 * reference * present * tails.sample((index.total,))
+        gradient = -true * (1.5 - gate) + noisy
+        removable = controller.advance(SideSums.from_sample(gradient, gate), t)
+        if t % controller.interval == 0:
+            controller.remove(removable)
+        theta = controller.state.theta
         adapted += (theta.clamp(min=0.02) / 0.9 - adapted) * 10 / phases.discovery_steps
-        outcome.expected.append(float(costs.expected(theta)))
-        outcome.wanted.append(budget.path(state.initial, t + 1) if budget else 0.0)
-        outcome.nu.append(nu)
-    outcome.theta = theta
+        outcome.expected.append(controller.expected)
+        if (budget := controller.state.budget) is not None:
+            path = Budget(dials.target, phases, config.theta0, config.max_speed)
+            outcome.wanted.append(path.path(budget.initial or controller.expected, t + 1))
+        outcome.nu.append(controller.nu)
+    outcome.theta = controller.state.theta
     return outcome
 
 
