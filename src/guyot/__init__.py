@@ -1,4 +1,4 @@
-"""guyot: neural networks that find their own structure while they train."""
+"""guyot makes a PyTorch network smaller, units and layers, while it trains."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

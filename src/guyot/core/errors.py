@@ -2,7 +2,7 @@
 
 
 class GuyotError(Exception):
-    """Base of every error and the parent of nothing else."""
+    """The base class of all errors of guyot."""
 
 
 class MisconfiguredError(GuyotError, ValueError):

@@ -37,7 +37,7 @@ def find_structures(
     tie: Sequence[Patterns] = (),
     verify: bool = True,
 ) -> Structures:
-    """Find the unit groups and residual branches of a model, without any annotation.
+    """Find the groups of units and the residual branches of a model, without annotations.
 
     Args:
         model: any module that `torch.export` can trace; it is not changed.
@@ -46,14 +46,14 @@ def find_structures(
         units: look for units (channels, neurons).
         layers: look for removable residual branches.
         ignore: patterns (`guyot.core.patterns`) of names of modules that stay whole: none of their
-            tensors shrinks, and no residual branch that uses one goes.
+            tensors shrinks, and no residual branch that uses one is removed.
         freeze: patterns of names of groups and layers that stay as they are.
         tie: sets of patterns of names of groups; the groups of a set lose the same units.
         verify: check every group and layer numerically; those that fail are excluded with a
             `GuyotWarning` that names them and says why.
 
     Returns:
-        The structures; `frozen` lists what cannot go and why.
+        The structures; `frozen` lists what stays and why.
 
     Raises:
         MisconfiguredError: the inputs do not fit the model, a pattern matches nothing, or groups
