@@ -381,7 +381,7 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path):
         ({"target": 1.0}, "target=1.0: give the share of the complexity"),
         ({"alpha": 2.0}, "alpha=2.0: give a number from 0 to 1"),
         ({"beta": -1.0}, "beta=-1.0: give a number from 0 to 1"),
-        ({"estimator": "magic"}, "estimator='magic': choose two-sided, straight-through, taylor"),
+        ({"estimator": "magic"}, "estimator='magic': choose two-sided, fisher, straight-thr"),
         ({"round_to": 0}, "round_to=0: widths are multiples"),
         ({"discovery": False, "target": 0.3}, "target=0.3 has no effect without discovery"),
     ],

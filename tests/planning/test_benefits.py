@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import all_gates, enumerated_mean, exact_benefit, probability
+from torch import Tensor
 
 from guyot.core.errors import MisconfiguredError
 from guyot.planning.benefits import (
@@ -16,15 +17,16 @@ from guyot.planning.benefits import (
     SideSums,
     benefit,
     first_order_taylor,
+    fisher,
     straight_through,
     two_sided,
 )
 from guyot.planning.config import ESTIMATORS
 
-Loss = Callable[[torch.Tensor], torch.Tensor]
+Loss = Callable[[Tensor], Tensor]
 
 
-def gradient_of(loss: Loss, gate: torch.Tensor) -> torch.Tensor:
+def gradient_of(loss: Loss, gate: Tensor) -> Tensor:
     at = gate.clone().requires_grad_()
     return torch.autograd.grad(loss(at), at)[0]
 
@@ -36,7 +38,7 @@ def quadratic(n: int, seed: int) -> Loss:
     return lambda gate: gate @ (a @ gate) + b @ gate
 
 
-def mean_sides(loss: Loss, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def mean_sides(loss: Loss, theta: Tensor) -> tuple[Tensor, Tensor]:
     """E[C'_j | xi_j = 1] and E[C'_j | xi_j = 0], by enumeration, each (gates,)."""
     one, zero = torch.zeros_like(theta), torch.zeros_like(theta)
     for gate in all_gates(len(theta)):
@@ -46,15 +48,20 @@ def mean_sides(loss: Loss, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     return one, zero
 
 
-def exact_means(loss: Loss, theta: torch.Tensor) -> SideMeans:
+def sums_of(one: Tensor, count_one: Tensor, zero: Tensor, count_zero: Tensor) -> SideSums:
+    """Sums without squares."""
+    return SideSums(one, count_one, zero, count_zero, one * 0, zero * 0, predictions=1)
+
+
+def exact_means(loss: Loss, theta: Tensor) -> SideMeans:
     """Means that are the exact conditional means."""
     one, zero = mean_sides(loss, theta)
     ones = torch.ones_like(theta).float()
-    sums = SideSums(one.float(), ones, zero.float(), ones)
+    sums = sums_of(one.float(), ones, zero.float(), ones)
     return SideMeans.start(len(theta)).updated(sums, decay=0.96)
 
 
-def sampled(loss: Loss, theta: torch.Tensor, steps: int, decay: float = 0.96) -> SideMeans:
+def sampled(loss: Loss, theta: Tensor, steps: int, decay: float = 0.96) -> SideMeans:
     generator = torch.Generator().manual_seed(0)
     means = SideMeans.start(len(theta))
     for _ in range(steps):
@@ -101,7 +108,7 @@ def relu_net(seed: int = 0) -> Loss:
     w2 = 0.5 * torch.randn(4, 4, generator=g, dtype=torch.float64)
     w3 = torch.randn(3, 4, generator=g, dtype=torch.float64)
 
-    def loss(gate: torch.Tensor) -> torch.Tensor:
+    def loss(gate: Tensor) -> Tensor:
         hidden = torch.relu(torch.relu(x @ w1.T) @ (w2 * gate[:4]).T)
         return torch.nn.functional.cross_entropy(hidden @ (w3 * gate[4:]).T, y)
 
@@ -135,12 +142,12 @@ def test_two_sided_on_a_relu_net() -> None:
     assert (sigma < 0.05).all()
 
 
-def test_straight_through_is_its_formula_and_taylor_ignores_zero() -> None:
-    sums = SideSums(*(torch.tensor([v]) for v in (2.0, 1.0, 4.0, 1.0)))
+def test_straight_through_is_its_formula_and_one_sided_ones_ignore_zero() -> None:
+    sums = sums_of(*(torch.tensor([v]) for v in (2.0, 1.0, 4.0, 1.0)))
     theta = torch.tensor([0.25])
     means = SideMeans.start(1).updated(sums, decay=0.96)
     found = {name: benefit(name, means, theta).item() for name in ESTIMATORS}
-    expected = {"two-sided": -3.0, "straight-through": -3.5, "taylor": -2.0}
+    expected = {"two-sided": -3.0, "fisher": -2.0, "straight-through": -3.5, "taylor": -2.0}
     assert found == pytest.approx(expected)
 
 
@@ -169,7 +176,7 @@ def test_running_mean_counts_samples_of_its_side(values: list[float], decay: flo
 
 
 def test_several_samples_at_once_weigh_as_several_in_a_row() -> None:
-    sums = SideSums(*(torch.tensor(v) for v in ([4.0, 4.0], [2.0, 4.0], [2.0, 0], [2.0, 0])))
+    sums = sums_of(*(torch.tensor(v) for v in ([4.0, 4.0], [2.0, 4.0], [2.0, 0], [2.0, 0])))
     means = SideMeans.start(2).updated(sums, decay=0.9)
     assert two_sided(means, torch.ones(2)).tolist() == pytest.approx([-(2 + 1) / 2, -1.0])
     assert means.weight_one[1].item() == pytest.approx(1 - 0.9**4)
@@ -197,10 +204,92 @@ def test_select_and_state_round_trip() -> None:
 def test_straight_through_has_a_stable_interior_equilibrium_two_sided_has_none() -> None:
     """One gate, C = xi**2 - 2 xi, price 1: exactly at the break-even of the two-sided rule."""
     theta = torch.linspace(0.1, 0.9, 9)
-    sums = SideSums(torch.zeros(9), torch.ones(9), torch.full((9,), -2.0), torch.ones(9))
+    sums = sums_of(torch.zeros(9), torch.ones(9), torch.full((9,), -2.0), torch.ones(9))
     means = SideMeans.start(9).updated(sums, decay=0.96)
     torch.testing.assert_close(two_sided(means, theta) - 1.0, torch.zeros(9))
     torch.testing.assert_close(straight_through(means, theta) - 1.0, 1 - 2 * theta)
+
+
+def draws(n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs (n, 4), weights (4,) and outputs drawn from a Gaussian model of unit variance."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 4, generator=generator, dtype=torch.float64)
+    weights = torch.tensor([0.6, -0.4, 0.2, 0.1], dtype=torch.float64)
+    return x, weights, x @ weights + torch.randn(n, generator=generator, dtype=torch.float64)
+
+
+def per_sample(x: Tensor, weights: Tensor, y: Tensor) -> Tensor:
+    """d/dxi at xi = 1 of every sample's (y - sum xi w x)**2 / 2, shape (samples, gates)."""
+    return -(y - x @ weights)[:, None] * x * weights
+
+
+def test_fisher_is_exact_where_the_model_is_right() -> None:
+    """Slope and Fisher information of single samples against the exact difference."""
+    x, weights, y = draws(400_000)
+    g = per_sample(x, weights, y)
+    estimate = -g.mean(0) + g.var(0) / 2
+
+    def loss(gate: Tensor) -> Tensor:
+        return (y - x @ (gate * weights)).square().mean() / 2
+
+    ones = torch.ones(4, dtype=torch.float64)
+    exact = torch.stack([loss(ones - unit) - loss(ones) for unit in torch.eye(4).double()])
+    error = (g.square() / 2).std(0) / len(x) ** 0.5
+    assert ((estimate - exact).abs() < 5 * error).all()
+    assert (exact > 20 * error).all()
+
+
+@pytest.mark.parametrize("batch", [8, 64])
+def test_fisher_of_batches_is_that_of_single_samples(batch: int) -> None:
+    """B Var of a batch's gradient against per-sample gradients, by the documented variance."""
+    decay, ones = 0.999, torch.ones(4)
+    x, weights, y = draws(batch * 4000)
+    g = per_sample(x, weights, y)
+    means = SideMeans.start(4)
+    for mean in g.view(-1, batch, 4).mean(1).float():
+        means = means.updated(SideSums.from_sample(mean, ones, batch), decay)
+    n, var = (1 + decay) / (1 - decay), g.var(0) / batch
+    sigma = (var / n + (batch * var) ** 2 / (2 * n)).sqrt()
+    assert ((fisher(means, ones) - (g.var(0) / 2 - g.mean(0))).abs() < 5 * sigma).all()
+    assert (sigma < 0.1 * g.var(0)).all()
+
+
+def test_fisher_of_few_samples_is_low_as_documented() -> None:
+    """Many gates with the same noise, B Var / 2 = 1: after k samples of a long window 1 - 1/k."""
+    torch.manual_seed(0)
+    means, ones = SideMeans.start(20_000), torch.ones(20_000)
+    for k in range(1, 6):
+        means = means.updated(SideSums.from_sample(torch.randn(20_000), ones, 2), decay=0.999)
+        assert fisher(means, ones).mean().item() == pytest.approx(1 - 1 / k, abs=0.05)
+
+
+def test_fisher_of_ranks_takes_the_mean_off_after_squares_were_averaged() -> None:
+    """Two ranks of 4 predictions each."""
+    torch.manual_seed(0)
+    ones, means = torch.ones(3), SideMeans.start(3)
+    gradients = torch.randn(50, 2, 3)
+    for of_ranks in gradients:
+        mine = SideSums.from_sample(of_ranks[0], ones, 4)
+        rows = [of_ranks, 0 * of_ranks, 0 * of_ranks + 1, 4 * of_ranks**2, 0 * of_ranks]
+        every = torch.stack([*(row.mean(0) for row in rows), 4 * ones])
+        means = means.updated(mine.averaged(lambda _, every=every: every), decay=0.9)
+    w = 0.9 ** torch.arange(49.0, -1, -1)[:, None]
+    mean = (w * gradients.mean(1)).sum(0) / w.sum()
+    square = (w * 4 * gradients.square().mean(1)).sum(0) / w.sum()
+    expected = (square - 4 * mean.square()) / 2 - mean
+    torch.testing.assert_close(fisher(means, ones), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_fisher_remembers_a_gate_that_is_off_and_expands_about_0_one_that_never_was_on() -> None:
+    torch.manual_seed(0)
+    means, on = SideMeans.start(2), torch.tensor([1.0, 0.0])
+    for g in torch.randn(3000, 2):
+        means = means.updated(SideSums.from_sample(g - 1, on, 4), decay=0.99)
+    before = fisher(means, on)
+    assert before.tolist() == pytest.approx([1 + 2, 1 - 2], abs=0.6)
+    for g in torch.randn(100, 2):
+        means = means.updated(SideSums.from_sample(100 * g, torch.zeros(2), 4), decay=0.99)
+    assert fisher(means, on)[0] == before[0]
 
 
 def test_enumeration_is_a_probability() -> None:

@@ -58,7 +58,7 @@ class RunConfig:
             "macs=1,latency=3" of macs, params and latency.
         latency_table: file of `guyot profile`; given if and only if `cost` counts latency.
         beta: 0 charges what each structure costs ... 1 whole layers only.
-        estimator: "two-sided", "straight-through" or "taylor".
+        estimator: "two-sided", "fisher", "straight-through" or "taylor".
         round_to: widths that are not full are multiples of this; None: what suits the device,
             measured.
         ignore: patterns of names of modules that are left alone, see `find_structures`.

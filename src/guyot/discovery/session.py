@@ -231,7 +231,8 @@ class Discovery(Readings):
 
     def _sums(self, gates: Gates, grad_scale: float = 1.0) -> SideSums:
         """Gate gradients of this step, over all ranks."""
-        mine = SideSums.from_sample(gates.gradient / grad_scale, gates.sampled)
+        gradient = gates.gradient / grad_scale
+        mine = SideSums.from_sample(gradient, gates.sampled, gates.predictions)
         return mine.averaged(lambda values: self._ranks.mean(values).cpu())
 
     def _agree(self) -> None:

@@ -22,6 +22,7 @@ from guyot.core.axis import groups_in, spread
 from guyot.core.locate import first_names, raw_parameter, tensor_at
 from guyot.core.torch_private import computes_as, convolve
 from guyot.core.types import Axis, Structures, Units, Within
+from guyot.gates.predictions import Predictions
 
 Term = Callable[[bool], Tensor]
 Place = tuple[slice, Callable[[Tensor], Tensor]]
@@ -203,6 +204,7 @@ class Gates:
         self._attached: dict[nn.Module, type[nn.Module]] = {}
         self._places: list[tuple[Tensor, Gate, list[Place]]] = []
         self._leaves: dict[tuple[int, tuple[int, ...]], tuple[slice, Tensor]] = {}
+        self._predictions = Predictions()
 
     def _mask(self, where: slice, shape: tuple[int, ...]) -> Term:
         """Some gates in the shape in which they broadcast: an autograd leaf while training."""
@@ -225,8 +227,14 @@ class Gates:
                 total[where].add_(leaf.grad.detach().flatten())
         return total
 
+    @property
+    def predictions(self) -> int:
+        """Return how many predictions the model made in training since `zero_grad`, at least 1."""
+        return max(1, self._predictions.count)
+
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Forget the gradients, and how many predictions they come from."""
+        self._predictions.count = 0
         for _, leaf in self._leaves.values():
             leaf.grad = None
 
@@ -261,9 +269,11 @@ class Gates:
             for module, key in aliases[name]:
                 self._attached.setdefault(module, type(module))
                 put_gate(module, key, gate, model)
+        self._predictions.attach(model)
 
     def detach(self) -> None:
         """Take the gates off; the modules are of their own classes again."""
+        self._predictions.detach()
         for module, plain in self._attached.items():
             module.__class__ = plain
             del module.__dict__[_WHOLE]

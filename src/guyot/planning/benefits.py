@@ -5,9 +5,8 @@ xi_j for all of them. The benefit of structure j, in nats, is
 
     b_j = C(xi_j = 0) - C(xi_j = 1) = - integral_0^1 C'_j(t) dt
 
-and the estimators differ in how they put C'_j(0) and C'_j(1) together. `SideMeans` keeps one
-running mean per side, counted in samples of that side, so that a rarely sampled side is remembered
-longer.
+and the estimators differ in how they put C'_j(0) and C'_j(1) together. `SideMeans` keeps running
+means per side, counted in samples of that side, so that a rarely sampled side is remembered longer.
 """
 
 from __future__ import annotations
@@ -37,37 +36,48 @@ class SideSums:
         count_one: number of such samples, shape (gates,); a share of the ranks if there are many.
         sum_zero: the same for xi_j = 0.
         count_zero: number of such samples.
+        square_one: sum of B (dC/dxi_j)**2 over samples with xi_j = 1, where a rank's loss is the
+            mean of B predictions (images, tokens).
+        square_zero: the same for xi_j = 0.
+        predictions: B, the mean over the ranks.
     """
 
     sum_one: Tensor
     count_one: Tensor
     sum_zero: Tensor
     count_zero: Tensor
+    square_one: Tensor
+    square_zero: Tensor
+    predictions: float
 
     @classmethod
-    def from_sample(cls, gradient: Tensor, gate: Tensor) -> SideSums:
+    def from_sample(cls, gradient: Tensor, gate: Tensor, predictions: int = 1) -> SideSums:
         """Split the gradients of one backward pass.
 
         Args:
             gradient: dC/dxi, nats, shape (gates,).
             gate: the sampled xi, 0 or 1, shape (gates,).
+            predictions: B, how many predictions the loss is the mean of.
 
         Example:
             >>> SideSums.from_sample(torch.tensor([2.0, 3.0]), torch.tensor([1, 0])).sum_one
             tensor([2., 0.])
         """
         one = gate.to(gradient)
-        on = gradient * one
-        return cls(on, one, gradient - on, 1 - one)
+        on, squares = gradient * one, predictions * gradient.square()
+        return cls(on, one, gradient - on, 1 - one, squares * one, squares * (1 - one), predictions)
 
     def averaged(self, mean: Callable[[Tensor], Tensor]) -> SideSums:
         """Return the mean over all ranks, each with a sample of its own.
 
         Args:
-            mean: takes the mean of a tensor of shape (3, gates) over the ranks; called once.
+            mean: takes the mean of a tensor of shape (6, gates) over the ranks; called once.
         """
-        one, zero, count = mean(torch.stack([self.sum_one, self.sum_zero, self.count_one]))
-        return SideSums(one, count, zero, 1 - count)
+        number = torch.full_like(self.sum_one, self.predictions)
+        rows = (self.sum_one, self.sum_zero, self.count_one, self.square_one, self.square_zero)
+        one, zero, count, square_one, square_zero, number = mean(torch.stack([*rows, number]))
+        predictions = float(number[0]) if len(number) else self.predictions
+        return SideSums(one, count, zero, 1 - count, square_one, square_zero, predictions)
 
     @property
     def silent(self) -> bool:
@@ -91,19 +101,27 @@ class SideMeans(GateState):
     Attributes:
         mean_one: of dC/dxi_j over samples with xi_j = 1, biased towards its start at 0, nats.
         weight_one: sum of the weights in it; divided by it the mean is unbiased (as in Adam).
-        mean_zero: the same for xi_j = 0.
-        weight_zero: the same for xi_j = 0.
+        square_one: the same of B (dC/dxi_j)**2, see `SideSums`.
+        predictions_one: the same of B.
+        mean_zero: the same for xi_j = 0, as are those below.
+        weight_zero: sum of the weights.
+        square_zero: of B (dC/dxi_j)**2.
+        predictions_zero: of B.
     """
 
     mean_one: Tensor
     weight_one: Tensor
+    square_one: Tensor
+    predictions_one: Tensor
     mean_zero: Tensor
     weight_zero: Tensor
+    square_zero: Tensor
+    predictions_zero: Tensor
 
     @classmethod
     def start(cls, total: int) -> SideMeans:
         """Return means without any sample, for a number of gates."""
-        return cls(*(torch.zeros(total) for _ in range(4)))
+        return cls(*(torch.zeros(total) for _ in range(8)))
 
     def updated(self, sums: SideSums, decay: float) -> SideMeans:
         """Return the means with the samples of one step.
@@ -121,17 +139,24 @@ class SideMeans(GateState):
                 "gates: after a removal call select() with the kept gates."
             )
 
-        def side(mean: Tensor, weight: Tensor, total: Tensor, count: Tensor) -> tuple[Tensor, ...]:
-            """mean <- d**n mean + (1 - d**n) total / n, and its weight."""
+        def side(name: str) -> tuple[Tensor, ...]:
+            """Return mean <- d**n mean + (1 - d**n) total / n, its weight, and two more means."""
+            count: Tensor = getattr(sums, f"count_{name}")
             keep = torch.exp(count * math.log(decay)) if decay > 0 else (count == 0).float()
             fresh = 1 - keep
             n = torch.where(count > 0, count, 1)
-            return mean * keep + fresh * total / n, weight * keep + fresh
 
-        return SideMeans(
-            *side(self.mean_one, self.weight_one, sums.sum_one, sums.count_one),
-            *side(self.mean_zero, self.weight_zero, sums.sum_zero, sums.count_zero),
-        )
+            def mean(key: str, total: Tensor) -> Tensor:
+                return getattr(self, f"{key}_{name}") * keep + fresh * total / n
+
+            return (
+                mean("mean", getattr(sums, f"sum_{name}")),
+                getattr(self, f"weight_{name}") * keep + fresh,
+                mean("square", getattr(sums, f"square_{name}")),
+                mean("predictions", sums.predictions * count),
+            )
+
+        return SideMeans(*side("one"), *side("zero"))
 
     @property
     def sides(self) -> tuple[Tensor, Tensor]:
@@ -180,8 +205,43 @@ def first_order_taylor(means: SideMeans, theta: Tensor) -> Tensor:  # noqa: ARG0
     return -means.sides[0]
 
 
+def fisher(means: SideMeans, theta: Tensor) -> Tensor:  # noqa: ARG001  (as above)
+    r"""Return b = -E g + B Var[g] / 2, g = C'(1): second order about the active structure.
+
+        b_j = C(0) - C(1) = -C'(1) + C''(1) / 2 + (third order)
+
+    The loss is the mean of B predictions' negative log-likelihoods. The expected square of the
+    derivative of one of them stands for the curvature (the Fisher information), and as g is a mean
+    of B, the variance of one is B Var[g]. Tokens of one sequence count one by one: given what came
+    before, derivatives of a token's likelihood have no mean, so those of two do not correlate. A
+    gate gathers the gradients of all readers of its group before the square. Sources: Theis et
+    al., arXiv:1801.05787; for coupled groups Liu et al., arXiv:2108.00708.
+
+    Bias: the third order; labels in place of draws from the model, which is nothing where the
+    model's probabilities are right; and -1/n of the curvature, with n the effective number of
+    samples. It does not depend on theta_j, so it makes no interior equilibrium, and it needs one
+    side only: gates need not be drawn at random.
+    Variance: var / n + (B var)**2 / (2 n) with var = Var[g] and Gaussian g. The first part falls
+    with B as 1 / B, the second does not: only the window tells a curvature from chance.
+    A gate that was active keeps what it earned when it last was. One that never was is expanded
+    about 0: b = -E C'(0) - B Var[C'(0)] / 2.
+    """
+
+    def expansion(name: str) -> tuple[Tensor, Tensor]:
+        """Return E g and B Var[g] of a side."""
+        weight: Tensor = getattr(means, f"weight_{name}")
+        mean, square, predictions = (
+            getattr(means, f"{key}_{name}") / weight.clamp(min=1e-12)
+            for key in ("mean", "square", "predictions")
+        )
+        return mean, (square - predictions * mean.square()).clamp(min=0)
+
+    (one, bend_one), (zero, bend_zero) = expansion("one"), expansion("zero")
+    return torch.where(means.weight_one > 0, bend_one / 2 - one, -bend_zero / 2 - zero)
+
+
 _RULES: dict[str, Callable[[SideMeans, Tensor], Tensor]] = dict(
-    zip(ESTIMATORS, (two_sided, straight_through, first_order_taylor), strict=True)
+    zip(ESTIMATORS, (two_sided, fisher, straight_through, first_order_taylor), strict=True)
 )
 
 

@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 DIALS = ("target", "nu", "alpha", "beta")
 """Names of the fields of `Dials`."""
 
-ESTIMATORS = ("two-sided", "straight-through", "taylor")
+ESTIMATORS = ("two-sided", "fisher", "straight-through", "taylor")
 """Names of the estimators in `guyot.planning.benefits`."""
 
 TOLERANCE = 0.01
 """Relative distance from a target at which it counts as met."""
+
+_DRAWS = {"fisher": (float("inf"), 0.0)}
+_DRAWN_AT_RANDOM = (4.0, 0.01)
+"""Sharpness and epsilon that suit an estimator: `fisher` needs no other side of a gate."""
 
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "nu": (
@@ -93,11 +97,14 @@ class DiscoveryConfig:
         warmup: share of the steps before gates come on.
         discovery_end: share of the steps after which undecided gates are rounded.
         theta0: initial keep probability.
-        epsilon: least probability with which either side of a gate is sampled.
+        epsilon: least probability with which either side of a gate is sampled; None: 0.01, or
+            with "fisher" 0.
         sharpness: 1: gates are sampled with their keep probabilities; larger: with these
-            stretched about 1/2, see `guyot.planning.controller.Controller.sample`.
+            stretched about 1/2, see `guyot.planning.controller.Controller.sample`; infinite: a
+            gate is 1 exactly where its probability is 1/2 or more. None: 4, or with "fisher"
+            infinite.
         patience: share of discovery for which a probability must stay 0 before it is final.
-        estimator: "two-sided", "straight-through" or "taylor".
+        estimator: "two-sided", "fisher", "straight-through" or "taylor".
         decay: of the estimator's running means, per sample.
         max_speed: bound of the normalised drift.
         round_to: widths that are not full are multiples of this: one number, or one for every
@@ -119,8 +126,8 @@ class DiscoveryConfig:
     warmup: float = 0.1
     discovery_end: float = 0.4
     theta0: float = 0.9
-    epsilon: float = 0.01
-    sharpness: float = 4.0
+    epsilon: float | None = None
+    sharpness: float | None = None
     patience: float = 0.05
     estimator: str = "two-sided"
     decay: float = 0.96
@@ -136,8 +143,23 @@ class DiscoveryConfig:
 
     def __post_init__(self) -> None:
         for setting, value in vars(self).items():
-            if setting in _RANGES and (problem := problem_of(setting, value)):
+            by_itself = setting in ("epsilon", "sharpness") and value is None
+            if setting in _RANGES and not by_itself and (problem := problem_of(setting, value)):
                 raise MisconfiguredError(problem)
+
+    @property
+    def draw(self) -> tuple[float, float]:
+        """Return sharpness and epsilon, those of the estimator where they are not given.
+
+        Example:
+            >>> DiscoveryConfig(estimator="fisher").draw, DiscoveryConfig(epsilon=0.02).draw
+            ((inf, 0.0), (4.0, 0.02))
+        """
+        sharpness, epsilon = _DRAWS.get(self.estimator, _DRAWN_AT_RANDOM)
+        return (
+            sharpness if self.sharpness is None else self.sharpness,
+            epsilon if self.epsilon is None else self.epsilon,
+        )
 
 
 @dataclass(frozen=True)

@@ -233,8 +233,10 @@ class Controller:
         deterministic network, but the weights train in few networks near the most probable one
         instead of in the whole cloud of undecided ones [ours].
         """
-        stretched = 0.5 + self.config.sharpness * (self.state.theta - 0.5)
-        return dynamics.sample(stretched, self.config.epsilon, generator) * self.state.alive
+        sharpness, epsilon = self.config.draw
+        stretched = 0.5 + sharpness * (self.state.theta - 0.5)
+        stretched = stretched.nan_to_num(nan=1.0)  # infinity times 0
+        return dynamics.sample(stretched, epsilon, generator) * self.state.alive
 
     def take_norms(self, weight_norm: Tensor, gradient_norm: Tensor) -> None:
         """Take in the norms of what the gates scale, for the certificate of removal."""
