@@ -192,6 +192,24 @@ def test_other_operators_are_written_by_their_full_name():
     assert plain(expression(node, Spelled()).text) == "torch.ops.aten.diff.default(x, 1, -1)"
 
 
+class Short(nn.Module):
+    """Calls operators without the arguments that have defaults."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.layer_norm(self.linear(x), (6,), eps=1e-2)
+        return torch.group_norm(x, 2, bias=self.linear.bias)
+
+
+def test_arguments_that_were_left_out_stay_out(tmp_path: Path):
+    text = source_of(Short(), (torch.randn(2, 6),), tmp_path / "net")
+    call = "F.layer_norm(self.linear(x),[6],eps=0.01),2,bias=self.linear.bias"
+    assert call in "".join(text.split())
+
+
 LEAVES = [
     nn.Linear(3, 5, bias=False),
     nn.Conv2d(4, 6, (3, 1), stride=2, padding="valid", dilation=2, groups=2, padding_mode="zeros"),

@@ -32,7 +32,7 @@ from guyot.core.locate import unwrap
 from guyot.core.types import KeepPlan, Structures
 from guyot.costs.latency import CrossValidation, LatencyTable, Measurement, cross_validate, fit
 from guyot.costs.quantum import measure_quantum
-from guyot.costs.timing import Clock, Latency, Span, Step, clock_of, rounds
+from guyot.costs.timing import Clock, Latency, Span, clock_of, rounds, timed
 from guyot.structures import find_structures
 from guyot.structures.kernels import ROOT
 from guyot.surgery import operate, present
@@ -224,22 +224,25 @@ def _measured(
     """
     args, kwargs = arguments(found[0].model, inputs)
     watches = [Stopwatch(variant.model, clock) for variant in found]
-    steps: dict[tuple[int, str], Step] = {}
-    for number, variant in enumerate(found):
-        steps[number, "whole"] = partial(variant.model, *args, **kwargs)
-        steps[number, "own"] = partial(watches[number].run, *args, **kwargs)
+    whole: list[list[float]] = [[] for _ in found]
+
+    def predict(number: int) -> None:
+        step = partial(found[number].model, *args, **kwargs)
+        whole[number].append(timed(step, clock).busy)
+        watches[number].run(*args, **kwargs)
+
     with torch.inference_mode():
-        taken = list(rounds(steps, clock, seconds))
+        for _ in rounds({n: partial(predict, n) for n in range(len(found))}, clock, seconds):
+            pass
     measurements = [
         replace(
             variant.measurement,
-            milliseconds=1000 * median(times[number, "whole"].busy for times in taken),
+            milliseconds=1000 * median(whole[number][1:]),  # the first round warms up
             operators={name: 1000 * value for name, value in watches[number].medians().items()},
         )
         for number, variant in enumerate(found)
     ]
-    first = [Span(times[0, "whole"].busy, times[0, "whole"].busy) for times in taken]
-    return measurements, Latency.of(first, clock)
+    return measurements, Latency.of([Span(busy, busy) for busy in whole[0][1:]], clock)
 
 
 def _named(measurements: Sequence[Measurement], structures: Structures) -> list[Measurement]:

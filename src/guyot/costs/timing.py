@@ -130,12 +130,13 @@ def rounds(
         for key in order[:: 1 - 2 * (number % 2)]:
             if number >= must and time.perf_counter() > end:
                 return
-            times[key] = _timed(steps[key], clock)
+            times[key] = timed(steps[key], clock)
         if number >= warm_up:
             yield times
 
 
-def _timed(step: Step, clock: Clock) -> Span:
+def timed(step: Step, clock: Clock) -> Span:
+    """Run a step once and return what it took."""
     clock.wait()
     began, start = time.perf_counter(), clock.mark()
     step()

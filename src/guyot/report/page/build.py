@@ -84,8 +84,6 @@ def render(runs: Sequence[History]) -> str:
         planes=planes(runs, styles),
         curves=panels,
         epoch_columns=EPOCH_COLUMNS,
-        css=_source("report.css"),
-        js=_source("report.js"),
         data=_embedded(_data(runs, sections, panels)),
     )
 
@@ -154,7 +152,3 @@ def _block(row: Row) -> Mapping[str, Any]:
 def _embedded(values: Mapping[str, Any]) -> str:
     """Write JSON that may stand inside a script element."""
     return json.dumps(values, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-
-
-def _source(name: str) -> str:
-    return (_TEMPLATES / name).read_text(encoding="utf-8")

@@ -138,10 +138,9 @@ class Panel:
 class Curves:
     """All panels, the axis of epochs, and the phases when all runs share them."""
 
-    width: float
+    width, left, right = WIDTH, LEFT, WIDTH - RIGHT
+
     height: float
-    left: float
-    right: float
     last: float
     panels: Sequence[Panel]
     ticks: Sequence[Tick]
@@ -189,10 +188,7 @@ def curves(runs: Sequence[History], styles: Sequence[Style]) -> Curves:
         [(n, across(a), across(b)) for n, a, b in next(iter(shared))] if len(shared) == 1 else []
     )
     return Curves(
-        WIDTH,
         top - _GAP + _BOTTOM,
-        LEFT,
-        WIDTH - RIGHT,
         last,
         panels,
         [Tick(across(value), f"{value:g}") for value in ticks(0, last, 10)],

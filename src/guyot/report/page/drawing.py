@@ -47,16 +47,13 @@ class Row:
 class Drawing:
     """All rows, and what they share."""
 
+    width, trunk_x, name_x, boxes_x, macs_x = WIDTH, _TRUNK, _NAME, _BOXES, _MACS
+
     height: float
     row: int
     bar: int
     bar_y: float
     rows: Sequence[Row]
-    width: int = WIDTH
-    trunk_x: int = _TRUNK
-    name_x: int = _NAME
-    boxes_x: int = _BOXES
-    macs_x: int = _MACS
 
 
 def draw(blocks: Sequence[Block]) -> Drawing:

@@ -31,7 +31,6 @@ class Heat:
         title: the group's name.
         before: units.
         after: units that are left.
-        shown: rows.
         image: PNG as a data URI, white where a structure is kept surely.
         settled: PNG of one column: how the network was settled; empty while it is not.
         gone: SVG path of the region after removal.
@@ -43,7 +42,6 @@ class Heat:
     title: str
     before: int
     after: int
-    shown: int
     image: str
     settled: str
     gone: str
@@ -153,7 +151,6 @@ def _heat(rows: Rows, across: Scale, settled: bool) -> Heat:
         rows.title,
         rows.before,
         rows.after,
-        len(rows.names),
         png(moving),
         png(theta[:, -1:]) if settled else "",
         path(outline) + "Z" if outline else "",

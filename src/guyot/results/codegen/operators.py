@@ -5,8 +5,10 @@ An operator that is not listed here is written as `torch.ops.aten...`, which is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -125,16 +127,6 @@ def _reshape(a: Arguments, names: Names) -> Expression:
     return Expression(f"{names(a['self'], tight=True)}.reshape({sizes})")
 
 
-def _expand(a: Arguments, names: Names) -> Expression:
-    sizes = ", ".join(names(value, "size") for value in a["size"])
-    return Expression(f"{names(a['self'], tight=True)}.expand({sizes})")
-
-
-def _permute(a: Arguments, names: Names) -> Expression:
-    dims = ", ".join(names(value, "dim") for value in a["dims"])
-    return Expression(f"{names(a['self'], tight=True)}.permute({dims})")
-
-
 def _slice(a: Arguments, names: Names) -> Expression:
     dim, start, end, step = a.get("dim", 0), a.get("start"), a.get("end"), a.get("step", 1)
     start, end = None if start == 0 else start, None if end == _NO_END else end
@@ -164,57 +156,51 @@ def _to(a: Arguments, names: Names) -> Expression:
     return Expression(x if a.get("dtype") is None else f"{x}.to({names(a['dtype'])})")
 
 
-def _same(a: Arguments, names: Names) -> Expression:
-    return Expression(names(a["self"], tight=True))
-
-
-def _copy(a: Arguments, names: Names) -> Expression:
-    return Expression(f"{names(a['self'], tight=True)}.clone()")
-
-
-def _negative(a: Arguments, names: Names) -> Expression:
-    return Expression(f"-{names(a['self'], tight=True)}", loose=True)
-
-
-def _call(callee: str, *keys: str) -> Callable[[Arguments, Names], Expression]:
-    """Return a function that takes these arguments, or source text, in another order."""
-
-    def rendered(a: Arguments, names: Names) -> Expression:
-        texts = [names(a[key]) if key in a else key for key in keys]
-        return Expression(f"{callee}({', '.join(texts)})")
-
-    return rendered
-
-
 def _aten(name: str, a: Arguments, names: Names) -> Expression:
     return Expression(f"torch.ops.aten.{name}({', '.join(names(value) for value in a.values())})")
 
 
+_ARGUMENT = re.compile(r"(, \w+=)?{(\*?)(\w+)}")
+
+
+def _filled(pattern: str, a: Arguments, names: Names) -> Expression:
+    """Write a pattern of `_PATTERNS`."""
+
+    def written(found: re.Match[str]) -> str:
+        keyword, star, key = found.groups(default="")
+        if keyword and a.get(key) is None:
+            return ""
+        if star:
+            return ", ".join(names(value, key) for value in a[key])
+        return keyword + names(a[key], key, tight=key == "self")
+
+    return Expression(_ARGUMENT.sub(written, pattern), loose=pattern.startswith("-"))
+
+
+_PATTERNS = {
+    "expand.default": "{self}.expand({*size})",
+    "permute.default": "{self}.permute({*dims})",
+    "alias.default": "{self}",
+    "detach_.default": "{self}",
+    "lift_fresh_copy.default": "{self}.clone()",
+    "neg.default": "-{self}",
+    "embedding.default": "F.embedding({indices}, {weight})",
+    "dropout.default": "F.dropout({input}, {p}, self.training)",
+    "layer_norm.default": "F.layer_norm({input}, {normalized_shape}, weight={weight}, bias={bias},"
+    " eps={eps})",
+    "group_norm.default": "F.group_norm({input}, {num_groups}, weight={weight}, bias={bias},"
+    " eps={eps})",
+    "batch_norm.default": "F.batch_norm({input}, {running_mean}, {running_var}, weight={weight},"
+    " bias={bias}, training=self.training, momentum={momentum}, eps={eps})",
+}
+"""Arguments in braces; with a star item by item; `, key={key}` goes if it is None."""
 _SPECIAL: dict[str, Callable[[Arguments, Names], Expression]] = {
     "view.default": _reshape,
     "reshape.default": _reshape,
-    "expand.default": _expand,
-    "permute.default": _permute,
     "slice.Tensor": _slice,
     "select.int": _select,
     "index.Tensor": _index,
-    "to.dtype": _to,
-    "to.device": _to,
-    "to.dtype_layout": _to,
-    "_to_copy.default": _to,
-    "alias.default": _same,
-    "lift_fresh_copy.default": _copy,
-    "detach_.default": _same,
-    "neg.default": _negative,
-    "embedding.default": _call("F.embedding", "indices", "weight"),
-    "dropout.default": _call("F.dropout", "input", "p", "self.training"),
-    "layer_norm.default": _call(
-        "F.layer_norm", "input", "normalized_shape", "weight", "bias", "eps"
-    ),
-    "group_norm.default": _call("F.group_norm", "input", "num_groups", "weight", "bias", "eps"),
-    "batch_norm.default": _call(
-        "F.batch_norm", "input", "running_mean", "running_var", "weight", "bias", "self.training",
-        "momentum", "eps",
-    ),
-}  # fmt: skip
+    **dict.fromkeys(("to.dtype", "to.device", "to.dtype_layout", "_to_copy.default"), _to),
+    **{name: partial(_filled, pattern) for name, pattern in _PATTERNS.items()},
+}
 SPECIAL = frozenset(_SPECIAL)
