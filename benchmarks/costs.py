@@ -50,7 +50,7 @@ from guyot.core.types import KeepPlan, Structures
 from guyot.costs.complexity import Complexity
 from guyot.costs.quantum import POWERS, WIDTHS, decide, efficiency, measure_quantum, timing_table
 from guyot.costs.timing import measure
-from guyot.gates.gates import Gates
+from guyot.gates.bank import Gates
 from guyot.structures import find_structures
 from guyot.surgery import operate
 

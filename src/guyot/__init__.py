@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     )
     from guyot.costs.complexity import Cost
     from guyot.discovery.checkpoint import Checkpointer
+    from guyot.discovery.discovery import Discovery
     from guyot.discovery.family import Family
-    from guyot.discovery.session import Discovery
     from guyot.planning.config import DiscoveryConfig
     from guyot.results import export as export
     from guyot.results.rebuild import rebuild
@@ -43,7 +43,7 @@ __all__ = [
 _HOMES = {
     "Checkpointer": "guyot.discovery.checkpoint",
     "Cost": "guyot.costs.complexity",
-    "Discovery": "guyot.discovery.session",
+    "Discovery": "guyot.discovery.discovery",
     "DiscoveryConfig": "guyot.planning.config",
     "Family": "guyot.discovery.family",
     "GuyotError": "guyot.core.errors",

@@ -17,7 +17,7 @@ from guyot.app.models import digits_resnet
 from guyot.app.running import Silent
 from guyot.app.running.folder import RunFolder
 from guyot.app.running.journal import Journal, _spread
-from guyot.discovery.session import Discovery
+from guyot.discovery.discovery import Discovery
 
 Lines = list[dict[str, Any]]
 

@@ -22,7 +22,7 @@ from transformers import (
 import guyot
 from guyot import Discovery, DiscoveryConfig, MisconfiguredError, UnsupportedError
 from guyot.discovery.integrations.transformers import DiscoveryCallback
-from guyot.gates.gates import Gated
+from guyot.gates.module import Gated
 
 EXACT = DiscoveryConfig(round_to=1)
 INPUTS = {

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from guyot import Discovery, DiscoveryConfig, MisconfiguredError, UnsupportedError
 from guyot.app.models.cifar import resnet
 from guyot.discovery.integrations.lightning import DiscoveryCallback
-from guyot.gates.gates import Gated
+from guyot.gates.module import Gated
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),

@@ -153,7 +153,7 @@ def test_without_a_plan_nothing_changes() -> None:
     config = DiscoveryConfig(theta0=1.0, epsilon=0.0, round_to=1, removals=1)
     run = Run(nu=1e-6, config=config)
     discovery = run.discovery
-    run.steps = discovery._phases.discovery_start + 3
+    run.steps = discovery._controller.phases.discovery_start + 3
     run.train()
     assert not discovery.removals
     plain = Run()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from guyot import find_structures
 from guyot.core.types import KeepPlan
-from guyot.gates.gates import Gates
+from guyot.gates.bank import Gates
 from guyot.surgery import operate
 
 CPU = torch.device("cpu")
@@ -279,7 +279,7 @@ def test_few_inputs_leave_a_weight_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     gated(model, torch.randn(2, 5))
     multiplied = []
     monkeypatch.setattr(
-        "guyot.gates.gates._product", lambda tensor, *_: multiplied.append(tensor.shape) or tensor
+        "guyot.gates.module._product", lambda tensor, *_: multiplied.append(tensor.shape) or tensor
     )
     for count in (2, 9):
         model(torch.randn(count, 5))

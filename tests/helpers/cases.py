@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from guyot.app.models.cifar import resnet
 from guyot.core.axis import best, kept_indices
 from guyot.core.types import KeepPlan, Structures
-from guyot.gates.gates import Gates
+from guyot.gates.bank import Gates
 from guyot.surgery import masks_of, present
 from guyot.surgery.operate import select
 

@@ -30,7 +30,8 @@ from guyot import Discovery, DiscoveryConfig, GuyotWarning, UnsupportedError, fi
 from guyot.core.errors import ParallelError
 from guyot.core.parallel import Ranks, resized
 from guyot.core.types import KeepPlan, Structures
-from guyot.gates.gates import Gate, Gates
+from guyot.gates.bank import Gates
+from guyot.gates.module import Gate
 from guyot.surgery import operate
 
 CASE = CASES["cifar"]

@@ -10,7 +10,7 @@ from torch import nn
 
 from guyot.core.errors import MisconfiguredError, SequenceError
 from guyot.discovery.checkpoint import Checkpointer, Stateful
-from guyot.discovery.session import Discovery
+from guyot.discovery.discovery import Discovery
 from guyot.planning.config import problem_of_targets
 
 

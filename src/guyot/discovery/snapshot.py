@@ -1,15 +1,16 @@
-"""The state of a `Discovery` as a tree of tensors and plain values, and what is refused on return.
+"""The state of a `Discovery` as a tree of tensors and plain values, and which states are refused.
 
 Weights and the optimiser's state are not in it: loops, Lightning and others save those themselves.
-The whole of it is small: some vectors over gates, and the record of removals. It is the same on all
-ranks, though each samples gates of its own: what is kept is the state of the generator that they
-come from, and every rank draws its own again.
+It is small: some vectors over gates, and the record of removals. It is the same on all ranks. Each
+rank samples gates of its own, so it holds the state of their generator, and every rank draws its
+own again.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +19,11 @@ from torch import Tensor
 from guyot.core.errors import MisconfiguredError, SequenceError
 from guyot.core.trees import difference, mapped
 from guyot.core.types import Structures
-from guyot.discovery.surgeon import Surgeon
 from guyot.planning.controller import Controller
 from guyot.planning.dynamics import Phases
-from guyot.surgery.record import Removal
+from guyot.planning.vectors import GateState
+from guyot.surgery import shrink
+from guyot.surgery.record import Record, Removal
 
 VERSION = 3
 """Of the tree."""
@@ -29,34 +31,55 @@ VERSION = 3
 _DO = "build the model and the Discovery as for the first start"
 
 
+@dataclass(frozen=True)
+class DiscoveryState(GateState):
+    """Keep what a `Discovery` knows of itself: plain values.
+
+    Attributes:
+        step: optimiser steps so far.
+        skipped: steps whose gradients were NaN, inf or missing.
+        settled: discovery is over, or never begins.
+        finished: the run is over.
+        attained: share of the complexity that was kept; None before discovery is over.
+        polarised: share of the gates above 0 at 0.95 or more just before they were rounded.
+    """
+
+    step: int = 0
+    skipped: int = 0
+    settled: bool = False
+    finished: bool = False
+    attained: float | None = None
+    polarised: float | None = None
+
+
 def snapshot(
     original: Structures,
     controller: Controller,
-    removals: list[Removal],
+    removals: Sequence[Removal],
     source: Tensor | None,
-    counters: Mapping[str, int | float | bool | None],
+    own: DiscoveryState,
 ) -> dict[str, Any]:
-    """The tree.
+    """Return the tree.
 
     Args:
         original: structures of the full network.
         controller: everything that is numbered by gates.
         removals: in order.
         source: state of the generator before the present gates were drawn; None without gates.
-        counters: plain values of the session.
+        own: what the discovery knows of itself.
     """
     return {
         "version": VERSION,
         "run": identity(original, controller),
         "removals": [removal.to_dict() for removal in removals],
-        "counters": dict(counters),
+        "counters": own.state_dict(),
         "controller": controller.state_dict(),
         "generator": source,
     }
 
 
 def identity(original: Structures, controller: Controller) -> dict[str, Any]:
-    """What must be the same when a run goes on, and on all ranks of it."""
+    """Return what must be the same when a run resumes, and on all its ranks."""
     return {
         "total_steps": controller.phases.total_steps,
         **dataclasses.asdict(controller.dials),
@@ -69,7 +92,7 @@ def identity(original: Structures, controller: Controller) -> dict[str, Any]:
 
 
 def branched(state: Mapping[str, Any], target: float) -> dict[str, Any]:
-    """The state of a run with a larger target that went this way so far and settles here.
+    """Return the state of a run with a larger target that went this way and settles here.
 
     With `target=0.25` and a most probable network of 0.7 just now, this is a state of a run with
     `target=0.7` that has come to its end of discovery: the next step is the last with gates.
@@ -103,13 +126,15 @@ def branched(state: Mapping[str, Any], target: float) -> dict[str, Any]:
     }
 
 
-def checked(state: Mapping[str, Any], fresh: Mapping[str, Any], surgeon: Surgeon) -> list[Removal]:
-    """The removals of a state that fits; changes nothing.
+def checked(
+    state: Mapping[str, Any], fresh: Mapping[str, Any], original: Structures
+) -> list[Removal]:
+    """Return the removals of a state that fits; change nothing.
 
     Args:
         state: was read from somewhere.
-        fresh: the `snapshot` of the session before its first step.
-        surgeon: of the full network.
+        fresh: the `snapshot` of the run before its first step.
+        original: structures of the full network.
 
     Raises:
         MisconfiguredError: another version, another model or other settings, or a part that is
@@ -126,7 +151,7 @@ def checked(state: Mapping[str, Any], fresh: Mapping[str, Any], surgeon: Surgeon
     if not isinstance(state.get("removals"), list):
         raise MisconfiguredError("the state of the discovery does not fit: removals is no list")
     removals = [Removal.from_dict(values) for values in state["removals"]]
-    total = surgeon.rehearse(removals).index.total
+    total = _left(original, removals).index.total
     expected: dict[str, Any] = {**fresh, "removals": state["removals"], "run": state["run"]}
     expected["controller"] = mapped(fresh["controller"], lambda vector: vector.new_empty(total))
     if state.get("generator") is not None:
@@ -141,8 +166,23 @@ def checked(state: Mapping[str, Any], fresh: Mapping[str, Any], surgeon: Surgeon
     return removals
 
 
+def _left(original: Structures, removals: Sequence[Removal]) -> Structures:
+    """Return what would be left after some removals.
+
+    Raises:
+        MisconfiguredError: they name what the network does not have.
+    """
+    record, structures = Record(original), original
+    for removal in removals:
+        keep = record.plan(structures, removal)
+        left = shrink(structures, keep)
+        record.add(removal.step, structures, keep, left, removal.macs)
+        structures = left.structures
+    return structures
+
+
 def _unusable(source: Tensor) -> str | None:
-    """Why a generator cannot have a state, in words."""
+    """Say why a generator cannot have a state; None if it can."""
     try:
         torch.Generator().set_state(source.cpu())
     except RuntimeError as error:

@@ -15,7 +15,7 @@ from guyot.core.types import Structures
 
 
 def most_probable(theta: Tensor, alive: Tensor, structures: Structures) -> Tensor:
-    """Gates of the most probable network: theta >= 1/2, and in every group at least one unit.
+    """Return the gates of the most probable network: theta >= 1/2, and a unit in every group.
 
     Args:
         theta: keep probabilities, shape (gates,).
@@ -42,10 +42,10 @@ def calibrated(
     batches: Iterable[Any] | None,
     total: Callable[[Tensor], Tensor] | None = None,
 ) -> Generator[nn.Module]:
-    """The model in evaluation mode, BatchNorm's statistics averaged over some batches.
+    """Switch the model to evaluation mode, with BatchNorm's statistics averaged over some batches.
 
-    The gates of weights are those of evaluation mode while the statistics are
-    collected. Modes and statistics come back afterwards. Without batches only the mode changes.
+    The gates of weights are those of evaluation mode while the statistics are collected. Modes and
+    statistics come back afterwards. Without batches only the mode changes.
 
     Args:
         model: the network.
@@ -85,7 +85,7 @@ def _collect(
     batches: Iterable[Any],
     total: Callable[[Tensor], Tensor] | None,
 ) -> int:
-    """Let running statistics be means over the batches of all ranks; how many there were."""
+    """Make running statistics means over the batches of all ranks; return their number."""
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from guyot.core.errors import GuyotWarning, MisconfiguredError, UnsupportedError
 from guyot.core.locate import wrapper_of, wrappings
 from guyot.core.parallel import check_wrapper
-from guyot.gates.gates import Gated
+from guyot.gates.module import Gated
 
 
 def check_model(model: nn.Module) -> None:
@@ -20,7 +20,7 @@ def check_model(model: nn.Module) -> None:
     if any(isinstance(module, Gated) for module in model.modules()):
         raise MisconfiguredError(
             f"{type(model).__name__} still has the gates of another Discovery: call abandon() or "
-            "finish() of that one, or make the model anew"
+            "finish() of that one, or make a new model"
         )
     for wrapping in wrappings(model):
         if isinstance(wrapping, DistributedDataParallel):

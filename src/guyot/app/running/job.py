@@ -38,8 +38,8 @@ from guyot.core.errors import MisconfiguredError, TooFewStepsError
 from guyot.core.parallel import Ranks
 from guyot.core.randomness import diverge, seed_all
 from guyot.discovery.checkpoint import Checkpointer
+from guyot.discovery.discovery import Discovery
 from guyot.discovery.family import Family
-from guyot.discovery.session import Discovery
 from guyot.planning.config import DiscoveryConfig
 from guyot.report import Latency, Network, Outcome, measure, to_dict, widths
 

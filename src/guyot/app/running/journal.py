@@ -19,7 +19,7 @@ from guyot.app.running.folder import RunFolder
 from guyot.app.running.watcher import Progress, Watcher
 from guyot.core.axis import groups_in, size_of
 from guyot.core.types import Structures
-from guyot.discovery.session import Discovery
+from guyot.discovery.discovery import Discovery
 from guyot.planning.dynamics import Phase, Phases
 
 _INTERVALS = 200

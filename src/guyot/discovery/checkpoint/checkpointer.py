@@ -34,7 +34,7 @@ from guyot.core.storage import (
 from guyot.core.trees import difference
 from guyot.discovery.checkpoint.others import collected, misfit, own, warn_number
 from guyot.discovery.checkpoint.parts import REMEDY, Stateful, restore, restore_random
-from guyot.discovery.session import Discovery
+from guyot.discovery.discovery import Discovery
 from guyot.discovery.snapshot import branched
 
 FORMAT = "guyot checkpoint"

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from guyot.core.storage import read_tree, write_tree
+from guyot.discovery.discovery import Discovery
 from guyot.discovery.integrations.host import missing
-from guyot.discovery.session import Discovery
 
 try:
     from accelerate import Accelerator

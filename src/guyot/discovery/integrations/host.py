@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.inputs import Inputs, changed
-from guyot.discovery.session import Discovery
+from guyot.discovery.discovery import Discovery
 
 DIALS = ("nu", "target", "alpha", "beta", "config")
 

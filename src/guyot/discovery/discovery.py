@@ -1,0 +1,568 @@
+"""`Discovery`: what happens when in a run.
+
+Data goes down from here: the model to gates and surgery, the dials to the controller. The
+controller gives back what can go, surgery what is left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guyot.core.errors import GuyotError, MisconfiguredError, SequenceError
+from guyot.core.inputs import Inputs
+from guyot.core.locate import unwrap, wrapper_of
+from guyot.core.parallel import Ranks, resized
+from guyot.core.types import KeepPlan, Structures
+from guyot.costs.complexity import Cost
+from guyot.costs.widths import physical_plan
+from guyot.discovery.checks import (
+    NO_GRADIENT,
+    NO_PRICE,
+    NOT_FINITE,
+    check_copy,
+    check_optimizer,
+    check_prunable,
+    check_sliceable,
+    inner_optimizer,
+    sgd_weight_decay,
+    warn_extreme,
+    warn_missed,
+    warn_skipped,
+)
+from guyot.discovery.snapshot import DiscoveryState, checked, identity, snapshot
+from guyot.gates.bank import Gates
+from guyot.gates.calibration import calibrated, most_probable
+from guyot.gates.checks import check_model
+from guyot.planning.benefits import SideSums
+from guyot.planning.config import Dials, DiscoveryConfig
+from guyot.planning.controller import Controller
+from guyot.planning.dynamics import Phase, Phases
+from guyot.structures import find_structures
+from guyot.surgery import operate
+from guyot.surgery.record import Record, Removal
+
+
+class Discovery:
+    """Make a network find its own structure while the user's loop trains it.
+
+    Call `step()` once after every optimiser step and `finish()` at the end:
+
+        discovery = guyot.Discovery(model, (images,), optimizer, total_steps=1000, target=0.5)
+        for images, labels in loader:
+            loss = criterion(model(images), labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            discovery.step()
+        model = discovery.finish()
+
+    The loss must be a mean over samples, in nats (cross entropy is). Give either `nu` or `target`.
+    With several processes wrap the model in `DistributedDataParallel` first, and make the same
+    calls in each of them.
+
+    Args:
+        model: the network; its modules get smaller in place, its parameters stay the same objects.
+        example_inputs: arguments of its `forward` (a mapping: by name); dimension 0 is the batch.
+        optimizer: holds the model's parameters; its state is sliced with them.
+        total_steps: optimiser steps of the whole run.
+        nu: nats of training loss worth paying to remove 100 % of the complexity; 0: no gates.
+        target: share of the complexity to keep, in (0, 1); finds `nu` by itself.
+        alpha: 1: complexity is MACs only ... 0: parameters only; or a `Cost`, also of latency.
+        beta: 0: charge what each structure costs ... 1: charge whole layers only; without
+            residual branches it has no effect.
+        config: everything else.
+
+    Attributes:
+        model: the module that trains, without wrappers.
+        original: the structures of the full network.
+
+    Raises:
+        MisconfiguredError: a dial is out of range, inputs or optimiser do not fit the model, there
+            are too few steps, the network cannot reach the target, or there is nothing to prune.
+        UnsupportedError: the model cannot be traced.
+    """
+
+    def __init__(  # noqa: PLR0913  (the dials are the interface)
+        self,
+        model: nn.Module,
+        example_inputs: Inputs,
+        optimizer: torch.optim.Optimizer,
+        *,
+        total_steps: int,
+        nu: float | None = None,
+        target: float | None = None,
+        alpha: float | Cost = 1.0,
+        beta: float = 0.8,
+        config: DiscoveryConfig | None = None,
+    ) -> None:
+        config = config or DiscoveryConfig()
+        dials = Dials(nu, target, alpha, beta)
+        phases = Phases(total_steps, warmup=config.warmup, discovery_end=config.discovery_end)
+        with_gates = nu is None or nu >= NO_PRICE
+        self._outer = model
+        check_model(model)
+        self.model = unwrap(model)
+        self._optimizer = inner_optimizer(optimizer)
+        check_optimizer(self.model, self._optimizer)
+        if with_gates:
+            check_sliceable(self._optimizer)
+        self.original = find_structures(
+            self.model,
+            example_inputs,
+            units=config.units,
+            layers=config.layers,
+            ignore=config.ignore,
+            freeze=config.freeze,
+            tie=config.tie,
+        )
+        check_prunable(self.original)
+        self._controller = Controller(
+            self.original, dials, phases, config, sgd_weight_decay(self._optimizer)
+        )
+        self._gates: Gates | None = None
+        self._source = self._controller.generator.get_state()  # before the present gates were drawn
+        self._device = next(self.model.parameters()).device
+        self._wrapper = wrapper_of(model)
+        group = None if self._wrapper is None else self._wrapper.process_group
+        self._ranks = Ranks(group, self._device)
+        self._ranks.agree("settings or model", repr(identity(self.original, self._controller)))
+        self._record = Record(self.original)
+        self._followers: list[nn.Module] = []
+        self._state = DiscoveryState(settled=not with_gates)
+        self._pending = 0
+        self._hooks = [
+            self._optimizer.register_step_pre_hook(self._before_optimizer),
+            self._optimizer.register_step_post_hook(self._after_optimizer),
+        ]
+
+    def _before_optimizer(self, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Measure, before a removal, what its certificate needs once gradients are there."""
+        if self._gates is not None and self._state.step % self._controller.interval == 0:
+            return _with_gradients(functools.partial(self._measure, self._gates), args, kwargs)
+        return None
+
+    def _measure(self, gates: Gates) -> None:
+        sums = self._sums(gates)
+        norms = gates.norms(sums.sum_one, sums.count_one)
+        self._controller.take_norms(*self._ranks.mean(torch.stack(norms)).cpu())
+
+    def _after_optimizer(self, *_: object) -> None:
+        self._pending += 1
+
+    def step(self, *, grad_scale: float | None = None) -> None:
+        """Move the gates after an optimiser step; structures may go.
+
+        Args:
+            grad_scale: the factor by which the loss was multiplied (a `GradScaler`'s
+                `get_scale()` at the time); the scaler may have skipped the optimiser's step.
+
+        Raises:
+            SequenceError: after `finish()`, or twice for one optimiser step.
+        """
+        if self.finished:
+            raise SequenceError("step() after finish(): make a new Discovery for another run")
+        if not self._pending and grad_scale is None:
+            raise SequenceError(
+                f"step() was called twice, or before optimizer.step(), at step "
+                f"{self._state.step}: call "
+                "it once after every optimizer.step(), with grad_scale if a GradScaler may skip it"
+            )
+        self._pending = 0
+        if self._gates is not None:
+            self._discover(self._gates, grad_scale or 1.0)
+        self._change(step=self._state.step + 1)
+        if self._state.settled:
+            return
+        phase = self._controller.phases.at(self._state.step)
+        if phase is Phase.FINE_TUNE or (self._gates is not None and self._controller.decided):
+            self.settle()
+        elif self._gates is None and phase is Phase.DISCOVERY:
+            self._controller.price()
+            self._draw(self._attach())
+
+    def _change(self, **values: Any) -> None:
+        self._state = replace(self._state, **values)
+
+    def _detach(self) -> None:
+        """Take the gates off the modules."""
+        assert self._gates is not None
+        self._gates.detach()
+        self._gates = None
+
+    def _attach(self) -> Gates:
+        """Put gates on the modules."""
+        self._gates = Gates(self.structures, self._device)
+        self._gates.attach(self.model)
+        return self._gates
+
+    def _draw(self, gates: Gates) -> None:
+        """Sample gates for the next step."""
+        self._source = self._controller.generator.get_state()
+        generator = self._ranks.stream(self._controller.generator)
+        gates.sampled.copy_(self._controller.sample(generator))
+        state = self._controller.state
+        gates.probable.copy_(most_probable(state.theta, state.alive, self.structures))
+        gates.zero_grad()
+
+    def _discover(self, gates: Gates, grad_scale: float) -> None:
+        """Let the controller move the gates; remove what can go."""
+        sums = self._sums(gates, grad_scale)
+        if sums.silent or not sums.finite:
+            self._change(skipped=self.skipped + 1)
+            reason = NO_GRADIENT if sums.silent else NOT_FINITE
+            warn_skipped(self.skipped, self._state.step, *reason)
+        else:
+            removable = self._controller.advance(sums, self._state.step)
+            due = self._state.step % self._controller.interval == 0
+            if due:
+                self._agree()
+            if due and bool(removable.any()):
+                self._controller.remove(removable)
+                alive, quanta = self._controller.state.alive, self._controller.quanta
+                keep = physical_plan(self.structures, alive, quanta)
+                if not keep.empty:
+                    self._cut(keep)
+                    gates = self._attach()
+        self._draw(gates)
+
+    def _sums(self, gates: Gates, grad_scale: float = 1.0) -> SideSums:
+        """Return the gate gradients of this step, over all ranks."""
+        gradient = gates.gradient / grad_scale
+        mine = SideSums.from_sample(gradient, gates.sampled, gates.predictions)
+        return mine.averaged(lambda values: self._ranks.mean(values).cpu())
+
+    def _agree(self) -> None:
+        """Check, before anything is removed, that all ranks decide the same."""
+        where = f"the keep probabilities at step {self._state.step}"
+        self._ranks.agree(where, str(self.removals), *self._controller.decisions)
+
+    def _cut(self, keep: KeepPlan) -> None:
+        """Take the gates off and remove what the plan does not keep."""
+        self._detach()
+        if keep.empty:
+            return
+        try:
+            self._remove(self._state.step, keep)
+        except GuyotError:
+            self._draw(self._attach())
+            raise
+
+    def _remove(self, step: int, keep: KeepPlan) -> None:
+        """Cut everything down to a plan; the gates must be off.
+
+        Raises:
+            UnsupportedError: the model or the optimiser cannot be cut; nothing was changed then.
+        """
+        before = self.structures
+        with resized(self._wrapper):
+            left = operate(self.model, before, keep, [self._optimizer])
+        for follower in self._followers:
+            operate(follower, before, keep)
+        self._controller.select(left.structures, left.gates)
+        self._record.add(step, before, keep, left, self.macs)
+
+    def settle(self) -> None:
+        """End discovery now: decide what is undecided, remove what goes, take the gates off.
+
+        Units that are chosen to go but fill no whole quantum stay as zeros that may grow again.
+        """
+        if self._state.settled:
+            return
+        if self._gates is None:
+            self._change(settled=True)
+            return
+        self._agree()
+        controller = self._controller
+        choice, polarised = controller.choose(), controller.polarised
+        left = bool((controller.state.alive & ~choice.mask).any())
+        controller.decide(choice.mask)
+        self._gates.probable.copy_(choice.mask)
+        self._gates.zero_unused()
+        self._cut(physical_plan(self.structures, choice.mask, controller.quanta))
+        controller.decide(torch.ones_like(controller.state.alive))
+        self._change(settled=True, attained=choice.attained, polarised=polarised)
+        if not choice.within:
+            warn_missed(controller.dials.target, choice.attained, controller.quanta, left)
+
+    @contextlib.contextmanager
+    def evaluation(self, batches: Iterable[Any] | None = None) -> Generator[nn.Module]:
+        """Switch to the most probable network in evaluation mode, with statistics of its own.
+
+        During discovery BatchNorm's running statistics belong to many sampled networks. Inside
+        this context they are those of the most probable network, averaged over `batches`.
+        Afterwards everything is as before. Outside discovery only the mode changes.
+
+        Args:
+            batches: training inputs (what the model is called with), some hundreds of samples;
+                with several processes each gives some of its own, and all must call this.
+        """
+        total = self._ranks.sum if self._ranks.size > 1 else None
+        with calibrated(self.model, None if self._gates is None else batches, total):
+            yield self._outer if total is None else self.model
+
+    def follow(self, module: nn.Module) -> None:
+        """Cut a copy of the model (an exponential moving average) whenever the model is cut.
+
+        Args:
+            module: has the same parameters and buffers by name, or wraps a module that has.
+
+        Raises:
+            MisconfiguredError: it has not.
+        """
+        follower = unwrap(module)
+        check_model(follower)
+        check_copy(self.model, follower)
+        self._followers.append(follower)
+
+    def abandon(self) -> nn.Module:
+        """End the run as it is: nothing undecided is decided, no shape changes any more.
+
+        Weights that the most probable network does not use become 0.
+
+        Returns:
+            The model, a plain `nn.Module`.
+        """
+        if self._gates is not None:
+            self._gates.zero_unused()
+            self._detach()
+        self._change(settled=True)
+        return self._end()
+
+    def finish(self) -> nn.Module:
+        """End the run; return the model, a plain `nn.Module` that needs no guyot.
+
+        Warns:
+            GuyotWarning: nothing was removed, or everything that could go.
+
+        Raises:
+            SequenceError: it is called twice.
+        """
+        if self.finished:
+            raise SequenceError("finish() was called twice")
+        self.settle()
+        controller, step = self._controller, self._state.step
+        nu, removed = controller.dials.nu, bool(self.removals)
+        warn_extreme(nu, step, removed, self.attained, controller.least)
+        return self._end()
+
+    def _end(self) -> nn.Module:
+        self._change(finished=True)
+        for hook in self._hooks:
+            hook.remove()
+        return self.model
+
+    # -- figures of the network as it is now, and of every structure in it --------------------
+
+    @property
+    def finished(self) -> bool:
+        """Say whether `finish` or `abandon` was called, maybe before a checkpoint."""
+        return self._state.finished
+
+    @property
+    def phase(self) -> Phase:
+        """Return whether this is warm-up, discovery or fine-tuning."""
+        state = self._state
+        return Phase.FINE_TUNE if state.settled else self._controller.phases.at(state.step)
+
+    @property
+    def attained(self) -> float | None:
+        """Return the share of the complexity that `settle` kept; None before."""
+        return self._state.attained
+
+    @property
+    def polarised(self) -> float | None:
+        """Return the share of the gates above 0 at 0.95 or more just before `settle` rounded."""
+        return self._state.polarised
+
+    @property
+    def skipped(self) -> int:
+        """Return how many steps had gradients that were NaN, inf or missing."""
+        return self._state.skipped
+
+    @property
+    def removals(self) -> list[Removal]:
+        """Return what went, and when."""
+        return self._record.removals
+
+    @property
+    def structures(self) -> Structures:
+        """Return what is left of the network's structures."""
+        return self._controller.structures
+
+    @property
+    def full_macs(self) -> int:
+        """Return the MACs of one sample of the full network."""
+        return round(self._controller.full.macs)
+
+    @property
+    def full_params(self) -> int:
+        """Return the number of parameters of the full network."""
+        return round(self._controller.full.params)
+
+    @property
+    def macs(self) -> int:
+        """Return the MACs of one sample at the present physical widths."""
+        return self._controller.macs
+
+    @property
+    def params(self) -> int:
+        """Return the number of parameters at the present physical widths."""
+        ones = torch.ones_like(self._controller.state.theta)
+        return round(float(self._controller.complexity.params(ones)))
+
+    @property
+    def logical_macs(self) -> int:
+        """Return the MACs of one sample if all that is removed for good were sliced away."""
+        alive = self._controller.state.alive.float()
+        return round(float(self._controller.complexity.macs(alive)))
+
+    @property
+    def expected_complexity(self) -> float:
+        """Return E[C], the expected share of the full network's complexity."""
+        if self._gates is None:
+            ones = torch.ones_like(self._controller.state.theta)
+            return float(self._controller.complexity.expected(ones))
+        return self._controller.expected
+
+    def passed(self, target: float) -> bool:
+        """Say whether the most probable network has come down to a share of the complexity.
+
+        It is True as well once gates commit, since the network hardly gets smaller then. It is
+        False without gates.
+        """
+        if self._gates is None:
+            return False
+        if self._controller.phases.commitment(self._state.step) > 0:
+            return True
+        likely = self._gates.probable.cpu()
+        return float(self._controller.complexity.expected(likely)) <= target
+
+    @property
+    def nu(self) -> float:
+        """Return the multiplier in force, in nats: as given, or what the target needs now."""
+        return self._controller.nu
+
+    @property
+    def keep_probs(self) -> dict[str, Tensor]:
+        """Return keep probabilities: group name -> shape (units,), "layer NAME" -> scalar."""
+        return self._by_name(self._controller.state.theta)
+
+    @property
+    def prices(self) -> dict[str, Tensor]:
+        """Return what each structure costs at present, in nats; keys as in `keep_probs`."""
+        return self._by_name(self._controller.nu * self._controller.state.prices)
+
+    @property
+    def benefits(self) -> dict[str, Tensor]:
+        """Return what each structure is estimated to earn, in nats; keys as in `keep_probs`."""
+        return self._by_name(self._controller.gates.benefit)
+
+    @property
+    def undecided(self) -> int:
+        """Return how many gates are neither 0 nor 1."""
+        return 0 if self._gates is None else self._controller.undecided
+
+    @property
+    def structure(self) -> dict[str, Any]:
+        """Return what is left, as plain data for JSON; `guyot.rebuild` cuts a fresh model to it.
+
+        `{"units": {group: kept indices of the original network}, "removed_layers": [names]}`;
+        groups that are whole are not listed.
+        """
+        return self._record.structure
+
+    def _by_name(self, flat: Tensor) -> dict[str, Tensor]:
+        structures, index = self.structures, self.structures.index
+        result = {g.name: flat[index.units(n)].clone() for n, g in enumerate(structures.groups)}
+        for number, layer in enumerate(structures.layers):
+            result[f"layer {layer.name}"] = flat[index.layer(number)].clone()
+        return result
+
+    # -- checkpoints -------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that must survive, except the states of the model and the optimiser.
+
+        Call it between two steps: after `step()`, before the next forward pass.
+
+        Returns:
+            Nested dicts and lists of tensors and values fit for JSON.
+
+        Raises:
+            SequenceError: the optimiser made a step and `step()` has not been called.
+        """
+        if self._pending:
+            raise SequenceError(
+                f"state_dict() between optimizer.step() and step() of the discovery, after step "
+                f"{self._state.step}: call it after step()"
+            )
+        source = None if self._gates is None else self._source
+        return snapshot(self.original, self._controller, self.removals, source, self._state)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume where `state_dict` was called: cut the full model down, put the gates on.
+
+        Make the model and the discovery as for the first start, `follow` copies if there are any,
+        call this, and only then load the states of model, copies, optimiser and scheduler, which
+        fit the smaller network.
+
+        Raises:
+            SequenceError: this discovery has already begun.
+            MisconfiguredError: the state is of another format, of another model, or of a run with
+                other settings; says which. Nothing was changed then.
+        """
+        if self._state.step or self.finished or self.removals:
+            raise SequenceError(
+                f"load_state_dict() after step {self._state.step}: make a new model, optimiser "
+                "and Discovery, as for the first start"
+            )
+        for removal in checked(state, self.state_dict(), self.original):
+            # one by one as they were, so that tensors get the strides and modules the names again
+            self._remove(removal.step, self._record.plan(self.structures, removal))
+            found = self.removals[-1]
+            if found != removal:
+                raise MisconfiguredError(
+                    f"repeating the removal of step {removal.step} left {found.macs} MACs instead "
+                    f"of {removal.macs}: build the model as it was built for the run"
+                )
+        self._controller.load_state_dict(state["controller"])
+        if state["generator"] is not None:
+            self._controller.generator.set_state(state["generator"].cpu())
+            self._draw(self._attach())
+        self._state = self._state.restored(state["counters"])
+        if self.finished:
+            self._end()
+
+
+def _with_gradients(
+    measure: Callable[[], None], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Measure gradients now, or after the closure that makes them.
+
+    Args:
+        measure: called when gradients are there.
+        args: of the optimiser's `step`, the optimiser first.
+        kwargs: of the same.
+
+    Returns:
+        Other arguments for `step`; None: the same.
+    """
+    optimizer, *rest = args
+    closure = rest[0] if rest else kwargs.get("closure")
+    if closure is None:
+        measure()
+        return None
+
+    def measured() -> Any:
+        loss = closure()
+        measure()
+        return loss
+
+    return (optimizer,), {"closure": measured}

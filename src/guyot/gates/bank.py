@@ -1,0 +1,205 @@
+"""The bank of all gates: 0/1 variables in one flat vector, on the weights that read a structure.
+
+A unit's gate multiplies the input slices of the weights that *read* it, a layer's gate the
+parameters that *write* its branch. So a masked network is the pruned network with anything between
+writer and reader, and the backward pass of the training step gives the derivative of the loss by
+every gate.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from guyot.core.axis import groups_in, spread
+from guyot.core.locate import first_names, tensor_at
+from guyot.core.types import Axis, Structures, Units, Within
+from guyot.gates.module import Gate, Mask, put_gate, remove_gates
+from guyot.gates.predictions import Predictions
+
+Fold = Callable[[Tensor], Tensor]
+"""Sum a tensor over all entries of each unit."""
+
+
+class Norms(NamedTuple):
+    """Hold the Euclidean norms of what each gate scales, float32, shape (gates,).
+
+    Attributes:
+        weight: ||w_j||.
+        gradient: ||dC/d(xi_j w_j)|| of the last backward pass; 0 where xi_j was 0.
+    """
+
+    weight: Tensor
+    gradient: Tensor
+
+
+class Gates:
+    """Put all gates of a network on its modules, and hold their values in one flat vector.
+
+    Args:
+        structures: what there is to gate.
+        device: where the gates live.
+
+    Attributes:
+        sampled: 0/1 values used in training mode, float32, shape (gates,).
+        probable: 0/1 values used in evaluation mode, float32, shape (gates,).
+    """
+
+    def __init__(self, structures: Structures, device: torch.device) -> None:
+        index = structures.index
+        self.structures = structures
+        self.sampled = torch.ones(index.total, device=device)
+        self.probable = torch.ones(index.total, device=device)
+        self._attached: dict[nn.Module, type[nn.Module]] = {}
+        self._places: list[tuple[Tensor, Gate, list[tuple[slice, Fold]]]] = []
+        self._leaves: dict[tuple[int, tuple[int, ...]], tuple[slice, Tensor]] = {}
+        self._predictions = Predictions()
+
+    def _mask(self, where: slice, shape: tuple[int, ...]) -> Mask:
+        """Return some gates in a shape that broadcasts: an autograd leaf while training."""
+        if (key := (where.start, shape)) not in self._leaves:
+            leaf = self.sampled[where].view(shape).detach().requires_grad_()
+            self._leaves[key] = where, leaf
+        _, leaf = self._leaves[key]
+        probable = self.probable[where].view(shape)
+        return lambda training: leaf if training else probable
+
+    @property
+    def gradient(self) -> Tensor:
+        """Return dC/dxi of the sampled gates, summed over backward passes since `zero_grad`.
+
+        float32, shape (gates,).
+        """
+        total = torch.zeros_like(self.sampled)
+        for where, leaf in self._leaves.values():
+            if leaf.grad is not None:
+                total[where].add_(leaf.grad.detach().flatten())
+        return total
+
+    @property
+    def predictions(self) -> int:
+        """Return how many predictions the model made in training since `zero_grad`, at least 1."""
+        return max(1, self._predictions.count)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients, and how many predictions they come from."""
+        self._predictions.count = 0
+        for _, leaf in self._leaves.values():
+            leaf.grad = None
+
+    def attach(self, model: nn.Module) -> None:
+        """Put the gates on the modules of a model."""
+        axes = {tensor.name: tensor.axes for tensor in self.structures.tensors}
+        index = self.structures.index
+        masks: dict[str, list[Mask]] = defaultdict(list)
+        inputs: dict[str, Mask] = {}
+        places: dict[str, list[tuple[slice, Fold]]] = defaultdict(list)
+        for slot in {s: None for group in self.structures.groups for s in group.readers}:
+            own, dim = axes[slot.tensor], slot.dim
+            if dim == 1 and not isinstance(own[dim], Within):
+                inputs[slot.tensor] = self._over(own, dim)
+            else:
+                masks[slot.tensor].append(self._over(own, dim))
+            for group in dict.fromkeys(groups_in(own[dim])):
+                fold = self._fold(own, group, dim)
+                places[slot.tensor].append((index.units(group), fold))
+        for number, layer in enumerate(self.structures.layers):
+            where = slice(index.layer(number), index.layer(number) + 1)
+            for writer in layer.writers:
+                masks[writer].append(self._mask(where, ()))
+                places[writer].append((where, torch.sum))
+        aliases: dict[str, dict[tuple[nn.Module, str], None]] = defaultdict(dict)
+        for name, first in first_names(model).items():
+            path, _, key = name.rpartition(".")
+            aliases[first][model.get_submodule(path), key] = None
+        for name in dict.fromkeys((*masks, *inputs)):
+            gate = Gate(masks[name], inputs.get(name))
+            self._places.append((tensor_at(model, name), gate, places[name]))
+            for module, key in aliases[name]:
+                self._attached.setdefault(module, type(module))
+                put_gate(module, key, gate, model)
+        self._predictions.attach(model)
+
+    def detach(self) -> None:
+        """Take the gates off; the modules are of their own classes again."""
+        self._predictions.detach()
+        for module, plain in self._attached.items():
+            remove_gates(module, plain)
+        self._attached.clear()
+        self._places.clear()
+
+    @torch.no_grad()
+    def zero_unused(self) -> None:
+        """Set weights to 0 that the most probable network does not use."""
+        for parameter, gate, _ in self._places:
+            parameter.copy_(gate.masked(parameter, training=False))
+
+    @torch.no_grad()
+    def norms(self, active: Tensor, share: Tensor) -> Norms:
+        """Measure weights and their `.grad`, before the optimiser uses it.
+
+        A user may have clipped or rescaled the gradients. Those of the gates are as they were and
+        equal sum w * dC/d(xi w). So the factor is known, and gradients are divided by it.
+
+        Args:
+            active: xi dC/dxi, mean over the ranks, shape (gates,).
+            share: of the ranks that sampled 1, the others' gradients being 0, shape (gates,).
+        """
+        active, share = active.to(self.sampled), share.to(self.sampled)
+        weight, gradient, inner = (torch.zeros_like(self.sampled) for _ in range(3))
+        for parameter, _, places in self._places:
+            if parameter.grad is None:
+                continue
+            for where, fold in places:
+                weight[where] += fold(parameter.square())
+                gradient[where] += fold(parameter.grad.square())
+                inner[where] += fold(parameter * parameter.grad)
+        scale = inner.abs().sum() / active.abs().sum().clamp(min=1e-30)
+        gradient = gradient.sqrt() / torch.where(share > 0, share, 1)
+        return Norms(weight.sqrt(), gradient / scale.clamp(min=1e-30))
+
+    def _over(self, axes: Sequence[Axis], dim: int) -> Mask:
+        """Return the mask over a dimension, differentiable in training mode."""
+        index, axis = self.structures.index, axes[dim]
+        if isinstance(axis, Units):
+            shape = tuple(-1 if place == dim else 1 for place in range(len(axes)))
+            return self._mask(index.units(axis.group), shape)
+        device = self.sampled.device
+
+        def mask(training: bool) -> Tensor:
+            return spread(
+                axes,
+                dim,
+                lambda group: self._mask(index.units(group), (-1,))(training),
+                lambda size: torch.ones(size, device=device),
+            )
+
+        return mask
+
+    def _fold(self, axes: Sequence[Axis], group: int, dim: int) -> Fold:
+        """Return how to sum a tensor over all dims but one, and that one unit by unit."""
+        if isinstance(axes[dim], Units):
+            return lambda tensor: _sum_but(tensor, dim)
+
+        def fold(tensor: Tensor) -> Tensor:
+            def ones(size: int) -> Tensor:
+                return torch.ones(size, device=tensor.device)
+
+            def of(number: int) -> Tensor:
+                return units if number == group else ones(self.structures.groups[number].size)
+
+            with torch.enable_grad():
+                units = ones(self.structures.groups[group].size).requires_grad_()
+                over = spread(axes, dim, of, ones)
+                (folded,) = torch.autograd.grad(over, units, tensor.sum_to_size(over.shape))
+            return folded
+
+        return fold
+
+
+def _sum_but(tensor: Tensor, dim: int) -> Tensor:
+    return tensor.sum([other for other in range(tensor.dim()) if other != dim])

@@ -1,0 +1,172 @@
+"""A gate on one parameter of a user's module: a property multiplies the weight by masks.
+
+The user's `forward` stays as it is. Where a linear layer or convolution reads fewer numbers than
+its weight has, what it reads is multiplied instead, which is the same sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from guyot.core.locate import raw_parameter
+from guyot.core.torch_private import computes_as, convolve
+
+Mask = Callable[[bool], Tensor]
+"""Give the values that multiply a weight, in training mode or not."""
+
+Operator = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""Compute a module's output from the module, what it reads and its weight."""
+
+_MODEL = "_gated_model"
+"""The attribute of a gated module that leads to the model."""
+
+
+class Gate:
+    """Multiply one weight by the masks of its dims and layers.
+
+    While the model as a whole trains, these are sampled gates, which receive gradients; otherwise
+    those of the most probable network. The mode of a part that was set to `eval()` alone does not
+    count.
+
+    Args:
+        masks: broadcast over the weight.
+        inputs: one more mask, over dim 1 alone: it can as well multiply what the weight reads.
+    """
+
+    def __init__(self, masks: Sequence[Mask], inputs: Mask | None = None) -> None:
+        self._masks = tuple(masks)
+        self.inputs = inputs
+
+    def masked(self, weight: Tensor, training: bool, dtype: torch.dtype | None = None) -> Tensor:
+        """Return the weight, as `dtype`, times sampled gates (training) or probable ones."""
+        masks = self._masks if self.inputs is None else (*self._masks, self.inputs)
+        return _product(weight, masks, training, dtype)
+
+    def between(
+        self, read: Tensor, weight: Tensor, training: bool, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what is read and the weight, with the gates of the inputs on what is read."""
+        assert self.inputs is not None
+        read = _product(read, (self.inputs,), training, dtype)
+        return read, _product(weight, self._masks, training, dtype)
+
+
+def _product(
+    tensor: Tensor, masks: Sequence[Mask], training: bool, dtype: torch.dtype | None
+) -> Tensor:
+    if dtype is not None:
+        tensor = tensor.to(dtype)
+    for values in masks:
+        mask = values(training)
+        tensor = tensor * (mask if mask.dtype is tensor.dtype else mask.to(tensor.dtype))
+    return tensor
+
+
+class ModeOwner:
+    """Point at the model whose mode counts for a gated module, also in copies.
+
+    In a deep copy of the model it is the copy. A part that is copied alone has its own mode.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self._model = model
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModeOwner:
+        """Point at the copy of the model if `memo` knows one."""
+        return ModeOwner(memo.get(id(self._model)))
+
+    def training(self, part: nn.Module) -> bool:
+        """Return the mode that counts for a part of the model."""
+        return (part if self._model is None else self._model).training
+
+
+class Gated:
+    """Mark the class of a module that has gates."""
+
+
+def put_gate(module: nn.Module, key: str, gate: Gate, model: nn.Module) -> None:
+    """Make the module's attribute `key` its parameter times a gate.
+
+    The module gets a subclass of its own with a property of that name. The parameter stays where
+    it is, so `parameters()` and `state_dict()` are the same as without gates.
+
+    Example:
+        >>> linear = nn.Linear(2, 1)
+        >>> put_gate(linear, "weight", Gate([lambda training: torch.zeros(1, 2)]), linear)
+        >>> bool(linear.weight.any()), isinstance(linear, nn.Linear), [*linear.state_dict()]
+        (False, True, ['weight', 'bias'])
+    """
+
+    def training(part: nn.Module) -> bool:
+        return part.__dict__[_MODEL].training(part)
+
+    def gated(self: nn.Module) -> Tensor:
+        weight = raw_parameter(self, key)
+        return gate.masked(weight, training(self), _narrowed(weight) if operator else None)
+
+    def forward(self: nn.Module, input: Tensor) -> Tensor:  # noqa: A002  (the name that is known)
+        weight = raw_parameter(self, key)
+        if not _fewer(input, weight):
+            return plain.forward(self, input)
+        assert operator is not None
+        return operator(self, *gate.between(input, weight, training(self), _narrowed(weight)))
+
+    plain = type(module)
+    operator = _operator(plain)
+    members: dict[str, Any] = {key: property(gated), "__module__": plain.__module__}
+    if operator and gate.inputs and key == "weight" and getattr(module, "groups", 1) == 1:
+        members["forward"] = forward
+    module.__class__ = type(plain.__name__, (plain, Gated), members)
+    module.__dict__[_MODEL] = ModeOwner(model)
+
+
+def remove_gates(module: nn.Module, plain: type[nn.Module]) -> None:
+    """Take all gates off a module, which is of its own class again."""
+    module.__class__ = plain
+    del module.__dict__[_MODEL]
+
+
+def _linear(module: Any, read: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(read, weight, module.bias)
+
+
+_OPERATORS: dict[type[nn.Module], Operator] = {
+    nn.Linear: _linear,
+    nn.Conv1d: convolve,
+    nn.Conv2d: convolve,
+    nn.Conv3d: convolve,
+}
+
+
+def _operator(kind: type[nn.Module]) -> Operator | None:
+    """Return the operator that alone reads the parameters of a module, if it is one above."""
+    own = next(base for base in kind.__mro__ if not issubclass(base, Gated))
+    for known, operator in _OPERATORS.items():
+        if computes_as(own, known):
+            return operator
+    return None
+
+
+def _fewer(read: Tensor, weight: Tensor) -> bool:
+    """Say whether what is read, in a shape with a batch, has fewer entries than the weight."""
+    batched = read.dim() == weight.dim() if weight.dim() > 2 else read.dim() > 1
+    return batched and read.numel() < weight.numel()
+
+
+def _narrowed(weight: Tensor) -> torch.dtype | None:
+    """Return bfloat16 where autocast narrows a weight to that.
+
+    A weight times 0 or 1 is the same before and after, and half of the bytes are moved.
+    """
+    device = weight.device.type
+    narrow = (
+        weight.dtype is torch.float32
+        and torch.is_autocast_enabled(device)
+        and torch.get_autocast_dtype(device) is torch.bfloat16
+    )
+    return torch.bfloat16 if narrow else None
