@@ -17,14 +17,14 @@ from guyot.core.types import Structures
 
 
 def sgd_weight_decay(optimizer: torch.optim.Optimizer) -> float | None:
-    """The least L2 coefficient of SGD's groups; None for other optimisers."""
+    """Return the least L2 coefficient of SGD's groups; None for other optimisers."""
     if not isinstance(optimizer, torch.optim.SGD):
         return None
     return min(float(group["weight_decay"]) for group in optimizer.param_groups)
 
 
 def inner_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimiser inside the wrappers of accelerate and Lightning."""
+    """Return the optimiser inside the wrappers of accelerate and Lightning."""
     inner = getattr(optimizer, "optimizer", None)
     return inner_optimizer(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
 
@@ -63,13 +63,13 @@ def check_sliceable(optimizer: torch.optim.Optimizer) -> None:
 
 
 def keeps_elementwise_state(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether its state is known to have one entry per entry of the parameter, or one in all."""
+    """Say whether its state surely has one entry per entry of the parameter, or one in all."""
     state = _rehearsed(optimizer)
     return bool(state) and _foreign(state) is None
 
 
 def _rehearsed(optimizer: torch.optim.Optimizer) -> dict[Tensor, Any] | None:
-    """State after one step of a copy with the same settings on a small parameter of its own.
+    """Return the state after one step of a copy with the same settings on a small parameter.
 
     None where that cannot be done: optimisers that wrap others or need more than their settings.
     """
@@ -94,7 +94,7 @@ def _rehearsed(optimizer: torch.optim.Optimizer) -> dict[Tensor, Any] | None:
 
 
 def _foreign(state: dict[Any, Any]) -> str | None:
-    """An entry of a state that is neither one number nor of its parameter's shape, in words."""
+    """Describe an entry of a state that is neither one number nor of its parameter's shape."""
     for parameter, entries in state.items():
         for name, value in entries.items() if isinstance(entries, dict) else ():
             if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
@@ -141,18 +141,18 @@ NO_GRADIENT = ("no gradient reached the gates", "train in model.train() and with
 
 
 def warn_skipped(skipped: int, step: int, reason: str, way_out: str) -> None:
-    """Say, the first time and then every hundredth, that a step taught the gates nothing."""
+    """Warn, the first time and then every hundredth, that a step taught the gates nothing."""
     if skipped == 1 or skipped % 100 == 0:
         warnings.warn(
             f"{reason} at step {step} ({skipped} so far): keep probabilities are left as they "
-            f"were; {way_out} if this goes on",
+            f"were; {way_out} if this continues",
             GuyotWarning,
             stacklevel=4,
         )
 
 
 def warn_missed(target: float | None, attained: float, quanta: Sequence[int], left: bool) -> None:
-    """Say that a target was not met to 1 %, and why.
+    """Warn that a target was not met, and say why.
 
     Args:
         target: of the run.
@@ -182,12 +182,12 @@ NO_PRICE = 1e-7
 def warn_extreme(
     nu: float | None, steps: int, removed: bool, attained: float | None, least: float
 ) -> None:
-    """Say that nothing was removed, or that all that could be was, and why; not so for nu = 0.
+    """Warn that nothing was removed, or all that can be, and say why; except for nu = 0.
 
     Args:
         nu: of the run; None with a target.
         steps: optimiser steps so far.
-        removed: something was.
+        removed: something was removed.
         attained: share of the complexity that is left; None if discovery did not end.
         least: the smallest share that can be.
     """

@@ -15,12 +15,12 @@ from guyot.planning.config import problem_of_targets
 
 
 class Family:
-    """Networks of several sizes for little more than the training of one.
+    """Train networks of several sizes for little more than the cost of one.
 
     The run with the smallest target goes all the way down. Where its most probable network passes a
-    larger target, a checkpoint is kept: from there a run with that target goes on. It settles at
-    once and is fine-tuned by the rest of the user's own schedule.
-    So every member has the whole training, and what lies above the branch is paid for once [ours].
+    larger target, a checkpoint is kept. A run with that target starts from it: it settles at once
+    and is fine-tuned to the end of the user's own schedule. So every member has the whole training,
+    and the steps before the branch are paid for once [ours].
 
     A loop that trains one network becomes a function of the target, called for the targets in the
     order of the family; `member.start` is the step at which it begins, `member.step()` ends every
@@ -74,31 +74,31 @@ class Family:
         self._kept: set[float] = set()
 
     def __iter__(self) -> Iterator[float]:
-        """The targets in the order in which they are trained: the smallest, then the others."""
+        """Yield the targets in the order of their training: the smallest, then the others."""
         return iter((self.smallest, *self.larger))
 
     @property
     def smallest(self) -> float:
-        """The target of the run that passes all others."""
+        """Return the target of the run that passes all others."""
         return self.targets[-1]
 
     @property
     def larger(self) -> tuple[float, ...]:
-        """The targets that it passes, falling."""
+        """Return the targets that it passes, falling."""
         return self.targets[:-1]
 
     def folder_of(self, target: float) -> Path:
-        """Where the checkpoints of a member are."""
+        """Return where the checkpoints of a member are."""
         return self.folder / f"{target:g}" / "checkpoints"
 
-    def go_on(self, checkpoints: Checkpointer, step: int) -> None:
-        """The run with the smallest target begins, or goes on, after a step.
+    def resume(self, checkpoints: Checkpointer, step: int) -> None:
+        """Start or resume the run with the smallest target after a step.
 
         Args:
             checkpoints: of that run.
             step: optimiser steps so far; branches of later ones are removed.
         """
-        self._kept = {t for t in self.larger if checkpoints.go_back(self.folder_of(t), step)}
+        self._kept = {t for t in self.larger if checkpoints.remove_later(self.folder_of(t), step)}
 
     def keep(
         self,
@@ -133,7 +133,7 @@ class Family:
     def member(
         self, target: float, model: nn.Module, discovery: Discovery, **parts: Stateful
     ) -> Member:
-        """Let a member begin where the smallest one passed it, or go on from its checkpoint.
+        """Start a member where the smallest one passed it, or resume it from its checkpoint.
 
         Args:
             target: one of the family's.
@@ -159,7 +159,7 @@ class Family:
 
 
 class Member:
-    """A run of a `Family`; `Family.member` makes it.
+    """Run one size of a `Family`; `Family.member` makes it.
 
     Attributes:
         start: optimiser steps that are behind it.
@@ -173,10 +173,10 @@ class Member:
         position = checkpoints.resume()
         self.start = self._step = 0 if position is None else int(position["step"])
         if self._first:
-            family.go_on(checkpoints, self.start)
+            family.resume(checkpoints, self.start)
 
     def step(self) -> list[float]:
-        """Say that an iteration is over; call it last, after the scheduler for instance.
+        """Count an iteration and keep branches; call it last, after the scheduler for instance.
 
         Returns:
             The targets that were passed by it.
@@ -187,5 +187,5 @@ class Member:
         return self._family.keep(self.checkpoints, self._step, lambda _: {"step": self._step})
 
     def save(self) -> Path:
-        """Write a checkpoint: should the program be started again, the member goes on from it."""
+        """Write a checkpoint; when the program is started again, the member resumes from it."""
         return self.checkpoints.save(self._step, {"step": self._step})

@@ -172,7 +172,7 @@ class Course:
         else:
             self._go_on(position, checkpoint)
         if self._family is not None:
-            self._family.go_on(self._checkpoints, self.step)
+            self._family.resume(self._checkpoints, self.step)
 
     def _go_on(self, position: Mapping[str, Any], checkpoint: Path | None) -> None:
         path = checkpoint or self._checkpoints.checkpoints[-1]

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: folders of safetensors and JSON from which it goes on bit for bit.
+"""Checkpoints of a run: folders of safetensors and JSON from which it resumes bit for bit.
 
 The folder `step-000000120` of a checkpoint holds
 

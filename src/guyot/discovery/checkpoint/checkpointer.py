@@ -1,4 +1,4 @@
-"""`Checkpointer`: writes checkpoints, and takes a run back to one."""
+"""`Checkpointer`: writes checkpoints, and resumes a run from one."""
 
 from __future__ import annotations
 
@@ -118,19 +118,19 @@ class Checkpointer:
 
     @property
     def checkpoints(self) -> list[Path]:
-        """Those that are there, oldest step first."""
+        """Return those that are there, oldest step first."""
         return checkpoints_in(self.folder)
 
     def save(self, step: int, position: Mapping[str, Any] | None = None) -> Path:
         """Write a checkpoint; call it between two steps.
 
         Older ones beyond `keep` are removed afterwards, and so are those of later steps: they
-        belong to a future that this run left when it went on from an earlier checkpoint.
+        belong to a future that this run left when it resumed from an earlier checkpoint.
 
         Args:
             step: optimiser steps so far.
-            position: where in the data the run is, and whatever else the loop needs; tensors and
-                plain values.
+            position: where in the data the run is, and what else the loop needs; tensors and plain
+                values.
 
         Returns:
             The folder of the checkpoint; on other ranks than 0 it may not be there yet.
@@ -159,7 +159,7 @@ class Checkpointer:
         step: int,
         position: Mapping[str, Any] | None = None,
     ) -> Path:
-        """Write a checkpoint from which a run with a larger target goes on, during discovery.
+        """Write a checkpoint during discovery, from which a run with a larger target starts.
 
         Make everything of that run as for a first start, with its own target, and `resume()` from
         a `Checkpointer` on that folder: it settles with the next step, see `guyot.Family`.
@@ -180,14 +180,14 @@ class Checkpointer:
         """
         if self.discovery is None:
             raise MisconfiguredError(
-                f"target={target} from a run without a discovery: a run branches off while "
-                "structures go"
+                f"target={target} from a run without a discovery: a run branches off "
+                "during discovery"
             )
         path = Path(folder) / f"step-{step:09}"
         self._write(path, step, branched(self.discovery.state_dict(), target), position)
         return path
 
-    def go_back(self, folder: str | Path, step: int) -> bool:
+    def remove_later(self, folder: str | Path, step: int) -> bool:
         """Remove branches of later steps, which belong to a future that this run has left.
 
         Args:
@@ -195,7 +195,7 @@ class Checkpointer:
             step: optimiser steps so far.
 
         Returns:
-            Whether one is left.
+            True if one is left.
         """
         left = False
         for path in checkpoints_in(Path(folder)):
@@ -229,9 +229,9 @@ class Checkpointer:
             write_tree(folder, "state", state)
 
     def resume(self, checkpoint: str | Path | None = None) -> dict[str, Any] | None:
-        """Go on from a checkpoint.
+        """Resume from a checkpoint.
 
-        Make model, optimiser, discovery and the rest exactly as for the first start, then call
+        Make model, optimiser, discovery and all parts exactly as for the first start, then call
         this: the model is cut down to the size it had, and everything gets its state.
 
         Args:
@@ -242,7 +242,7 @@ class Checkpointer:
 
         Raises:
             MisconfiguredError: the checkpoint is not whole, was changed, has another version, or
-                does not fit what is here; names the file and the difference. Make everything anew
+                does not fit what is here; names the file and the difference. Make everything new
                 before another attempt.
         """
         folder = self._found(checkpoint)
@@ -265,7 +265,7 @@ class Checkpointer:
         return self._restore(state, folder / "state.json")
 
     def _restore(self, state: Mapping[str, Any], file: Path) -> dict[str, Any]:
-        """Give everything but the network its state; the position."""
+        """Give everything but the network its state; return the position."""
         mine = own(state["ranks"], self._ranks)
         known = state if mine is None else {**state, **mine}
         if "buffers" in known:
@@ -284,18 +284,20 @@ class Checkpointer:
         return known["position"]
 
     def _found(self, checkpoint: str | Path | None) -> Path | None:
-        """The checkpoint that was asked for, the same one on all ranks."""
+        """Return the checkpoint that was asked for, the same one on all ranks."""
         if checkpoint is None:
             with self._ranks.together():
                 if self.folder.is_dir() and not self._ranks.rank:
                     sweep(self.folder)
             there = self.checkpoints
             checkpoint = there[-1] if there else None
-        self._ranks.agree("the checkpoint to go on from", str(checkpoint and Path(checkpoint).name))
+        self._ranks.agree(
+            "the checkpoint to resume from", str(checkpoint and Path(checkpoint).name)
+        )
         return None if checkpoint is None else Path(checkpoint)
 
     def _known(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """What another rank may know otherwise; an optimiser's state is the same on all."""
+        """Return what may differ on another rank; an optimiser's state is the same on all."""
         known = {"random": state["random"], "position": state["position"]}
         for name, part in self._parts.items():
             if not isinstance(part, torch.optim.Optimizer):
@@ -333,7 +335,7 @@ class Checkpointer:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest step first."""
+    """Return the checkpoints in a folder, oldest step first."""
     found: list[tuple[int, Path]] = []
     if folder.is_dir():
         for path in folder.iterdir():
@@ -343,7 +345,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a model, which must be tensors."""
+    """Return the state dict of a model, which must be tensors."""
     state = model.state_dict()
     for name, value in state.items():
         if not isinstance(value, Tensor):
@@ -368,19 +370,19 @@ def _manifest(step: int) -> dict[str, Any]:
 
 
 def _check_manifest(file: Path) -> None:
-    """Refuse other formats and versions; tell of other versions of torch."""
+    """Refuse other formats and versions; warn of other versions of torch."""
     found = read_json(file)
     known = isinstance(found, Mapping) and found.get("format") == FORMAT
     if not known or found.get("version") != VERSION:
         what = f"version {found.get('version')!r}" if known else "no checkpoint of guyot"
         raise MisconfiguredError(
-            f"{file}: this is {what}, and this guyot reads version {VERSION}: go on with the "
-            "version of guyot that wrote it"
+            f"{file}: this is {what}, and this guyot reads version {VERSION}: resume with "
+            "the version of guyot that wrote it"
         )
     if found.get("torch") != str(torch.__version__):
         warnings.warn(
             f"{file}: torch {found.get('torch')} wrote it and this is {torch.__version__}; the "
-            "run goes on, but not bit for bit as with the former",
+            "run resumes, but not bit for bit as with the former",
             GuyotWarning,
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""What only one of several ranks knows: its random numbers, its place in the data, its loader's.
+"""What differs between ranks: random numbers, the place in the data, the state of the loader.
 
 A checkpoint holds everything of rank 0, and of every other rank what differs from that.
 """
@@ -19,7 +19,7 @@ from guyot.core.storage import packed, unpacked
 
 
 def collected(ranks: Ranks, known: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """On rank 0: of rank 1, 2, ... what differs from rank 0. Nothing on the others; collective.
+    """Return on rank 0 what differs from it on rank 1, 2, ...; nothing on the others; collective.
 
     Only hashes go to all ranks, and only what differs goes to rank 0.
 
@@ -37,14 +37,14 @@ def collected(ranks: Ranks, known: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def own(others: Sequence[Mapping[str, Any]], ranks: Ranks) -> Mapping[str, Any] | None:
-    """What this rank knew otherwise than rank 0; None if there were more or fewer ranks."""
+    """Return what differed on this rank from rank 0; None if there were more or fewer ranks."""
     if len(others) + 1 != ranks.size:
         return None
     return others[ranks.rank - 1] if ranks.rank else {}
 
 
 def misfit(others: Any, names: Sequence[str]) -> str | None:
-    """In what the entry `ranks` of a checkpoint is not what `collected` gives, in words.
+    """Say in what the entry `ranks` of a checkpoint is not what `collected` gives; None if it is.
 
     Args:
         others: the entry.
@@ -64,10 +64,10 @@ def misfit(others: Any, names: Sequence[str]) -> str | None:
 
 
 def warn_number(file: Path, wrote: int, here: int) -> None:
-    """Say that the number of ranks is another one."""
+    """Warn that the number of ranks is another one."""
     warnings.warn(
         f"{file}: {wrote} process{'es' if wrote > 1 else ''} wrote it and {here} "
-        f"{'go' if here > 1 else 'goes'} on, but with other random numbers: not bit for bit as "
+        f"{'resume' if here > 1 else 'resumes'}, but with other random numbers: not bit for bit as "
         f"{wrote} would",
         GuyotWarning,
         stacklevel=4,

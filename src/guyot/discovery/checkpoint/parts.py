@@ -1,4 +1,4 @@
-"""Optimisers, schedulers and whatever else has a state: how it is restored, and when it is not."""
+"""Optimisers, schedulers and others with a state: how it is restored, and when it is refused."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from guyot.core.randomness import set_random_state
 from guyot.core.trees import difference
 from guyot.discovery.checks import keeps_elementwise_state
 
-REMEDY = "build model, discovery and the rest as for the first start"
+REMEDY = "build model, discovery and all parts as for the first start"
 UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
-"""What the `load_state_dict` of others may raise at a state that is not theirs."""
+"""Errors that the `load_state_dict` of others may raise at a state that is not theirs."""
 
 
 class Stateful(Protocol):
-    """An optimiser, a scheduler, a gradient scaler, an average of the weights, ..."""
+    """Stand for an optimiser, a scheduler, a gradient scaler, an average of the weights, ..."""
 
     def state_dict(self) -> Any:
-        """What must survive: tensors and plain values."""
+        """Return what must survive: tensors and plain values."""
         ...
 
     def load_state_dict(self, state_dict: Any, /) -> Any:
@@ -33,7 +33,7 @@ class Stateful(Protocol):
 
 
 def restore(part: Stateful, name: str, state: Any, file: Path) -> None:
-    """Give a part its state; whatever it objects to names the file."""
+    """Give a part its state; the error of one that does not fit names the file."""
     problem = None
     if isinstance(part, torch.optim.lr_scheduler.LRScheduler):
         own = part.state_dict()
@@ -53,7 +53,7 @@ def restore(part: Stateful, name: str, state: Any, file: Path) -> None:
 
 
 def restore_random(state: Any, file: Path) -> None:
-    """Give the global sources of random numbers their states; what does not fit names the file."""
+    """Give the global sources of random numbers their states; an error names the file."""
     try:
         set_random_state(state)
         saved = len(state["cuda"])
@@ -62,14 +62,14 @@ def restore_random(state: Any, file: Path) -> None:
     if saved != torch.cuda.device_count():
         warnings.warn(
             f"{file}: it holds the random states of {saved} GPUs and "
-            f"{torch.cuda.device_count()} are here; theirs start anew",
+            f"{torch.cuda.device_count()} are here, whose random numbers are new",
             GuyotWarning,
             stacklevel=3,
         )
 
 
 def _misfit(optimizer: torch.optim.Optimizer, state: Any) -> str | None:
-    """In what an optimiser's state is not that of this optimiser."""
+    """Say in what a state is not that of this optimiser; None if it is."""
     own = {**optimizer.state_dict(), "state": {}}
     if not isinstance(state, Mapping) or not isinstance(state.get("state"), Mapping):
         return difference(own, state) or "state is no mapping"
