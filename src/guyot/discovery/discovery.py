@@ -170,9 +170,9 @@ class Discovery:
             raise SequenceError("step() after finish(): make a new Discovery for another run")
         if not self._pending and grad_scale is None:
             raise SequenceError(
-                f"step() was called twice, or before optimizer.step(), at step "
-                f"{self._state.step}: call "
-                "it once after every optimizer.step(), with grad_scale if a GradScaler may skip it"
+                f"step() was called twice, or before optimizer.step(), at step {self._state.step}: "
+                "call it once after every optimizer.step(), with grad_scale if a GradScaler may "
+                "skip it"
             )
         self._pending = 0
         if self._gates is not None:
@@ -462,7 +462,7 @@ class Discovery:
     @property
     def benefits(self) -> dict[str, Tensor]:
         """Return what each structure is estimated to earn, in nats; keys as in `keep_probs`."""
-        return self._by_name(self._controller.gates.benefit)
+        return self._by_name(self._controller.gate_values.benefit)
 
     @property
     def undecided(self) -> int:

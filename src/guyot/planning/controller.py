@@ -182,7 +182,7 @@ class Controller:
         return float(self.complexity.expected(self.state.theta))
 
     @property
-    def gates(self) -> GateValues:
+    def gate_values(self) -> GateValues:
         """Return what is known of every gate now."""
         state = self.state
         return GateValues(
@@ -258,7 +258,7 @@ class Controller:
         self.state = replace(self.state, estimator=means)
         if step % self.pricing == 0:
             self._update_prices(step)
-        gates = self.gates
+        gates = self.gate_values
         price = self.nu * gates.price
         commitment = self._phases.commitment(step)
         if commitment > 0 and (self.state.plan is None or step % self.interval == 0):
@@ -289,7 +289,7 @@ class Controller:
         self.price()
         if self._budget is not None:
             assert self.state.budget is not None
-            budget = self._budget.update(self.state.budget, step, self.gates, self.expected)
+            budget = self._budget.update(self.state.budget, step, self.gate_values, self.expected)
             self.state = replace(self.state, budget=budget)
 
     def _certified(self, price: Tensor) -> Tensor:
@@ -302,7 +302,7 @@ class Controller:
 
     def remove(self, removable: Tensor) -> None:
         """Mark gates as removed, except those that the network cannot do without."""
-        gates = self.gates
+        gates = self.gate_values
         score = gates.benefit - self.nu * gates.price
         alive = protect(gates.alive & ~removable, score, self.structures, self.quanta)
         self.state = replace(self.state, alive=alive, theta=torch.where(alive, gates.theta, 0))
@@ -317,7 +317,7 @@ class Controller:
 
     def choose(self) -> Choice:
         """Return the network that would be chosen now."""
-        return choose(self._space, self.gates, self.nu, self.dials.target)
+        return choose(self._space, self.gate_values, self.nu, self.dials.target)
 
     def select(self, structures: Structures, gates: Tensor) -> None:
         """Continue with what surgery left.
