@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from guyot.app.data import Batches
 from guyot.app.models import resnet
 from guyot.app.training import Recipe, make_optimizer
-from guyot.gates.gates import Gates
+from guyot.gates.bank import Gates
 from guyot.gates.predictions import predictions_of
 from guyot.structures import find_structures
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from guyot.gates.gates import Gates
+from guyot.gates.bank import Gates
 from guyot.gates.predictions import Predictions, predictions_of
 from guyot.planning.benefits import SideMeans, SideSums, fisher
 from guyot.structures import find_structures
