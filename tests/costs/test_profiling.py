@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,27 +94,56 @@ def test_variants_are_networks_cut_down_for_real() -> None:
     assert model.conv1.out_channels == 6 and model.training
 
 
-def test_prediction_goes_with_measurement(tmp_path) -> None:
-    """Wide against narrow, deep against shallow: only the order is asserted, machines are busy."""
-    model = resnet(20).to(memory_format=torch.channels_last)
-    image = torch.randn(1, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        found = profile(model, (image,), seconds=3.0, quantum=8)
-    finally:
-        torch.set_num_threads(threads)
-    assert found.cross_validation is not None and found.cross_validation.correlation > 0.8
+WORK = {
+    nn.Conv2d: lambda layer, y: y.numel() * layer.weight[0].numel(),
+    nn.Linear: lambda layer, y: y.numel() * layer.in_features,
+    nn.BatchNorm2d: lambda layer, y: 20 * y.numel(),
+    nn.ReLU: lambda layer, y: 10 * y.numel(),
+}
+"""Seconds that a module takes on a machine that does one thing a second."""
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Ticks:
+    """Time passes only where modules compute."""
+    now = [0.0]
+
+    def slowed(kind: type[nn.Module]) -> Callable[..., torch.Tensor]:
+        forward = kind.forward
+
+        def taking(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+            y = forward(self, x)
+            if not torch.compiler.is_compiling():
+                now[0] += WORK[kind](self, y)
+            return y
+
+        return taking
+
+    for kind in WORK:
+        monkeypatch.setattr(kind, "forward", slowed(kind))
+    clock = Ticks(now)
+    monkeypatch.setattr("guyot.costs.profiling.clock_of", lambda device: clock)
+    return clock
+
+
+def test_prediction_goes_with_measurement(machine: Ticks, tmp_path: Path) -> None:
+    model = resnet(20)
+    found = profile(model, (torch.randn(1, 3, 32, 32),), seconds=0.0, quantum=8)
+    assert found.cross_validation is not None and found.cross_validation.correlation > 0.99
     table = found.table
-    assert table.batch == 1 and table.quantum == 8 and table.where["threads"] == "1"
+    assert table.batch == 1 and table.quantum == 8
+    assert table.where["threads"] == str(torch.get_num_threads())
     assert table.input_shapes == ((1, 3, 32, 32),)
-    low, high = re.findall(r"[\d.]+", table.where["quartiles"])
-    assert 0 < float(low) <= float(high)
-    measured = found.measurements[0].milliseconds
-    assert measured is not None
-    assert table.full == pytest.approx(measured, rel=0.5)
+    before = machine.now[0]
+    with torch.inference_mode():
+        model(torch.randn(1, 3, 32, 32))
+    taken = 1000 * (machine.now[0] - before)
+    assert found.measurements[0].milliseconds == taken
+    assert table.full == pytest.approx(taken, rel=0.02)
+    low, high = re.findall(r"[\d.]+(?:e\+\d+)?", table.where["quartiles"])
+    assert float(low) == float(high) == pytest.approx(taken, rel=1e-3)
     narrow = found.measurements[3].milliseconds
-    assert narrow is not None and narrow < measured
+    assert narrow is not None and narrow < taken
     table.check(find_structures(resnet(20), (torch.zeros(4, 3, 32, 32),), verify=False))
     table.save(tmp_path / "table.json")
     assert LatencyTable.load(tmp_path / "table.json") == table

@@ -39,11 +39,19 @@ def test_latency_is_measured_in_turns_and_leaves_no_trace():
         assert 0 <= latency.low <= latency.median <= latency.high
 
 
-def test_latency_tells_a_large_network_from_a_small_one():
-    large = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(8)))
-    small = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1))
-    found = measure({"large": large, "small": small}, (64, 16, 16), 2, seconds=0.1)
-    assert found["small"].median < found["large"].median
+def test_latency_is_the_time_of_each_network_in_milliseconds(monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+
+    class Taking(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            now[0] += self.out_features
+            return x
+
+    monkeypatch.setattr("guyot.costs.timing.time.perf_counter", lambda: now[0])
+    found = measure({"large": Taking(1, 8), "small": Taking(1, 3)}, (1, 2, 2), 2, seconds=0.0)
+    for name, seconds in (("large", 8), ("small", 3)):
+        latency = found[name]
+        assert latency.low == latency.median == latency.high == 1000 * seconds
 
 
 def test_widths_follow_the_network():
