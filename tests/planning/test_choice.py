@@ -127,8 +127,8 @@ def nested() -> Structures:
     )
     operations = tuple(Operation(t.name, t.axes, t.layers) for t in tensors)
     layers = (
-        Layer("outer", ("outer",), "outer", 0, 1, ("outer", "inner")),
-        Layer("inner", ("inner",), "inner", 0, 1, ("inner",)),
+        Layer("outer", ("outer",), "outer", 1, ("outer", "inner")),
+        Layer("inner", ("inner",), "inner", 1, ("inner",)),
     )
     groups = (unit_group("u", 2, ("outer", 0)), unit_group("v", 2, ("inner", 0)))
     return Structures(groups, layers, tensors, operations)

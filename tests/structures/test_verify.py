@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from itertools import combinations, pairwise, permutations
 
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from guyot import find_structures
 from guyot.app.models import build
 from guyot.core.axis import groups_in
-from guyot.core.errors import GuyotWarning
 from guyot.core.types import KeepPlan, Structures
 from guyot.structures.verify.verify import Verifier, groups_apart, layers_apart
 from guyot.surgery import operate
@@ -140,13 +140,24 @@ def test_every_culprit_is_found_among_the_sound() -> None:
     assert all("eight it has to be" in reasons[f"{n}.0.one"] for n in (1, 2, 3))
 
 
-def test_layers_are_also_tried_alone() -> None:
-    """The fast path of this block wants a bias, and is not taken where heads have gone."""
+def test_a_block_that_lost_a_branch_is_kept_off_its_fused_operator() -> None:
+    """It takes the weights of both branches, whatever has become of their modules."""
+    torch.manual_seed(0)
     block = nn.TransformerEncoderLayer(12, 2, 24, batch_first=True)
-    with pytest.warns(GuyotWarning, match=r"layer 1:2 cannot be removed: .*no attribute 'device'"):
-        structures = find_structures(nn.Sequential(nn.Linear(5, 12), block), (torch.ones(2, 4, 5),))
-    assert [layer.name for layer in structures.layers] == ["1"]
+    model, x = nn.Sequential(nn.Linear(5, 12), block), torch.ones(2, 4, 5)
+    structures = find_structures(model, (x,))
+    assert [layer.name for layer in structures.layers] == ["1", "1:2"]
     assert any("self_attn" in group.name for group in structures.groups)
+    model.eval()
+    for number in (0, 1):
+        cut = copy.deepcopy(model)
+        operate(cut, structures, KeepPlan({}, frozenset([number])))
+        with torch.no_grad():
+            y = model[0](x)
+            first = block.norm1(y if number == 0 else y + block._sa_block(y, None, None))
+            second = block.norm2(first if number == 1 else first + block._ff_block(first))
+            torch.testing.assert_close(cut(x), second)
+        assert not torch.equal(cut.train()(x), second)  # dropout
 
 
 @pytest.mark.filterwarnings("ignore:layer", "ignore:units of")
@@ -181,19 +192,18 @@ def test_each_layer_is_in_a_set_without_the_next_one_and_without_those_around_it
 
 @pytest.mark.filterwarnings("ignore:layer", "ignore:units of")
 def test_trials_that_fail_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    """Not even a forward that is written anew, whose code prints where it fails."""
-    from timm.layers.bottleneck_attn import BottleneckAttn
 
-    class Block(nn.Module):
+    class Talking(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.attn, self.out = BottleneckAttn(8, None, (4, 4), num_heads=2), nn.Conv2d(8, 8, 1)
+            self.one, self.two = nn.Linear(12, 8), nn.Linear(8, 12)
 
         def forward(self, x: Tensor) -> Tensor:
-            return x + self.out(self.attn(x).relu())
+            if len(self.one.weight) != 8:
+                sys.stderr.write("eight it has to be")
+                raise ValueError("eight it has to be")
+            return self.two(self.one(x).relu())
 
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), Block(), nn.Flatten(), nn.Linear(128, 3))
-    structures = find_structures(model, (torch.randn(2, 3, 4, 4),))
-    reasons = {frozen.name: frozen.reason for frozen in structures.frozen}
-    assert "does not run without it" in reasons["1.attn"]
+    reasons = {frozen.name: frozen.reason for frozen in found(Talking, 2).frozen}
+    assert "does not run without it" in reasons["1.one"]
     assert not capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Modules whose `forward` states lengths: written anew when these change, and only then."""
+"""Modules whose `forward` states lengths: their class is derived when these change, only then."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pytest
 import torch
 from cases import Baked
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from guyot import GuyotWarning, UnsupportedError, find_structures
-from guyot.core.types import KeepPlan, Restated, Structures
+from guyot import UnsupportedError, find_structures
+from guyot.core.types import KeepPlan, Structures
 from guyot.results.rebuild import rebuild
 from guyot.surgery import operate
-from guyot.surgery.restate import restate
+from guyot.surgery.restate import written_out
 
 
 def encoder(batch_first: bool = True) -> nn.Module:
@@ -56,14 +56,16 @@ def test_heads_go_in_turn(name: str, recwarn: pytest.WarningsRecorder) -> None:
     number = heads(structures)
     plain = copy.deepcopy(model)
     operate(plain, structures, KeepPlan())
-    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+    kinds = [type(m) for m in model.modules()]
+    assert kinds == [type(m) for m in plain.modules()]
 
     once, turns = copy.deepcopy(model), copy.deepcopy(model)
     operate(once, structures, KeepPlan({number: torch.tensor([2])}))
     left = operate(turns, structures, KeepPlan({number: torch.tensor([0, 2])})).structures
     assert not left.restated
-    written = [m for m in turns.modules() if isinstance(m, fx.GraphModule)]
-    assert len(written) == 1
+    derived = [m for m, kind in zip(turns.modules(), kinds, strict=True) if type(m) is not kind]
+    assert len(derived) == 1
+    assert all(isinstance(m, kind) for m, kind in zip(turns.modules(), kinds, strict=True))
     operate(turns, left, KeepPlan({number: torch.tensor([1])}))
     torch.testing.assert_close(turns(x), once(x))
     assert list(turns.state_dict()) == list(model.state_dict())
@@ -106,10 +108,9 @@ class Folded(Baked):
 def test_no_length_follows_that_holds_the_batch() -> None:
     torch.manual_seed(0)
     model, x = Model(Folded()).eval(), torch.randn(2, 4, 5)
-    with pytest.warns(GuyotWarning, match="units of attention.* cannot be removed"):
-        structures = find_structures(model, (x,))
-    assert all(group.size != 3 for group in structures.groups)
-    operate(model, structures, KeepPlan({0: torch.tensor([0, 1])}))
+    structures = find_structures(model, (x,))
+    number = heads(structures)
+    operate(model, structures, KeepPlan({number: torch.tensor([0, 1])}))
     torch.testing.assert_close(model(x)[:1], model(x[:1]))
 
 
@@ -118,50 +119,64 @@ def test_dropout_follows_the_mode() -> None:
     model, x = Model(Baked()), torch.randn(2, 4, 5)
     structures = find_structures(model, (x,))
     operate(model, structures, KeepPlan({heads(structures): torch.tensor([0, 1])}))
-    assert isinstance(model.attention, fx.GraphModule)
-    assert type(model.attention).__name__ == "Baked"
+    assert isinstance(model.attention, Baked) and type(model.attention) is not Baked
+    assert repr(type(model.attention)) == repr(Baked)
     assert model.attention.num_heads == 2
     assert torch.equal(model.eval()(x), model(x))
     assert not torch.equal(model.train()(x), model(x))
     assert "index" in dict(model.attention.named_buffers())
 
 
-def test_another_call_is_refused() -> None:
+def test_other_calls_work_where_the_forward_allows_them() -> None:
     model, x = Model(Baked()), torch.randn(2, 4, 5)
     structures = find_structures(model, (x,))
     operate(model, structures, KeepPlan({heads(structures): torch.tensor([0, 1])}))
-    with pytest.raises(AssertionError, match="mask has to be None, as it was when"):
-        model.attention(torch.randn(2, 4, 12), torch.zeros(4, 4))
+    model.eval()
+    y = torch.randn(2, 4, 12)
+    plain = model.attention(y)
+    torch.testing.assert_close(model.attention(y, torch.zeros(4, 4)), plain)
+    assert not torch.allclose(model.attention(y, torch.randn(4, 4)), plain)
 
 
-FEW = (("reshape", (None, None)), ("view", (2, 2)), ("reshape", (None,)))
+def test_weights_of_an_attention_that_lost_heads_are_refused() -> None:
+    model, x = Model(encoder()), torch.randn(2, 4, 5)
+    structures = find_structures(model, (x,))
+    operate(model, structures, KeepPlan({heads(structures): torch.tensor([0, 1])}))
+    y = torch.randn(2, 4, 12)
+    with pytest.raises(UnsupportedError, match="call it with need_weights=False"):
+        model.attention.self_attn(y, y, y)
 
 
-class Twofold(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return (x.sin() if self.training else x).view(-1, 2)
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("masks", ["none", "added", "boolean", "per head", "padding", "both"])
+@pytest.mark.parametrize("batched", [True, False])
+def test_written_out_attention_computes_what_pytorch_does(
+    batch_first: bool, masks: str, batched: bool
+) -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(12, 3, batch_first=batch_first).double().eval()
+    written = copy.deepcopy(attention)
+    change = written_out(written)
+    assert change is not None
+    change()
+    shape = (2, 4) if batch_first else (4, 2)
+    x = torch.randn(*(shape if batched else (4,)), 12, dtype=torch.float64)
+    padding = torch.tensor([[False, False, True, True], [False] * 4])
+    given: dict[str, Tensor] = {}
+    if masks in ("added", "both"):
+        given["attn_mask"] = torch.randn(4, 4, dtype=torch.float64)
+    if masks == "boolean":
+        given["attn_mask"] = torch.ones(4, 4).triu(1).bool()
+    if masks == "per head":
+        given["attn_mask"] = torch.randn(6 if batched else 3, 4, 4, dtype=torch.float64)
+    if masks in ("padding", "both"):
+        padding = padding if batched else padding[0]
+        given["key_padding_mask"] = padding if masks == "padding" else padding.double()
+    expected = attention(x, x, x, need_weights=False, **given)[0]
+    torch.testing.assert_close(written(x, x, x, need_weights=False, **given)[0], expected)
 
 
-class Hidden(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.view(-1, 2) if len(x) > 1 else x
-
-
-@pytest.mark.parametrize(
-    ("module", "sizes", "message"),
-    [
-        (Twofold(), (("view", (None, 2)),), r"forward of it does other things in training mode"),
-        (
-            Hidden(),
-            (("view", (None, 2)),),
-            r"forward of it \(Hidden\) cannot be written anew: 'len'",
-        ),
-        (Baked(), (("view", (None, 2)),), r"shapes tensors by .*'reshape'.* and its graph by"),
-        (Baked(), FEW, r"states 1 lengths where its graph has 2"),
-        (nn.MultiheadAttention(6, 2), (), r"need_weights=False"),
-        (nn.MultiheadAttention(6, 2, add_bias_kv=True), (), r"without added keys"),
-    ],
-)
-def test_what_cannot_be_written_anew(module: nn.Module, sizes: tuple, message: str) -> None:
-    with pytest.raises(UnsupportedError, match=message):
-        restate(module, Restated("it", (("mask", None),), sizes, ()))
+@pytest.mark.parametrize("setting", ["add_bias_kv", "add_zero_attn"])
+def test_what_cannot_be_written_out(setting: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"without added keys"):
+        written_out(nn.MultiheadAttention(6, 2, **{setting: True}))

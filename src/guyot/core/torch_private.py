@@ -150,6 +150,17 @@ def dispatching(handler: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) 
     return Mode()
 
 
+class Moving(nn.Module):
+    """A module that is told when it goes to another device or dtype."""
+
+    def moved(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Apply a change that every tensor of the module undergoes."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Moving:
+        self.moved(fn)
+        return super()._apply(fn, recurse)
+
+
 def communication_hooks(wrapper: DistributedDataParallel) -> list[tuple[Any, object]]:
     """Return the registered communication hooks, each with its state."""
     return [*private(wrapper, "_comm_hooks", REDUCER)]

@@ -109,19 +109,40 @@ class UnitGroup:
 
 @dataclass(frozen=True)
 class StandIn:
-    """What takes the place of a module of a removed branch whose caller cannot be rewritten.
+    """What takes the place of a module of a removed branch whose caller stays as it is.
 
     Attributes:
         module: qualified name of the module that goes.
-        argument: position or name of the argument whose shape the result has.
+        argument: position or name of the argument that is passed on or whose shape a zero has.
         rest: None: the result is a tensor; else a tuple of it and these: arguments, or None.
         zero: the result is 0, else the argument.
+        ones: the zero has as many dimensions as this, all of length 1; None: the argument's shape.
+        dense: the zero has memory of its own, since something is added to it in place.
+        narrow: under autocast the zero is of the type that autocast computes in.
     """
 
     module: str
     argument: int | str
     rest: tuple[int | str | None, ...] | None
     zero: bool
+    ones: int | None = None
+    dense: bool = False
+    narrow: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """An expression in the source of a method of a module's class.
+
+    Attributes:
+        method: name of the method.
+        file: where its source is.
+        span: first line, first column, last line and last column, as Python counts them.
+    """
+
+    method: str
+    file: str
+    span: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -129,25 +150,25 @@ class Layer:
     """A residual branch `y = shortcut(x) + branch(x)` that can be removed as a whole.
 
     Attributes:
-        name: qualified name of the module that is rebuilt when the branch goes.
+        name: qualified name of the module that adds the branch.
         writers: parameters whose joint scaling by 0 makes the branch exactly 0.
-        owner: qualified name of the module whose `forward` contains the addition.
-        addition: position of the addition among the additions of that `forward`.
+        owner: qualified name of the module whose method contains the addition.
         operand: 0 or 1, which operand of the addition is the branch.
         tensors: parameters and buffers that only the branch uses.
-        rectified: the shortcut is the identity and its input has passed a ReLU.
-        stand_ins: what takes the place of the branch's modules; none where the owner's `forward`
-            is rewritten without the addition.
+        stand_ins: what takes the place of the branch's modules; none where the addition is taken
+            out of the owner's method.
+        place: where the owner's class adds the branch; None: unknown, or it stays.
+        modules: the outermost modules that compute nothing but this branch.
     """
 
     name: str
     writers: tuple[str, ...]
     owner: str
-    addition: int
     operand: int
     tensors: tuple[str, ...]
-    rectified: bool = False
     stand_ins: tuple[StandIn, ...] = ()
+    place: Place | None = None
+    modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -219,21 +240,20 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Restated:
-    """A module whose `forward` states lengths that no attribute holds: it is written anew.
+    """A module whose `forward` states lengths that no attribute holds: its class is derived.
 
     Attributes:
         module: qualified name.
-        constants: arguments that it is called with and that are no tensors.
-        sizes: for every call in its `forward` that shapes a tensor, in order, the operator's name
-            and the lengths it is to state: a number, the attribute that holds it, or None for what
-            the `forward` says itself.
+        sizes: calls in its methods that shape a tensor, each with the lengths it is to state: a
+            number, the attribute that holds it, or None for what the method says itself.
         groups: it is due when one of these loses units.
+        problem: why the calls cannot be told; None: they can.
     """
 
     module: str
-    constants: tuple[tuple[str, object], ...]
-    sizes: tuple[tuple[str, tuple[int | str | None, ...]], ...]
+    sizes: tuple[tuple[Place, tuple[int | str | None, ...]], ...]
     groups: tuple[int, ...]
+    problem: str | None = None
 
 
 @dataclass(frozen=True)
@@ -266,7 +286,7 @@ class Structures:
         tensors: every parameter and buffer.
         operations: every operator with MACs.
         attributes: static attributes of modules that must follow.
-        restated: modules that are written anew when certain groups shrink.
+        restated: modules whose class is derived when certain groups shrink.
         frozen: what cannot go and why.
         input_shapes: shapes of the example inputs the MACs refer to (with the batch dimension).
         kernels: every operator that runs, in order; what latency is made of.

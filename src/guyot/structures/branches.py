@@ -19,17 +19,16 @@ from torch import fx
 
 from guyot.core.reasons import Reason, ReasonKind
 from guyot.core.types import Layer
+from guyot.structures.places import ADDITIONS, places_of
 from guyot.structures.rules.pointwise import overloads
 from guyot.structures.trace import Trace, call_of, module_of
 from guyot.structures.writers import WEIGHTED, Writers
 
 aten = torch.ops.aten
 
-ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
 _NOT_AFFINE = Reason(ReasonKind.BRANCH, "its residual branch does not end in an affine operator")
 _CALLED_AGAIN = Reason(ReasonKind.BRANCH, "its module is called more than once")
 _SHARED = Reason(ReasonKind.BRANCH, "the parameters that end its branch are shared")
-RELU = {aten.relu.default, aten.relu_.default}
 POOLS = set(overloads("avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d".split()))
 
 
@@ -108,10 +107,8 @@ def _used(trace: Trace) -> set[fx.Node]:
     return used
 
 
-def _sides(
-    node: fx.Node, fed: set[fx.Node], used: set[fx.Node]
-) -> Iterator[tuple[int, _Cone, fx.Node]]:
-    """Operands of an addition that are branches, the heavier first: position, cone, shortcut."""
+def _sides(node: fx.Node, fed: set[fx.Node], used: set[fx.Node]) -> Iterator[tuple[int, _Cone]]:
+    """Operands of an addition that are branches, the heavier first: position and cone."""
     operands = node.all_input_nodes
     cones = [_cone(operand, node, fed, used) for operand in operands]
     for side in sorted((0, 1), key=lambda side: -cones[side].weights):
@@ -123,7 +120,6 @@ def _sides(
             yield (
                 next(i for i, arg in enumerate(node.args[:2]) if arg is operands[side]),
                 cone,
-                shortcut,
             )
 
 
@@ -193,7 +189,7 @@ def find_branches(
     firsts = {key: canonical[name] for key, name in trace.tensors.items()}
     parameters = {key: name for key, name in firsts.items() if name in trainable}
     fed, used = _fed(trace), _used(trace)
-    uses = _Uses(trace, canonical)
+    uses, places = _Uses(trace, canonical), places_of(trace)
     position: dict[str, int] = defaultdict(int)
     taken: set[str] = set()
     calls: dict[str, set[str]] = defaultdict(set)
@@ -211,7 +207,7 @@ def find_branches(
         if node not in fed or not (sides := list(_sides(node, fed, used))):
             continue
         name = owner or "(root)"
-        for operand, cone, shortcut in sides:
+        for operand, cone in sides:
             writers = Writers(parameters, cone.nodes, fed).of(node.args[operand])
             if writers is None:
                 continue
@@ -221,10 +217,9 @@ def find_branches(
                 name=name,
                 writers=tuple(sorted(writers)),
                 owner=owner,
-                addition=place,
                 operand=operand,
                 tensors=uses.only_in(cone.nodes),
-                rectified=shortcut.target in RELU and shortcut in cone.reads,
+                place=places.get(node),
             )
             branches.append(Branch(layer, node, cone.nodes))
             break

@@ -11,7 +11,7 @@ from guyot.core.torch_private import schema_of
 from guyot.core.types import Axis, Fixed, Kernel
 from guyot.structures.axes import DimVar, root_of
 from guyot.structures.axis_graph import AxisGraph
-from guyot.structures.branches import RELU, Branch
+from guyot.structures.branches import Branch
 from guyot.structures.trace import module_of
 
 ROOT = "(root)"
@@ -33,7 +33,7 @@ def kernels_of(
         counts[node].append(tuple(axis(d) for d in dims if root_of(d) is not root_of(graph.batch)))
     homes: dict[fx.Node, list[int]] = defaultdict(list)
     for number, branch in enumerate(branches):
-        for node in (*branch.nodes, *_with(branch)):
+        for node in (*branch.nodes, *(() if branch.layer.stand_ins else (branch.addition,))):
             homes[node].append(number)
     moved: dict[fx.Node, tuple[Shape, ...]] = {}
 
@@ -69,17 +69,6 @@ def _runs(node: fx.Node) -> bool:
         return False
     alias = schema.returns[0].alias_info
     return alias is None or alias.is_write
-
-
-def _with(branch: Branch) -> list[fx.Node]:
-    """What goes with a branch besides its own operators: the addition, a ReLU after a ReLU."""
-    inside = f"{branch.layer.owner}."
-    rectifiers = [
-        user
-        for user in branch.addition.users
-        if user.target in RELU and f"{module_of(user)}.".startswith(inside)
-    ]
-    return [branch.addition, *(rectifiers if branch.layer.rectified else ())]
 
 
 def _without_batch(

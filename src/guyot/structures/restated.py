@@ -1,4 +1,4 @@
-"""Which modules have to be written anew, because their `forward` states what may change."""
+"""Which modules get a derived class, because their `forward` states what may change."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any
 from torch import fx
 
 from guyot.core.axis import groups_in
-from guyot.core.types import Attribute, Axis, Fixed, Restated
+from guyot.core.types import Attribute, Axis, Fixed, Place, Restated
 from guyot.structures.attributes import learned, numbers_of
 from guyot.structures.axes import DimVar, leaves, root_of
 from guyot.structures.axis_graph import AxisGraph
+from guyot.structures.places import places_of
 from guyot.structures.trace import module_of
 
 SPLITS = {"split", "split_with_sizes"}
 Statement = tuple[fx.Node, list[Any], Sequence[DimVar]]
+Sizes = tuple[int | str | None, ...]
 
 
 def statements(graph: AxisGraph) -> dict[str, list[Statement]]:
@@ -65,20 +67,26 @@ def _concerned(graph: AxisGraph, axis: Callable[[DimVar], Axis]) -> dict[str, se
 def restated(
     graph: AxisGraph, axis: Callable[[DimVar], Axis], modules: set[str]
 ) -> tuple[tuple[Restated, ...], tuple[Attribute, ...]]:
-    """How the given modules are to be written, and the attributes that will hold lengths."""
+    """What the given modules are to state, and the attributes that will hold lengths."""
     specs: list[Restated] = []
     attributes: list[Attribute] = []
     every = statements(graph) if modules else {}
     own, concerned = learned(graph), _concerned(graph, axis) if modules else {}
+    places = places_of(graph.trace) if modules else {}
     for module in sorted(modules):
         names: dict[Axis, str] = {}
-        sizes = tuple(
-            (name_of(node), tuple(_sizes(numbers, dims, axis, own, names, root_of(graph.batch))))
-            for node, numbers, dims in every[module]
-        )
-        (call,) = graph.trace.calls[module]
-        constants = tuple(call.constants.items())
-        specs.append(Restated(module, constants, sizes, tuple(sorted(concerned[module]))))
+        sizes: dict[Place, Sizes] = {}
+        problem: str | None = None
+        for node, numbers, dims in every[module]:
+            stated = tuple(_sizes(numbers, dims, axis, own, names, root_of(graph.batch)))
+            if any(size is not None for size in stated):
+                place = places.get(node)
+                if place is None:
+                    problem = f"it is not known where it states the lengths of {name_of(node)}"
+                elif sizes.setdefault(place, stated) != stated:
+                    problem = f"it states other lengths by {name_of(node)} every time"
+        groups = tuple(sorted(concerned[module]))
+        specs.append(Restated(module, tuple(sizes.items()), groups, problem))
         attributes += [Attribute(module, name, resolved) for resolved, name in names.items()]
     return tuple(specs), tuple(attributes)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import operator
 import warnings
 from collections import defaultdict
@@ -24,6 +23,7 @@ from guyot.core.inputs import (
     check_inputs,
     tensors_of,
 )
+from guyot.structures.watch import Event, Watch
 
 _CHECKS = {torch.ops.aten._assert_tensor_metadata.default}
 _REGIONS = {
@@ -41,15 +41,15 @@ class ModuleCall:
             tensor; None when there was none.
         alike: whether the argument and the (first) result have the same shape.
         tensor: whether a tensor came back, alone or first in a tuple.
+        dimensions: how many the (first) result has; 0 where it is no tensor.
         rest: None: it came alone; else which arguments the other values are, None for another.
-        constants: the arguments of `forward` that held no tensor, by name.
     """
 
     argument: int | str | None
     alike: bool
     tensor: bool
+    dimensions: int
     rest: tuple[int | str | None, ...] | None
-    constants: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Trace:
         constants: placeholder name -> a tensor that `forward` made up.
         inputs: placeholder names of the user's inputs, in order.
         calls: qualified name of a module -> how it was called, every time.
+        events: qualified name of a module -> where its methods add and state lengths, in order.
     """
 
     graph: fx.Graph
@@ -69,6 +70,7 @@ class Trace:
     constants: Mapping[str, Tensor]
     inputs: tuple[str, ...]
     calls: Mapping[str, Sequence[ModuleCall]]
+    events: Mapping[str, Sequence[Event]]
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
@@ -103,7 +105,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
         warnings.simplefilter("ignore")
         shapes = [tuple(x.shape) for x in tensors_of(example_inputs)]
         try:
-            with torch.no_grad(), _watched(first) as calls:
+            with torch.no_grad(), _watched(first) as calls, Watch(first) as watch:
                 call_model(first, example_inputs)
         except Exception as error:
             raise MisconfiguredError(
@@ -129,7 +131,8 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
             constants[name] = cast(Tensor, program.constants[str(spec.target)])
         else:
             inputs.append(name)
-    return Trace(plain_graph(program.graph_module), tensors, constants, tuple(inputs), calls)
+    graph = plain_graph(program.graph_module)
+    return Trace(graph, tensors, constants, tuple(inputs), calls, watch.events)
 
 
 @contextlib.contextmanager
@@ -139,7 +142,7 @@ def _watched(model: nn.Module) -> Generator[dict[str, list[ModuleCall]]]:
     names = {module: name for name, module in model.named_modules()}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        calls[names[module]].append(_described_call(module, args, kwargs, out))
+        calls[names[module]].append(_described_call(args, kwargs, out))
 
     handles = [m.register_forward_hook(note, with_kwargs=True) for m in names]
     try:
@@ -149,20 +152,16 @@ def _watched(model: nn.Module) -> Generator[dict[str, list[ModuleCall]]]:
             handle.remove()
 
 
-def _described_call(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
-) -> ModuleCall:
+def _described_call(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> ModuleCall:
     values: list[Any] = list(out) if isinstance(out, (tuple, list)) and out else [out]  # pyright: ignore[reportUnknownArgumentType]
     given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
     tensors = [key for key, value in given.items() if isinstance(value, Tensor)]
     alike = [k for k in tensors if given[k].shape == getattr(values[0], "shape", None)]
     key_of = {id(given[key]): key for key in tensors}
     rest = None if values[0] is out else tuple(key_of.get(id(value)) for value in values[1:])
-    bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    bound.apply_defaults()
-    constants = {k: v for k, v in bound.arguments.items() if not tensors_of(v)}
     first = next(iter([*alike, *tensors]), None)
-    return ModuleCall(first, bool(alike), isinstance(values[0], Tensor), rest, constants)
+    dimensions = values[0].dim() if isinstance(values[0], Tensor) else 0
+    return ModuleCall(first, bool(alike), isinstance(values[0], Tensor), dimensions, rest)
 
 
 def plain_graph(module: fx.GraphModule) -> fx.Graph:

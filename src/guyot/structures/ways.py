@@ -1,9 +1,9 @@
 """The ways in which a branch can go.
 
-The `forward` of the module that adds the branch may be rewritten without the addition. Models of
-text branch on optional arguments and pass on whatever they were called with, which no tracer
-follows. Then their blocks stay as they are, and *stand-ins* take the place of the branch's modules:
-the last before the addition returns zeros, the others return their argument.
+Where the method that adds the branch is plain, its class is derived without the addition, and the
+branch's modules are deleted. Where it does more with them, it stays as it is, and *stand-ins* take
+the place of the branch's modules: the last before the addition returns zeros, the others return
+their argument.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import torch
 from torch import fx, nn
 
 from guyot.core.errors import UnsupportedError
+from guyot.core.torch_private import schema_of
 from guyot.core.types import StandIn
 from guyot.structures.branches import Branch
 from guyot.structures.trace import ModuleCall, Trace
 from guyot.structures.writers import KEEPS_ZERO, WEIGHTED
-from guyot.surgery import check_rewritable
+from guyot.surgery import check_edit
 
 aten = torch.ops.aten
 PRODUCTS = {
@@ -55,11 +56,13 @@ class Callers:
 
     def contains(self, owner: str, branch: Branch) -> bool:
         """Whether all of a branch runs inside the module that adds it."""
-        return all(owner in _paths(node) for node in branch.nodes if node in self._real)
+        return not owner or all(
+            owner in _paths(node) for node in branch.nodes if node in self._real
+        )
 
     def stand_ins(self, branch: Branch) -> tuple[StandIn, ...] | str:
         """What may stand in for the modules of a branch, or the reason why nothing may."""
-        inside = self._inside(branch)
+        inside = self.inside(branch)
         places = {node: path for path in inside for node in self._made[path]}
         for node in branch.nodes:
             if node not in places and (node.target in WEIGHTED or node.target in PRODUCTS):
@@ -77,13 +80,25 @@ class Callers:
             calls = self._calls.get(path, ())
             if len(calls) != 1 or calls[0].argument is None or not calls[0].tensor:
                 return f"its module {path} is not called once with a tensor, for a tensor"
-            if path == places[last] and not calls[0].alike:
-                return f"the result of its module {path} has another shape than its argument"
-            argument, rest = calls[0].argument, calls[0].rest
-            found.append(StandIn(path, argument, rest, path == places[last]))
+            zero, call = path == places[last], calls[0]
+            assert call.argument is not None
+            spec = StandIn(path, call.argument, call.rest, zero)
+            if zero:
+                ones = None if call.alike else call.dimensions
+                dense = self._in_place(branch, last)
+                if dense and not call.alike:
+                    return f"something is added in place to the result of its module {path}"
+                spec = replace(spec, ones=ones, dense=dense, narrow=last.target in WEIGHTED)
+            found.append(spec)
         return tuple(found)
 
-    def _inside(self, branch: Branch) -> tuple[str, ...]:
+    def _in_place(self, branch: Branch, last: fx.Node) -> bool:
+        """Whether something writes into what a branch makes, from its last module on."""
+        after = [n for n in (*branch.nodes, branch.addition) if n > last]
+        schemas = (schema_of(node.target) for node in after)
+        return any(schema is not None and schema.is_mutable for schema in schemas)
+
+    def inside(self, branch: Branch) -> tuple[str, ...]:
         """The outermost modules that make nothing but operators of a branch."""
         paths = dict.fromkeys(path for node in sorted(branch.nodes) for path in _paths(node))
         whole = [path for path in paths if path and self._made[path] <= branch.nodes]
@@ -96,15 +111,13 @@ def ways_of(model: nn.Module, callers: Callers, branch: Branch) -> list[Branch] 
     """The branch as it may be removed, the better way first, or the reasons why it cannot be."""
     found: list[Branch] = []
     reasons: list[str] = []
-    layer = branch.layer
-    if not layer.owner:
-        reasons.append("its addition is in the root's forward: move it to a submodule")
-    elif not callers.contains(layer.owner, branch):
+    layer = replace(branch.layer, modules=callers.inside(branch))
+    if not callers.contains(layer.owner, branch):
         reasons.append("its branch runs outside the module that adds it")
     else:
         try:
-            check_rewritable(model.get_submodule(layer.owner), layer.owner, layer.addition)
-            found.append(branch)
+            check_edit(model.get_submodule(layer.owner), layer)
+            found.append(replace(branch, layer=layer))
         except UnsupportedError as error:
             reasons.append(str(error))
     stand_ins = callers.stand_ins(branch)

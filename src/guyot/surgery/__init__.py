@@ -1,16 +1,19 @@
 """From a `KeepPlan` to smaller modules and smaller optimiser state."""
 
-from guyot.surgery.layers import check_rewritable, without_branches
+from guyot.surgery.edits import SHAPING
+from guyot.surgery.layers import check_edit
 from guyot.surgery.operate import operate
 from guyot.surgery.plan import Shrunk, above, masks_of, present, shrink
+from guyot.surgery.source import author_function
 
 __all__ = [
+    "SHAPING",
     "Shrunk",
     "above",
-    "check_rewritable",
+    "author_function",
+    "check_edit",
     "masks_of",
     "operate",
     "present",
     "shrink",
-    "without_branches",
 ]

@@ -7,7 +7,8 @@ own references go on holding the same `nn.Parameter` objects, which merely have 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 from guyot.core.axis import kept_indices, size_of
 from guyot.core.errors import UnsupportedError
 from guyot.core.locate import tensor_at
-from guyot.core.types import KeepPlan, Layer, StandIn, Structures
-from guyot.surgery.layers import replace_module, without_branches
+from guyot.core.types import KeepPlan, Restated, StandIn, Structures
+from guyot.surgery.derive import derive
+from guyot.surgery.edits import Edit
+from guyot.surgery.heads import keep_off_fast_path
+from guyot.surgery.layers import discard, drop_of, replace_module
 from guyot.surgery.plan import (
     Shrunk,
     all_removed_layers,
@@ -26,7 +30,7 @@ from guyot.surgery.plan import (
     settled,
     shrink,
 )
-from guyot.surgery.restate import restate
+from guyot.surgery.restate import make_room, states_of, written_out
 from guyot.surgery.stand_ins import act_out_of_place, stand_in
 
 Indices = tuple[Tensor | None, ...]
@@ -55,7 +59,7 @@ def operate(
         The smaller structures, and which gates are left.
 
     Raises:
-        UnsupportedError: a module cannot be rebuilt, or an optimiser keeps a state tensor whose
+        UnsupportedError: a class cannot be derived, or an optimiser keeps a state tensor whose
             shape is neither the parameter's nor a single number. Nothing was changed then.
         MisconfiguredError: the plan keeps different numbers of units in equal blocks.
     """
@@ -72,20 +76,11 @@ def operate(
         for tensor in structures.tensors:
             parameter = tensor_at(model, tensor.name)
             _check_state(optimizer, tensor.name, parameter, tensor.name in sliced)
-    rebuilt, stand_ins = _rebuilt(model, structures, all_removed_layers(structures, plan))
-    without = settled(structures, plan)
-    for spec in due(structures, plan):
-        if spec.module not in without:
-            rebuilt[spec.module] = restate(model.get_submodule(spec.module), spec)
-
+    surgery = _prepared(model, structures, plan)
     gone = {id(tensor_at(model, name)) for name in gone_names}
     for name, indices in sliced.items():
         _slice(model, name, indices, optimizers)
-    for spec in stand_ins:
-        if not spec.zero:
-            act_out_of_place(model, spec)
-    for name in sorted(rebuilt, key=len):  # an outer module before those inside it
-        replace_module(model, name, rebuilt[name])
+    surgery.carry_out(model)
     for optimizer in optimizers:
         _forget(optimizer, gone)
     sizes = [group.size for group in shrunk.structures.groups]
@@ -104,29 +99,75 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
         return None
 
 
-def _rebuilt(
-    model: nn.Module, structures: Structures, removed: frozenset[int]
-) -> tuple[dict[str, nn.Module], list[StandIn]]:
-    """New modules for the owners or the insides of removed branches, outermost branches only.
+@dataclass
+class _Surgery:
+    """What is done to modules, prepared so that nothing fails half way.
 
-    Also says which of them are stand-ins.
+    Attributes:
+        classes: what gives modules their new classes.
+        restated: modules that get attributes for lengths.
+        taken: name of a module -> what it loses.
+        stand_ins: what takes the place of modules, and how.
     """
-    by_owner: dict[str, list[Layer]] = defaultdict(list)
-    stand_ins: dict[str, StandIn] = {}
+
+    classes: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
+    restated: list[tuple[nn.Module, Restated]] = field(
+        default_factory=list[tuple[nn.Module, Restated]]
+    )
+    taken: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    stand_ins: dict[StandIn, nn.Module] = field(default_factory=dict[StandIn, nn.Module])
+
+    def carry_out(self, model: nn.Module) -> None:
+        """Change the modules."""
+        for module, spec in self.restated:
+            make_room(module, spec)
+        for change in self.classes:
+            change()
+        for owner, names in self.taken.items():
+            discard(model.get_submodule(owner), names)
+            keep_off_fast_path(model.get_submodule(owner))
+        for spec, module in self.stand_ins.items():
+            if not spec.zero:
+                act_out_of_place(model, spec)
+            replace_module(model, spec.module, module)
+
+
+def _prepared(model: nn.Module, structures: Structures, plan: KeepPlan) -> _Surgery:
+    """Derive classes and make stand-ins, for outermost branches only; nothing is changed yet.
+
+    Raises:
+        UnsupportedError: a class cannot be derived.
+    """
+    surgery = _Surgery()
+    edits: dict[str, list[Edit]] = defaultdict(list)
+    removed = all_removed_layers(structures, plan)
     for number in sorted(removed):
         layer = structures.layers[number]
         around = structures.holders[layer.tensors[0]] & removed - {number}
         if any(set(layer.tensors) < set(structures.layers[n].tensors) for n in around):
             continue
-        stand_ins.update((spec.module, spec) for spec in layer.stand_ins)
-        if not layer.stand_ins:
-            by_owner[layer.owner].append(layer)
-    rewritten = {
-        owner: without_branches(model.get_submodule(owner), owner, layers)
-        for owner, layers in by_owner.items()
-    }
-    inside = {name: stand_in(spec, model.get_submodule(name)) for name, spec in stand_ins.items()}
-    return rewritten | inside, list(stand_ins.values())
+        surgery.stand_ins.update(
+            (spec, stand_in(spec, model.get_submodule(spec.module))) for spec in layer.stand_ins
+        )
+        drop = None if layer.stand_ins else drop_of(layer)
+        surgery.taken[layer.owner] += () if drop is None else drop.gone
+        if drop is not None:
+            edits[layer.owner].append(drop)
+    without = settled(structures, plan)
+    for spec in due(structures, plan):
+        if spec.module in without:
+            continue
+        module = model.get_submodule(spec.module)
+        change = written_out(module)
+        if change is None:
+            edits[spec.module] += states_of(spec)
+            surgery.restated.append((module, spec))
+        else:
+            surgery.classes.append(change)
+    for name, own in edits.items():
+        if own:
+            surgery.classes.append(derive(model.get_submodule(name), own))
+    return surgery
 
 
 def select(tensor: Tensor, indices: Indices) -> Tensor:
@@ -171,7 +212,7 @@ def _slice(
 ) -> None:
     tensor = tensor_at(model, name)
     if not isinstance(tensor, nn.Parameter):
-        tensor.data = select(tensor, indices)  # a module that is written anew has it already
+        tensor.data = select(tensor, indices)
         return
     shape = tensor.shape
     gradient, tensor.grad = tensor.grad, None

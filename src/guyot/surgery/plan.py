@@ -17,7 +17,6 @@ from guyot.core.types import (
     Fixed,
     KeepPlan,
     Kernel,
-    Layer,
     Product,
     Restated,
     Structures,
@@ -151,7 +150,7 @@ def shrink(structures: Structures, plan: KeepPlan) -> Shrunk:
     smaller = replace(
         structures,
         groups=tuple(replace(g, block=_number(g.block, meaning)) for g in groups),
-        layers=_renumbered(structures, gone_layers),
+        layers=tuple(structures.layers[n] for n in left),
         tensors=tuple(
             replace(t, axes=axes(t.axes), layers=layers(t.layers))
             for t in structures.tensors
@@ -191,7 +190,7 @@ def _shrunk(
 def _pending(
     structures: Structures, plan: KeepPlan, without: set[str], meaning: dict[int, Axis]
 ) -> tuple[Restated, ...]:
-    """The modules that are still to be written anew when a group of theirs shrinks."""
+    """The modules that are still whose class is to be derived when a group of theirs shrinks."""
     done = {spec.module for spec in due(structures, plan)} | without
     left = {number: axis.group for number, axis in meaning.items() if isinstance(axis, Units)}
     return tuple(
@@ -202,7 +201,7 @@ def _pending(
 
 
 def settled(structures: Structures, plan: KeepPlan) -> set[str]:
-    """Modules not to be written anew: they lose all their tensors, or a branch of their own."""
+    """Modules that lose all their tensors."""
     gone = removed_tensors(structures, plan)
     left = {
         module
@@ -210,12 +209,11 @@ def settled(structures: Structures, plan: KeepPlan) -> set[str]:
         if tensor.name not in gone
         for module in above(tensor.name)
     }
-    owners = {structures.layers[n].owner for n in all_removed_layers(structures, plan)}
-    return ({module for name in gone for module in above(name)} - left) | owners
+    return {module for name in gone for module in above(name)} - left
 
 
 def due(structures: Structures, plan: KeepPlan) -> tuple[Restated, ...]:
-    """The modules that a plan calls to be written anew."""
+    """The modules whose class a plan calls to be derived."""
     cut = {number for number, mask in enumerate(present(structures, plan)) if not bool(mask.all())}
     return tuple(r for r in structures.restated if cut.intersection(r.groups))
 
@@ -228,23 +226,6 @@ def above(name: str) -> list[str]:
         ['layer1', 'layer1.0', 'layer1.0.conv']
     """
     return [name[:position] for position, letter in enumerate(name) if letter == "."]
-
-
-def _renumbered(structures: Structures, gone: frozenset[int]) -> tuple[Layer, ...]:
-    """The layers left, with their places among the additions of their owners."""
-    missing: dict[str, list[int]] = defaultdict(list)
-    for number in gone:
-        layer = structures.layers[number]
-        missing[layer.owner].append(layer.addition)
-    return tuple(
-        replace(
-            layer,
-            addition=layer.addition
-            - sum(addition < layer.addition for addition in missing.get(layer.owner, ())),
-        )
-        for number, layer in enumerate(structures.layers)
-        if number not in gone
-    )
 
 
 def _substitute(axis: Axis, meaning: dict[int, Axis]) -> Axis:

@@ -1,45 +1,108 @@
-"""Small plain modules that stand in for those of a removed branch."""
+"""Small plain modules that stand in for those of a removed branch.
+
+The author's `forward` runs as it is: `x + branch(x)` adds zeros. A zero is a scalar that is
+expanded to a shape, so it costs no memory and hardly any time.
+"""
 
 from __future__ import annotations
 
-import operator
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, nn
 
+from guyot.core.torch_private import Moving
 from guyot.core.types import StandIn
 
 
-def stand_in(spec: StandIn, module: nn.Module) -> nn.Module:
-    """A module without parameters that takes any arguments and returns zeros or some of them.
+class Passing(Moving):
+    """Takes any arguments and returns some of them.
 
-    It has the plain attributes of the module whose place it takes, for callers that ask for them.
+    It has the plain attributes of the module whose place it takes, and its parameters and buffers
+    as scalars that are expanded to their shapes: a `forward` may ask for a weight's dtype.
+
+    Args:
+        spec: what to return.
+        module: whose place it takes.
 
     Example:
-        >>> nothing = stand_in(StandIn("attn", "x", (0, None), zero=True), nn.Linear(3, 2))
+        >>> Passing(StandIn("norm", 0, None, zero=False), nn.LayerNorm(2))(torch.ones(1, 2))
+        tensor([[1., 1.]])
+    """
+
+    def __init__(self, spec: StandIn, module: nn.Module) -> None:
+        super().__init__()
+        self.returns = (spec.argument, spec.rest)
+        copy_plain(module, self)
+        tensors = (module._parameters, module._buffers)  # pyright: ignore[reportPrivateUsage]
+        self._shapes = {
+            name: tensor.shape
+            for named in tensors
+            for name, tensor in named.items()
+            if tensor is not None
+        }
+        for named in tensors:
+            for name, tensor in named.items():
+                value = None if tensor is None else tensor.new_zeros(()).expand(tensor.shape)
+                self.__dict__[name] = value
+
+    def moved(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Follow the model to another device or dtype."""
+        for name, shape in self._shapes.items():
+            self.__dict__[name] = change(self.__dict__[name].new_zeros(())).expand(shape)
+
+    def _first(self, given: Any) -> Any:
+        return given
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The first result and the others."""
+        argument, others = self.returns
+
+        def given(key: int | str | None) -> Any:
+            if key is None:
+                return None
+            return args[key] if isinstance(key, int) else kwargs[key]
+
+        first = self._first(given(argument))
+        return first if others is None else (first, *map(given, others))
+
+    def extra_repr(self) -> str:
+        """Nothing: it has no settings."""
+        return ""
+
+
+class Zeros(Passing):
+    """As `Passing`, but the first result is zero.
+
+    Example:
+        >>> nothing = Zeros(StandIn("attn", "x", (0, None), zero=True), nn.Linear(3, 2))
         >>> nothing("bias", mask=None, x=torch.ones(1, 2))
         (tensor([[0., 0.]]), 'bias', None)
-        >>> nothing.in_features, nothing.weight
-        (3, None)
+        >>> nothing.in_features, nothing.weight.shape, [*nothing.parameters()]
+        (3, torch.Size([2, 3]), [])
     """
-    graph = fx.Graph()
-    args, kwargs = graph.placeholder("*args"), graph.placeholder("**kwargs")
 
-    def given(argument: int | str | None) -> fx.Node | None:
-        if argument is None:
-            return None
-        source = args if isinstance(argument, int) else kwargs
-        return graph.call_function(operator.getitem, (source, argument))
+    def __init__(self, spec: StandIn, module: nn.Module) -> None:
+        super().__init__(spec, module)
+        self.zero = (spec.ones, spec.dense, spec.narrow)
 
-    result = given(spec.argument)
-    if spec.zero:
-        result = graph.call_function(torch.zeros_like, (result,))
-    graph.output(result if spec.rest is None else (result, *map(given, spec.rest)))
-    result = fx.GraphModule(nn.Module(), graph, class_name="Zeros" if spec.zero else "Passing")
-    copy_plain(module, result)
-    for name in module._parameters:  # pyright: ignore[reportPrivateUsage]
-        result.register_parameter(name, None)
-    return result
+    def _first(self, given: Tensor) -> Tensor:
+        ones, dense, narrow = self.zero
+        dtype, device = given.dtype, given.device.type
+        if narrow and dtype is not torch.float64 and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        if not dtype.is_floating_point:
+            dtype = torch.get_default_dtype()
+        if dense:
+            return torch.zeros_like(given, dtype=dtype)
+        zero = given.new_zeros((), dtype=dtype)
+        return zero.expand((1,) * ones if ones is not None else given.shape)
+
+
+def stand_in(spec: StandIn, module: nn.Module) -> nn.Module:
+    """What takes the place of a module, in its mode."""
+    return (Zeros if spec.zero else Passing)(spec, module).train(module.training)
 
 
 def act_out_of_place(model: nn.Module, spec: StandIn) -> None:

@@ -17,6 +17,7 @@ from guyot.core.types import Axis, KeepPlan, Structures
 from guyot.structures.branches import Branch
 from guyot.structures.inference import Inference
 from guyot.structures.trace import Trace
+from guyot.structures.verify.behaviour import projected
 from guyot.surgery import masks_of, present
 from guyot.surgery.operate import select
 
@@ -77,7 +78,8 @@ class Replay:
         inference: Inference,
         branches: Sequence[Branch],
     ) -> None:
-        self._trace, self._inference, self._branches = trace, inference, branches
+        self._model, self._trace = model, trace
+        self._inference, self._branches = inference, branches
         named, identities = named_tensors(model), first_names(model)
         self._names = {key: identities[name] for key, name in trace.tensors.items()}
         self._tensors = {key: named[name].detach() for key, name in trace.tensors.items()}
@@ -85,18 +87,52 @@ class Replay:
         self._given: dict[str, Any] = dict(zip(trace.inputs, leaves, strict=True))
         self._written = _written(trace.graph)
 
+    def on(self, inputs: Inputs) -> Replay:
+        """The same on other inputs."""
+        return Replay(self._model, inputs, self._trace, self._inference, self._branches)
+
     def masked(self, plan: KeepPlan) -> list[Tensor]:
         """The outputs when weights do not read what the plan leaves out."""
+        return self._run(self._scaled(self.scales(plan)), Change())
+
+    def scales(self, plan: KeepPlan) -> dict[str, Tensor]:
+        """What multiplies which tensors where a plan leaves something out, by their first names."""
         structures = self._inference.structures
         scales = reader_masks(structures, masks_of(structures, plan))
+        zero = torch.zeros((), dtype=torch.float64)
         zeroed = {w for n in plan.removed_layers for w in structures.layers[n].writers}
-        tensors = dict(self._tensors)
-        for key, name in self._names.items():
-            if name in scales:
-                tensors[key] = tensors[key] * scales[name]
-            if name in zeroed:
-                tensors[key] = torch.zeros_like(tensors[key])
-        return self._run(tensors, Change())
+        return scales | dict.fromkeys(zeroed, zero)
+
+    def _scaled(self, scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            key: self._tensors[key] * scales[name] if name in scales else self._tensors[key]
+            for key, name in self._names.items()
+        }
+
+    @torch.enable_grad()
+    def moving(self) -> set[tuple[str, int]]:
+        """The groups and layers ("group" or "layer", number) with gates that outputs depend on."""
+        structures = self._inference.structures
+        units = [
+            torch.ones(g.size, dtype=torch.float64).requires_grad_() for g in structures.groups
+        ]
+        layers = [torch.ones((), dtype=torch.float64).requires_grad_() for _ in structures.layers]
+        scales = reader_masks(structures, units)
+        for layer, gate in zip(structures.layers, layers, strict=True):
+            for writer in layer.writers:
+                scales[writer] = scales[writer] * gate if writer in scales else gate
+        outputs = self._run(self._scaled(scales), Change())
+        total = sum(projected(output) for output in outputs if output.requires_grad)
+        if not isinstance(total, Tensor) or not (units or layers):
+            return set()
+        found = torch.autograd.grad(total, [*units, *layers], allow_unused=True)
+        names = [("group", n) for n in range(len(units))]
+        names += [("layer", n) for n in range(len(layers))]
+        return {
+            name
+            for name, gradient in zip(names, found, strict=True)
+            if gradient is not None and bool(gradient.any())
+        }
 
     def sliced(self, plan: KeepPlan) -> list[Tensor]:
         """The outputs when what the plan leaves out is not there."""

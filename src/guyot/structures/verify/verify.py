@@ -23,18 +23,22 @@ from torch import Tensor, nn
 from guyot.core.axis import best, groups_in
 from guyot.core.errors import UnsupportedError
 from guyot.core.inputs import Inputs, call_model, changed, evaluation_mode, tensors_of
-from guyot.core.locate import named_tensors
-from guyot.core.randomness import isolated
+from guyot.core.locate import named_tensors, tensor_at
+from guyot.core.randomness import isolated, seed_all
 from guyot.core.types import KeepPlan, Structures
 from guyot.structures.branches import Branch
 from guyot.structures.inference import Inference
 from guyot.structures.trace import Trace
+from guyot.structures.verify.behaviour import Behaviour, agree, disagreement, observe
 from guyot.structures.verify.double import double_precision, may_narrow
+from guyot.structures.verify.drawn import drawn
 from guyot.structures.verify.replay import Replay, as_double
 from guyot.surgery import operate
 from guyot.surgery.plan import removed_tensors
 
 TOLERANCE = 1e-8
+DRAWS = 6
+"""How often inputs are drawn until an output reacts to every structure."""
 
 Suspect = tuple[str, int]
 """("group" or "layer", its number)."""
@@ -46,7 +50,10 @@ class Verifier:
     def __init__(self, model: nn.Module, example_inputs: Inputs, trace: Trace) -> None:
         self.trace = trace
         self.model = _perturbed(model)
-        self.inputs = changed(example_inputs, as_double)
+        self.given = changed(example_inputs, as_double)
+        self.inputs = drawn(self.model, self.given, trace, seed=0)
+        if not self._runs(self.model, _finite):
+            self.inputs = self.given  # their values mean something: positions, times
         self.precision: Callable[[], contextlib.AbstractContextManager[Any]] = (
             contextlib.nullcontext
         )
@@ -72,7 +79,7 @@ class Verifier:
         groups = [("group", n) for n in range(len(self.structures.groups))]
         parts = [[groups[n] for n in part] for part in groups_apart(self.structures)]
         found = self._culprits([(part, []) for part in (groups, *parts)], retryable)
-        return {number: reason for (_, number), reason in found.items()}
+        return {number: reason for (_, number), reason in (found or self._silent(groups)).items()}
 
     def bad_layers(self, inference: Inference, branches: Sequence[Branch]) -> dict[int, str]:
         """Layers that must not be touched: number -> reason.
@@ -93,7 +100,33 @@ class Verifier:
         sounds = (groups, []) if groups else ([],)
         trials = [(part, sound) for sound in sounds for part in parts]
         found = self._culprits([(layers, groups), *trials], lambda _: False)
-        return {number: reason for (_, number), reason in found.items()}
+        return {number: reason for (_, number), reason in (found or self._silent(layers)).items()}
+
+    def _silent(self, suspects: Sequence[Suspect]) -> dict[Suspect, str]:
+        """Suspects that no output reacted to: they are tried with other inputs until one does."""
+        left = self._unmoved(suspects)
+        found: dict[Suspect, str] = {}
+        inputs, replay = self.inputs, self.replay
+        for seed in range(1, DRAWS):
+            if not left:
+                break
+            self.inputs = drawn(self.model, self.given, self.trace, seed)
+            self.replay = replay.on(self.inputs)
+            for suspect in sorted(set(left) - set(still := self._unmoved(left))):
+                if trouble := self._trouble(self._plan([suspect]), train=False):
+                    found[suspect] = trouble
+            left = still
+        self.inputs, self.replay = inputs, replay
+        return found | dict.fromkeys(left, "no output reacts to it, whatever the inputs")
+
+    def _unmoved(self, suspects: Sequence[Suspect]) -> list[Suspect]:
+        """Suspects that no output reacts to: nothing that was compared says anything about them."""
+        with isolated(), self.precision():
+            moving = self.replay.moving()
+            silent = [suspect for suspect in suspects if suspect not in moving]
+            whole = self.replay.masked(KeepPlan()) if silent else []
+            plans = {suspect: self._plan([suspect]) for suspect in silent}
+            return [s for s, plan in plans.items() if agree(self.replay.masked(plan), whole, 0.0)]
 
     def _culprits(
         self,
@@ -172,18 +205,52 @@ class Verifier:
             own, trouble = self._own(module, plan)
             if trouble is not None:
                 return trouble
-            if not _close(own, self.replay.masked(plan)):
+            if not agree(self.replay.masked(plan), own, TOLERANCE):
                 return "the model's own forward gives another output than its graph"
-            if train and self._no_longer_trains(module):
-                return "the model's forward and backward in training mode do not run without it"
+        return self._trouble_in_training(module, plan) if train else None
+
+    def _trouble_in_training(self, cut: nn.Module, plan: KeepPlan) -> str | None:
+        """What a training step of the cut module shows that one of the masked module does not."""
+        for precision in dict.fromkeys((self.precision, contextlib.nullcontext, double_precision)):
+            with precision():
+                masked = self._masked(plan)
+                expected = self._observed(masked)
+                if expected is None:
+                    continue
+                found = self._observed(cut)
+                if found is None:
+                    return "the model's forward and backward in training mode do not run without it"
+                if precision is not self.precision:
+                    return None  # what is rounded to float32 on the way cannot be compared
+                trouble = disagreement(expected, found, self.structures, plan)
+                again = self._observed(self._masked(plan), seed=1) if trouble else None
+                by_chance = again and not agree(again.outputs, expected.outputs)
+                return None if by_chance else trouble
         return None
+
+    def _masked(self, plan: KeepPlan) -> nn.Module:
+        """A copy whose weights do not read what a plan leaves out."""
+        module = _to_cut(self.model)
+        for name, scale in self.replay.scales(plan).items():
+            tensor = tensor_at(module, name)
+            tensor.data = tensor.data * scale
+        return module
+
+    def _observed(self, model: nn.Module, seed: int = 0) -> Behaviour | None:
+        """A training step of a copy; None where it does not run."""
+        try:
+            with isolated(), _quiet():
+                seed_all(seed)
+                return observe(model, changed(self.inputs, Tensor.clone))
+        except Exception:  # noqa: BLE001  (whatever a user's forward raises)
+            return None
 
     @torch.no_grad()
     def _reason(self, plan: KeepPlan, trouble: str) -> str:
         """The trouble, unless the graph has some, too: then a rule is wrong, not a `forward`."""
         with self.precision():
             try:
-                if not _close(self.replay.masked(plan), self.replay.sliced(plan)):
+                if not agree(self.replay.masked(plan), self.replay.sliced(plan), TOLERANCE):
                     return "masking and slicing it give different outputs"
             except Exception as error:  # noqa: BLE001  (whatever an operator raises)
                 return f"the graph does not run without it: {_first_line(error)}"
@@ -200,16 +267,6 @@ class Verifier:
         if left := removed_tensors(self.structures, plan) & named_tensors(module).keys():
             return own, _stays(min(left))
         return own, None
-
-    def _no_longer_trains(self, module: nn.Module) -> bool:
-        """Do forward and backward of a cut module fail where those of the model run?"""
-        for precision in (contextlib.nullcontext, double_precision):
-            with precision():
-                if self._runs(module, _training_step):
-                    return False
-                if self._runs(self.model, _training_step):
-                    return True
-        return False
 
     def _runs(self, model: nn.Module, work: Callable[[nn.Module, Inputs], None]) -> bool:
         """Does some work of a model end without an error? Leaves no trace."""
@@ -276,13 +333,11 @@ def _forward(model: nn.Module, inputs: Inputs) -> None:
         call_model(model, inputs)
 
 
-def _training_step(model: nn.Module, inputs: Inputs) -> None:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    with torch.enable_grad():
-        outputs = tensors_of(call_model(model.train(), inputs))
-        total = sum(output.sum() for output in outputs if output.requires_grad)
-        if isinstance(total, Tensor):
-            torch.autograd.grad(total, parameters, allow_unused=True)
+def _finite(model: nn.Module, inputs: Inputs) -> None:
+    with torch.no_grad():
+        outputs = tensors_of(call_model(model, inputs))
+    if not all(bool(output.isfinite().all()) for output in outputs):
+        raise ArithmeticError("an output is not finite")
 
 
 def _to_cut(model: nn.Module) -> nn.Module:
@@ -308,16 +363,8 @@ def _perturbed(model: nn.Module) -> nn.Module:
     return double
 
 
-def _close(left: list[Tensor], right: list[Tensor]) -> bool:
-    return len(left) == len(right) and all(
-        a.shape == b.shape
-        and bool(((a - b).abs().max() <= TOLERANCE * (1 + b.abs().max())) & a.isfinite().all())
-        for a, b in zip(left, right, strict=True)
-    )
-
-
 def _quiet() -> contextlib.AbstractContextManager[Any]:
-    """An `fx.GraphModule` prints where its code fails, which is an answer here."""
+    """A user's `forward` may print where it fails, which is an answer here."""
     return contextlib.redirect_stderr(io.StringIO())
 
 

@@ -1,0 +1,208 @@
+"""What a training step of a module shows, and whether a cut module shows the same as a masked one.
+
+Two modules are run in training mode, without chance: one whose weights do not read what a plan
+leaves out, and one that is really cut. Outputs, gradients (also which are None), buffers,
+attributes that change and the modules whose hooks fire have to agree, as far as they are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from guyot.core.axis import kept_indices
+from guyot.core.inputs import Inputs, call_model, tensors_of
+from guyot.core.types import KeepPlan, Structures
+from guyot.surgery import present
+from guyot.surgery.operate import Indices, select
+
+TOLERANCE = 1e-6
+"""Of gradients and batch statistics in float64, relative to the largest; 1e8 roundings."""
+
+_DROPOUTS = {
+    getattr(place, name)
+    for place in (F, torch)
+    for name in (
+        "dropout dropout_ dropout1d dropout2d dropout3d alpha_dropout alpha_dropout_ "
+        "feature_dropout feature_dropout_ feature_alpha_dropout feature_alpha_dropout_"
+    ).split()
+    if hasattr(place, name)
+}
+_CONSTANTS = {
+    **dict.fromkeys(("bernoulli", "bernoulli_"), 1.0),
+    **dict.fromkeys(("rand", "rand_like", "uniform_"), 0.5),
+    **dict.fromkeys(("randn", "randn_like", "normal_"), 0.0),
+}
+"""What draws numbers -> what comes instead; a drawn 1 keeps a sample's path."""
+
+
+class Calm(TorchFunctionMode):
+    """Nothing is dropped out, and what draws numbers gives constants.
+
+    Example:
+        >>> with Calm():
+        ...     F.dropout(torch.ones(2), 0.5), torch.empty(2).bernoulli_(0.1)
+        (tensor([1., 1.]), tensor([1., 1.]))
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if func is F.scaled_dot_product_attention:
+            args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
+            kwargs |= {"dropout_p": 0.0} if len(args) <= 4 else {}
+        elif func is F.multi_head_attention_forward:
+            kwargs["training"] = False  # it is for dropout alone
+        constant = _CONSTANTS.get(getattr(func, "__name__", ""))
+        result = func(*args, **kwargs)
+        return result if constant is None else result.fill_(constant)
+
+
+@dataclass
+class Behaviour:
+    """What one training step showed.
+
+    Attributes:
+        outputs: of `forward`.
+        gradients: of the parameters, by name; None where none arrived.
+        buffers: afterwards, by name.
+        changed: names of modules -> plain attributes that are other than before.
+        fired: names of the modules whose hooks fired, and of all that have no tensors.
+    """
+
+    outputs: list[Tensor]
+    gradients: Mapping[str, Tensor | None]
+    buffers: Mapping[str, Tensor]
+    changed: Mapping[str, Mapping[str, Any]]
+    fired: set[str]
+
+
+def observe(model: nn.Module, inputs: Inputs) -> Behaviour:
+    """A forward and backward pass in training mode; the model's buffers change."""
+    modules = dict(model.named_modules())
+    fired = {n for n, m in modules.items() if not [*m.parameters(), *m.buffers()]}
+    before = {name: _plain(module) for name, module in modules.items()}
+    handles = [
+        module.register_forward_hook(_noting(fired, name)) for name, module in modules.items()
+    ]
+    parameters = dict(model.named_parameters())
+    model.train()
+    try:
+        with Calm(), torch.enable_grad():
+            outputs = tensors_of(call_model(model, inputs))
+            total = sum(projected(out) for out in outputs if out.requires_grad)
+            learning = {name: p for name, p in parameters.items() if p.requires_grad}
+            found: Sequence[Tensor | None] = [None] * len(learning)
+            if isinstance(total, Tensor) and learning:
+                found = torch.autograd.grad(total, [*learning.values()], allow_unused=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    changed = {name: _other(before[name], _plain(module)) for name, module in modules.items()}
+    gradients = dict(zip(learning, found, strict=True))
+    return Behaviour(
+        [out.detach() for out in outputs], gradients, dict(model.named_buffers()), changed, fired
+    )
+
+
+def _noting(fired: set[str], name: str) -> Callable[..., None]:
+    def note(*_: Any) -> None:
+        fired.add(name)
+
+    return note
+
+
+def projected(output: Tensor) -> Tensor:
+    """A sum in which every entry has a weight of its own."""
+    weights = torch.arange(output.numel(), device=output.device) * 0.7 + 0.3
+    return (output * weights.cos().view(output.shape).to(output.dtype)).sum()
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    inner = vars(nn.Module()).keys()
+    return {name: value for name, value in vars(module).items() if name not in inner}
+
+
+def _other(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes that are new or bound to something else; by how much if they are numbers."""
+    found: dict[str, Any] = {}
+    for name, value in after.items():
+        old = before.get(name)
+        if name not in before or old is not value:
+            both = isinstance(value, int) and isinstance(old, int)
+            found[name] = value - old if both else None  # pyright: ignore[reportOperatorIssue]
+    return found
+
+
+def disagreement(
+    masked: Behaviour, cut: Behaviour, structures: Structures, plan: KeepPlan
+) -> str | None:
+    """What differs between the masked and the cut network; None when nothing does."""
+    masks = present(structures, plan)
+    kept = {
+        tensor.name: tuple(kept_indices(axis, masks) for axis in tensor.axes)
+        for tensor in structures.tensors
+    }
+    if not agree(masked.outputs, cut.outputs):
+        return "in training mode its outputs are others than those of the masked network"
+    for name, gradient in cut.gradients.items():
+        expected = masked.gradients.get(name)
+        if (gradient is None) is not (expected is None) and not _nothing(gradient, expected):
+            which = "a gradient" if expected is None else "no gradient"
+            return f"{name} gets {which} any more"
+        if (
+            gradient is not None
+            and expected is not None
+            and not _as(expected, gradient, kept[name])
+        ):
+            return f"the gradient of {name} is another than in the masked network"
+    for name, buffer in cut.buffers.items():
+        expected = masked.buffers.get(name)
+        if expected is not None and not _as(expected, buffer, kept.get(name, ())):
+            return f"after a training step {name} is another than in the masked network"
+    for name, changed in cut.changed.items():
+        if dict(masked.changed.get(name, changed)) != dict(changed):
+            return f"forward sets other attributes of {name or 'the model'} than before"
+    if silent := sorted((masked.fired & cut.changed.keys()) - cut.fired):
+        return f"the hooks of {silent[0]} do not fire any more"
+    return None
+
+
+def _nothing(gradient: Tensor | None, expected: Tensor | None) -> bool:
+    """Whether a gradient that is 0 where a branch is masked is None where it is gone."""
+    return gradient is None and expected is not None and not bool(expected.any())
+
+
+def _as(expected: Tensor, found: Tensor, indices: Indices) -> bool:
+    """Whether a tensor is the part of another that stays."""
+    if any(index is not None for index in indices):
+        expected = select(expected, indices)
+    return agree([expected], [found])
+
+
+def agree(left: Sequence[Tensor], right: Sequence[Tensor], tolerance: float = TOLERANCE) -> bool:
+    """Whether tensors have the same shapes and, up to rounding, the same finite values.
+
+    Example:
+        >>> agree([torch.ones(2)], [torch.ones(2) + 1e-7]), agree([torch.ones(2)], [])
+        (True, False)
+    """
+    return len(left) == len(right) and all(
+        a.shape == b.shape
+        and (
+            not a.numel()
+            or bool(((a - b).abs().max() <= tolerance * (1 + b.abs().max())) & b.isfinite().all())
+            if a.is_floating_point() or a.is_complex()
+            else torch.equal(a, b)
+        )
+        for a, b in zip(left, right, strict=True)
+    )
