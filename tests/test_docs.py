@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from paths import ROOT, TESTS
+from torch import nn
 
 import guyot
 
@@ -163,6 +165,19 @@ def test_the_tour_is_short_and_every_name_in_it_exists() -> None:
     outside = {"src/guyot", "torch.export", "backward"}
     for name in {name for name in names if name not in outside}:
         assert set(name.split(".")) <= known, name
+
+
+def test_the_format_of_checkpoints_is_the_one_that_is_written() -> None:
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    discovery = guyot.Discovery(model, (torch.ones(2, 4),), optimizer, total_steps=100, target=0.5)
+    state = discovery.state_dict()
+    text = (DOCS / "checkpoints.md").read_text(encoding="utf-8")
+    entries = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE))
+    assert state.keys() <= entries.keys()
+    assert entries["version"].startswith(f"{state['version']},")
+    for part in ("counters", "controller"):
+        assert set(re.findall(r"`(\w+)`", entries[part])) == state[part].keys()
 
 
 def test_new_import_paths_in_the_changelog_exist() -> None:

@@ -91,7 +91,7 @@ def problem_of_targets(targets: Sequence[float]) -> str | None:
 
 @dataclass(frozen=True)
 class DiscoveryConfig:
-    """Set what has a default good enough not to be touched.
+    """Hold the settings that need no change in most runs.
 
     Attributes:
         warmup: share of the steps before gates come on.
