@@ -32,11 +32,8 @@ PURE |= {"core/axis"}
 # The only file with private names of PyTorch, but for those of nn.Module that everybody relies on.
 PRIVATE = "core/torch_private.py"
 RELIED_ON = {"_parameters", "_buffers", "_modules"}
-# Private names that are not PyTorch's, and those of a file that is being rewritten.
-EXEMPT = {
-    "discovery/integrations/lightning.py": {"_average_model"},
-    "surgery/restate.py": {"_canonical_mask", "_assert", "_qkv_same_embed_dim"},
-}
+# Private names that are not PyTorch's.
+EXEMPT = {"discovery/integrations/lightning.py": {"_average_model"}}
 # The only files that know torch.export.
 EXPORTERS = {"structures/trace.py", "results/export.py"}
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "joblib"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -90,6 +91,40 @@ def test_batch_norms() -> None:
     norms = [nn.BatchNorm1d(2), nn.BatchNorm2d(2), nn.BatchNorm3d(2), nn.SyncBatchNorm(2)]
     others = [nn.InstanceNorm2d(2), nn.GroupNorm(1, 2), nn.LayerNorm(2), nn.Linear(2, 2)]
     assert torch_private.batch_norms(nn.Sequential(*norms, *others)) == norms
+
+
+def test_leave_fast_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nn.TransformerEncoderLayer(4, 2, batch_first=True).eval()
+    called: list[bool] = []
+
+    def forward(query: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, None]:
+        called.append(True)
+        return query, None
+
+    monkeypatch.setattr(layer.self_attn, "forward", forward)
+    with torch.no_grad():
+        layer(torch.randn(2, 3, 4))
+        assert not called, "nothing is to be left: PyTorch has no fast path any more"
+        torch_private.leave_fast_path(layer.self_attn)
+        layer(torch.randn(2, 3, 4))
+    assert called == [True]
+
+
+def test_attributes_as_weights() -> None:
+    class Silent(nn.GRU):
+        @property
+        def weight_hh_l0(self) -> torch.Tensor:
+            return torch.zeros(9, 3)
+
+    torch.manual_seed(0)
+    module, x = nn.GRU(2, 3), torch.randn(4, 1, 2)
+    found = module(x)[0]
+    module.__class__ = Silent
+    with torch_private.attributes_as_weights(module):
+        assert not torch.equal(module(x)[0], found)
+    module.__class__ = nn.GRU
+    torch.testing.assert_close(copy.deepcopy(module)(x)[0], found)
+    torch.testing.assert_close(module(x)[0], found)
 
 
 def test_pytree() -> None:

@@ -218,7 +218,7 @@ def test_verification_may_be_left_out() -> None:
     assert len(find_structures(Baked(), (torch.randn(3, 4),), verify=False).groups) == 1
 
 
-def test_weight_norm_is_not_understood_and_stays() -> None:
+def test_units_pass_a_weight_norm() -> None:
     model = nn.Sequential(
         nn.Linear(4, 6),
         nn.ReLU(),
@@ -226,5 +226,7 @@ def test_weight_norm_is_not_understood_and_stays() -> None:
         nn.ReLU(),
     ).append(nn.Linear(5, 2))
     structures = find_structures(model, (torch.randn(3, 4),))
-    assert not any(slot.tensor.startswith("2.") for g in structures.groups for slot in g.members)
-    assert structures.frozen
+    assert {group.size for group in structures.groups} == {6, 5}
+    members = {slot.tensor for group in structures.groups for slot in group.members}
+    norm = "2.parametrizations.weight.original"
+    assert {f"{norm}0", f"{norm}1", "2.bias"} <= members

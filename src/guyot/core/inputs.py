@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -66,12 +68,14 @@ def changed(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def flat(value: Any) -> list[Any]:
-    """The leaves of a nest of mappings, lists and tuples, in order.
+    """Return the leaves of a nest of mappings, lists, tuples and dataclasses, in order.
 
     Example:
         >>> flat({"a": (1, None), "b": [2]})
         [1, None, 2]
     """
+    if not isinstance(value, Mapping) and is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, field.name) for field in fields(value)]
     if isinstance(value, Mapping):
         value = list(value.values())  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     if isinstance(value, (list, tuple)):
@@ -80,8 +84,25 @@ def flat(value: Any) -> list[Any]:
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors in a nest of mappings, lists and tuples, in order."""
+    """Return the tensors in a nest of mappings, lists, tuples and dataclasses, in order."""
     return [leaf for leaf in flat(value) if isinstance(leaf, Tensor)]
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """Return a deep copy of a model, also of one whose hooks keep computed tensors as attributes.
+
+    `torch.nn.utils.weight_norm` and `spectral_norm` do so, and PyTorch refuses to copy such.
+
+    Args:
+        model: any module.
+        memo: as that of `copy.deepcopy`.
+    """
+    memo = dict(memo or {})
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
 
 
 @contextlib.contextmanager

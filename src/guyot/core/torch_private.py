@@ -9,9 +9,10 @@ since the first release, and pickled modules, TorchScript and `torch.func` depen
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -123,6 +124,30 @@ def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
     """Return the BatchNorms of a model, of any rank; all have the attributes of one for images."""
     kind = _from_module("torch.nn.modules.batchnorm", "_BatchNorm", "models without BatchNorm")
     return [cast(nn.BatchNorm2d, module) for module in model.modules() if isinstance(module, kind)]
+
+
+def leave_fast_path(attention: nn.MultiheadAttention) -> None:
+    """Keep the modules that call an attention from computing it without its `forward`."""
+    name = "_qkv_same_embed_dim"
+    private(attention, name, "nothing that loses heads of nn.MultiheadAttention")
+    setattr(attention, name, False)
+
+
+@contextlib.contextmanager
+def attributes_as_weights(module: nn.RNNBase) -> Generator[None]:
+    """Let a recurrent module compute with its attributes, and keep its own list of parameters.
+
+    Tensors that are computed in its attributes would stay in the list, and could not be copied.
+    """
+    without = "nothing that has recurrent layers"
+    parameters, names = (
+        private(module, name, without) for name in ("_flat_weights", "_flat_weights_names")
+    )
+    vars(module)["_flat_weights"] = [getattr(module, name) for name in names]
+    try:
+        yield
+    finally:
+        vars(module)["_flat_weights"] = parameters
 
 
 def pytree() -> ModuleType:

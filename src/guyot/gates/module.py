@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from guyot.core.locate import raw_parameter
-from guyot.core.torch_private import computes_as, convolve
+from guyot.core.torch_private import attributes_as_weights, computes_as, convolve
 
 Mask = Callable[[bool], Tensor]
 """Give the values that multiply a weight, in training mode or not."""
@@ -116,11 +116,17 @@ def put_gate(module: nn.Module, key: str, gate: Gate, model: nn.Module) -> None:
         assert operator is not None
         return operator(self, *gate.between(input, weight, training(self), _narrowed(weight)))
 
+    def recurrent(self: nn.RNNBase, *args: Any, **kwargs: Any) -> Any:
+        with attributes_as_weights(self):
+            return plain.forward(self, *args, **kwargs)
+
     plain = type(module)
     operator = _operator(plain)
     members: dict[str, Any] = {key: property(gated), "__module__": plain.__module__}
     if operator and gate.inputs and key == "weight" and getattr(module, "groups", 1) == 1:
         members["forward"] = forward
+    if nn.RNNBase in plain.__mro__:
+        members["forward"] = recurrent
     module.__class__ = type(plain.__name__, (plain, Gated), members)
     module.__dict__[_MODEL] = ModeOwner(model)
 

@@ -6,7 +6,7 @@ One rule for each operator says which of them are the same.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from guyot.core.reasons import Reason, ReasonKind
 from guyot.core.torch_private import schema_of
 from guyot.core.types import Slot
 from guyot.structures.axes import SPACE, DimVar, DimVars, freeze, leaves, root_of
+from guyot.structures.fixed_costs import macs_of
 from guyot.structures.trace import Trace, module_of, shape_of
 
 BATCH = Reason(ReasonKind.NOT_UNITS, "the batch")
@@ -24,21 +25,21 @@ _INPUT = Reason(ReasonKind.NOT_UNITS, "an input of the network")
 _CONSTANT = Reason(ReasonKind.NOT_UNITS, "a constant of forward")
 _OUTPUT = Reason(ReasonKind.NOT_UNITS, "an output of the network")
 
-_aten = torch.ops.aten
+aten = torch.ops.aten
 VIEWS = {
-    _aten.t.default,
-    _aten.transpose.int,
-    _aten.permute.default,
-    _aten.view.default,
-    _aten.reshape.default,
-    _aten.flatten.using_ints,
-    _aten.squeeze.dim,
-    _aten.unsqueeze.default,
-    _aten.numpy_T.default,
-    _aten.mT.default,
-    _aten.contiguous.default,
-    _aten.alias.default,
-    _aten.to.dtype,
+    aten.t.default,
+    aten.transpose.int,
+    aten.permute.default,
+    aten.view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.squeeze.dim,
+    aten.unsqueeze.default,
+    aten.numpy_T.default,
+    aten.mT.default,
+    aten.contiguous.default,
+    aten.alias.default,
+    aten.to.dtype,
 }
 """Operators behind which a weight is still that weight."""
 
@@ -87,6 +88,8 @@ class AxisGraph:
         self.shaped: list[fx.Node] = []
         self.literals: list[tuple[fx.Node, int, DimVar | DimVars]] = []
         self.batch = DimVar(0, BATCH)
+        self._read_only: list[tuple[fx.Node, int, str]] = []
+        self._parameters = {name for name, _ in model.named_parameters()}
         self._fed: set[fx.Node] = set()
         self._batched = False
         self.canonical = first_names(model)
@@ -134,19 +137,30 @@ class AxisGraph:
         """A dim that never shrinks."""
         return DimVar(size, SPACE)
 
-    def parameter(self, node: fx.Node, position: int) -> str | None:
+    def parameter(self, node: fx.Node, position: int | fx.Node) -> str | None:
         """Qualified name of the parameter or buffer at an argument; None when it is computed."""
-        operand = node.args[position]
+        operand = self._operand(node, position)
         name = self.trace.tensors.get(getattr(operand, "name", ""))
         return None if name is None else self.canonical[name]
 
-    def contract(self, node: fx.Node, position: int, dim: int) -> None:
+    def _operand(self, node: fx.Node, position: int | fx.Node) -> Any:
+        """Return a positional argument, or one that is given as itself since it is in a list."""
+        return position if isinstance(position, fx.Node) else node.args[position]
+
+    def contract(self, node: fx.Node, position: int | fx.Node, dim: int) -> None:
         """Say that the operator sums over dimension `dim` of the weight at an argument."""
-        operand = node.args[position]
+        operand = self._operand(node, position)
         assert isinstance(operand, fx.Node)
         if not self.reads(operand, dim):
             reason = f"{self.name(node)} reads it through a weight that is computed"
             freeze(self.dims[operand][dim], reason)
+
+    def count_fixed(self, node: fx.Node) -> None:
+        """Count what an operator costs that cannot shrink."""
+        macs = macs_of(node)
+        if macs:
+            samples = self.batch.size if self._batched else 1
+            self.count(node, self.constant(max(1, round(macs / samples))))
 
     def reads(self, operand: fx.Node, dim: int) -> bool:
         """Let gates multiply the weight behind an operand; False when it is no weight.
@@ -154,15 +168,40 @@ class AxisGraph:
         A weight may have been transposed or reshaped, as long as the dim is one of its own.
         """
         wanted = root_of(self.dims[operand][dim])
-        name = self.trace.tensors.get(base_of(operand).name)
-        if name is None:
-            return False
-        name = self.canonical[name]
-        for place, own in enumerate(self.tensors[name]):
-            if root_of(own) is wanted:
-                self.contracted[Slot(name, place)] = None
-                return True
+        for name, places in self._weights_behind(base_of(operand)):
+            for place in sorted(places, key=lambda place: place != dim):  # both may be the units
+                if root_of(self.tensors[name][place]) is wanted:
+                    self.contracted[Slot(name, place)] = None
+                    return True
         return False
+
+    def _weights_behind(self, node: fx.Node) -> Iterator[tuple[str, Sequence[int]]]:
+        """Yield parameters whose gates act as gates of a node would, and in which dims.
+
+        Behind a weight norm g v / |v| these are g where its rows are, and v where they are not: the
+        norm of a row of v without some columns is that of the row with zeros there.
+        """
+        if node.target is aten._weight_norm.default:
+            v, g = (base_of(source) for source in node.all_input_nodes)
+            row = int(self.argument(node, 2, "dim", 0)) % len(self.dims[node])
+            for name, _ in self._weights_behind(g):
+                yield name, (row,)
+            for name, places in self._weights_behind(v):
+                yield name, [place for place in places if place != row]
+            return
+        name = self.trace.tensors.get(node.name)
+        if name is not None and self.canonical[name] in self._parameters:
+            yield self.canonical[name], range(len(self.tensors[self.canonical[name]]))
+
+    def only_read(self, operand: fx.Node, dims: Sequence[int], reason: str) -> None:
+        """Say that some dims of a weight may shrink only where an operator contracts them.
+
+        Args:
+            operand: the weight.
+            dims: of it.
+            reason: of those that no operator contracts.
+        """
+        self._read_only += [(operand, dim, reason) for dim in dims]
 
     def blocks(self, node: fx.Node, position: int, block: DimVar, *own: DimVar) -> None:
         """Say that blocks might lose units of their own, all of them as many.
@@ -178,11 +217,18 @@ class AxisGraph:
         if (name := self.parameter(node, position)) is not None:
             self.blocked[name, 1] = block
 
-    def attribute(self, node: fx.Node, position: int, attribute: str, dim: DimVar) -> None:
-        """Say that an attribute of the modules that own a parameter states a dim's size."""
+    def attribute(
+        self, node: fx.Node, position: int | fx.Node, attribute: str, dim: DimVar
+    ) -> None:
+        """Say that an attribute of the modules that own a parameter states a dim's size.
+
+        A weight that is a weight norm of parameters belongs to the module that computes with it.
+        """
         canonical = self.parameter(node, position)
         for name in () if canonical is None else self.aliases[canonical]:
             self.attributes.append((name.rpartition(".")[0], attribute, dim))
+        if getattr(self._operand(node, position), "target", "") is aten._weight_norm.default:
+            self.attributes.append((module_of(node), attribute, dim))
 
     def count(self, node: fx.Node, *dims: DimVar) -> None:
         """Say that one sample costs the product of these dims in multiply-accumulates."""
@@ -204,6 +250,8 @@ class AxisGraph:
         if batch.size <= 1 or batch in parts:
             return tuple(part for part in parts if part is not batch and part.size > 1)
         first = root_of(dims[0])
+        if first.size % batch.size:  # the samples were averaged before
+            return dims
         folded = [self.constant(first.size // batch.size)] if first.size > batch.size else []
         return (*folded, *dims[1:])
 
@@ -230,6 +278,10 @@ class AxisGraph:
                         freeze(dim, _OUTPUT)
             else:
                 self._call(node)
+        for operand, dim, reason in self._read_only:
+            names = [name for name, _ in self._weights_behind(base_of(operand))]
+            if not any(Slot(name, dim) in self.contracted for name in names):
+                freeze(self.dims[operand][dim], reason)
 
     def _placeholder(self, node: fx.Node) -> None:
         shape = shape_of(node)
@@ -285,6 +337,7 @@ class AxisGraph:
             reason = SPACE
         for dim in touched:
             freeze(dim, reason)
+        self.count_fixed(node)
         value = node.meta.get("val")
         if isinstance(value, (list, tuple)):
             return [tuple(DimVar(n, reason) for n in getattr(item, "shape", ())) for item in value]

@@ -65,7 +65,9 @@ def name_groups(graph: AxisGraph) -> GroupNames:
     """Name every class of dims after the tensor that first produces it."""
     taken: set[str] = set()
     names: dict[DimVar, str] = {}
-    for leaf, slots in _members(graph).items():
+    members = _members(graph)
+    for leaf in sorted(members, key=lambda leaf: leaf.reason == SPACE):  # units come first
+        slots = members[leaf]
         writers = [slot for slot in slots if slot not in graph.contracted]
         names[leaf] = _group_name(writers or slots, taken)
     return GroupNames(names)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import operator
 import warnings
 from collections import defaultdict
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, cast
 
 import torch
@@ -21,6 +20,7 @@ from guyot.core.inputs import (
     arguments,
     call_model,
     check_inputs,
+    copied,
     tensors_of,
 )
 from guyot.structures.watch import Event, Watch
@@ -100,18 +100,19 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
         UnsupportedError: the model runs but `torch.export` cannot trace it.
     """
     check_inputs(model, example_inputs)
-    first, second = copy.deepcopy(model).eval(), copy.deepcopy(model).eval()  # some keep caches
+    first, second = copied(model).eval(), copied(model).eval()  # some keep caches
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shapes = [tuple(x.shape) for x in tensors_of(example_inputs)]
         try:
             with torch.no_grad(), _watched(first) as calls, Watch(first) as watch:
-                call_model(first, example_inputs)
+                outputs = call_model(first, example_inputs)
         except Exception as error:
             raise MisconfiguredError(
                 f"the model does not run on example_inputs of shapes {shapes}: {error}; "
                 "pass inputs as the training loop does"
             ) from error
+        _register_dataclasses(outputs)
         try:
             program = torch.export.export(second, *arguments(second, example_inputs), strict=False)
         except Exception as error:
@@ -133,6 +134,20 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
             inputs.append(name)
     graph = plain_graph(program.graph_module)
     return Trace(graph, tensors, constants, tuple(inputs), calls, watch.events)
+
+
+def _register_dataclasses(outputs: Any) -> None:
+    """Tell `torch.export` the fields of dataclasses that a model returns, unless it knows them."""
+    if isinstance(outputs, Mapping):
+        outputs = list(outputs.values())
+    if isinstance(outputs, (list, tuple)):
+        for value in outputs:
+            _register_dataclasses(value)
+    elif is_dataclass(outputs) and not isinstance(outputs, type):
+        with contextlib.suppress(ValueError):  # it is known
+            torch.export.register_dataclass(type(outputs))
+        for field in fields(outputs):
+            _register_dataclasses(getattr(outputs, field.name))
 
 
 @contextlib.contextmanager

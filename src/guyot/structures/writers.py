@@ -19,15 +19,13 @@ from guyot.structures.rules.pointwise import overloads
 
 aten = torch.ops.aten
 
-Names = frozenset[str]
-
 _CONTRACTING = dict.fromkeys(
     overloads(
         "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear".split()
     ),
     (1, 2),
 )
-PRODUCTS = set(overloads("mul mul_ matmul bmm mm".split()))
+MULTIPLYING = set(overloads("mul mul_ matmul bmm mm".split()))
 WEIGHTED = {*_CONTRACTING, aten.mm.default, aten.matmul.default, aten.addmm.default}
 """Operators that have a weight and multiply-accumulates."""
 
@@ -52,7 +50,7 @@ _KEEPING = (
 KEEPS_ZERO: set[object] = {*overloads(_KEEPING), operator.getitem}
 """Operators that give zero when their first operand is zero."""
 
-SUMS = set(overloads("add add_ sub sub_".split()))
+ADDING = set(overloads("add add_ sub sub_".split()))
 JOINS = {aten.cat.default, aten.stack.default}
 
 
@@ -70,7 +68,7 @@ class Writers:
     ) -> None:
         self._names, self._inside, self._fed = names, inside, fed
 
-    def of(self, node: Any) -> Names | None:
+    def of(self, node: Any) -> frozenset[str] | None:
         """The parameters that make the result of a node zero; None when there are none."""
         if not isinstance(node, fx.Node):
             return None
@@ -81,24 +79,26 @@ class Writers:
         target = node.target
         if target in _AFFINE:
             return self._affine(node, _AFFINE[target])
-        if target in PRODUCTS:
+        if target in MULTIPLYING:
             return self._factor(node.args[:2])
+        if target is aten._weight_norm.default:
+            return self.of(node.args[1])
         if target is aten.addmm.default:
             return _union([self.of(node.args[0]), self._factor(node.args[1:3])])
         if target in KEEPS_ZERO:
             return self.of(node.args[0])
-        if target in SUMS:
+        if target in ADDING:
             return _union([self.of(arg) for arg in node.args[:2] if arg != 0])
         if target in JOINS:
             return _union([self.of(arg) for arg in node.all_input_nodes])
         return None
 
-    def _factor(self, factors: tuple[Any, ...]) -> Names | None:
+    def _factor(self, factors: tuple[Any, ...]) -> frozenset[str] | None:
         """A factor that is a parameter comes first (LayerScale), then the one with fewer."""
         found = [(arg in self._fed, part) for arg in factors if (part := self.of(arg))]
         return min(found, key=lambda pair: (pair[0], len(pair[1])))[1] if found else None
 
-    def _affine(self, node: fx.Node, positions: tuple[int, int]) -> Names | None:
+    def _affine(self, node: fx.Node, positions: tuple[int, int]) -> frozenset[str] | None:
         given = [node.args[p] for p in positions if p < len(node.args)]
         tensors = [arg for arg in given if isinstance(arg, fx.Node)]
         if given and isinstance(given[0], fx.Node):
@@ -108,7 +108,7 @@ class Writers:
         return self.of(node.args[0])
 
 
-def _union(parts: list[Names | None]) -> Names | None:
+def _union(parts: list[frozenset[str] | None]) -> frozenset[str] | None:
     names: set[str] = set()
     for part in parts:
         if part is None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from torch import nn
 
 from guyot.core.errors import UnsupportedError
+from guyot.core.torch_private import leave_fast_path
 from guyot.core.types import Restated
 from guyot.surgery import heads, windows
 from guyot.surgery.derive import replace_methods
@@ -30,7 +31,7 @@ def written_out(module: nn.Module) -> Callable[[], None] | None:
 
         def attention() -> None:
             replace_methods(module, {"forward": heads.forward})
-            module._qkv_same_embed_dim = False  # keeps its callers off the fast path  # pyright: ignore[reportPrivateUsage]
+            leave_fast_path(module)
 
         return attention
     if windows.in_windows(module):

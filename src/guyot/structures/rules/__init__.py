@@ -46,12 +46,14 @@ for _family in (
     "attention",
     "convolution",
     "embedding",
+    "indexing",
     "layout",
     "linear",
     "matmul",
     "normalisation",
     "pointwise",
     "pooling",
+    "recurrent",
     "shape",
 ):
     import_module(f"{__name__}.{_family}")  # registers its rules

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
+from guyot.core.torch_private import schema_of
 from guyot.structures.axes import DimVars, freeze
 from guyot.structures.rules.pointwise import overloads
 from guyot.structures.rules.registry import rule
@@ -49,7 +50,7 @@ def index(graph: AxisGraph, node: fx.Node) -> DimVars:
 
 
 @rule(*overloads(["select"]))
-def select(graph: AxisGraph, node: fx.Node) -> DimVars:
+def take_entry(graph: AxisGraph, node: fx.Node) -> DimVars:
     """One entry of a dim, by its number."""
     (x,) = graph.operands(node, 0)
     place = int(graph.argument(node, 1, "dim", 0)) % len(x)
@@ -78,17 +79,17 @@ def index_select(graph: AxisGraph, node: fx.Node) -> DimVars:
 
 
 @rule(*overloads("zeros ones full new_zeros new_ones new_full".split()))
-def filled(graph: AxisGraph, node: fx.Node) -> DimVars:
+def constant_fill(graph: AxisGraph, node: fx.Node) -> DimVars:
     """A tensor of one value: every part of it is like every other."""
     shape = shape_of(node)
     assert shape is not None
     dims = tuple(graph.new(size) for size in shape)
-    graph.literal_sizes(node, 1 if str(node.target).startswith("aten.new_") else 0, dims)
+    graph.literal_sizes(node, int(schema_of(node.target).arguments[0].name == "self"), dims)
     return dims
 
 
 @rule(*overloads("arange linspace eye lift_fresh_copy".split()))
-def numbers(graph: AxisGraph, node: fx.Node) -> DimVars:
+def number_range(graph: AxisGraph, node: fx.Node) -> DimVars:
     """Made from numbers in `forward`: nothing in it may go."""
     shape = shape_of(node)
     assert shape is not None

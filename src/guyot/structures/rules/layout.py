@@ -48,7 +48,7 @@ def stretch(graph: AxisGraph, node: fx.Node) -> DimVars:
 def like(graph: AxisGraph, node: fx.Node) -> DimVars:
     """The shape is that of the second operand."""
     x, other = graph.operands(node, 0, 1)
-    if str(node.target).startswith("aten.expand_as"):
+    if node.target is aten.expand_as.default:
         for one, two in zip(reversed(x), reversed(other), strict=False):
             if one.size == two.size:
                 unify(one, two)
@@ -61,6 +61,16 @@ def repeat(graph: AxisGraph, node: fx.Node) -> DimVars:
     """Copies are laid end to end: the outer factor numbers the copy."""
     (x,) = graph.operands(node, 0)
     times: list[int] = list(graph.argument(node, 1, "repeats", ()))
+    padded = (*(graph.constant(1) for _ in range(len(times) - len(x))), *x)
+    return tuple(product(graph.constant(n), dim) for n, dim in zip(times, padded, strict=True))
+
+
+@rule(*overloads(["tile"]))
+def tile(graph: AxisGraph, node: fx.Node) -> DimVars:
+    """As `repeat`; dims that no number is given for are not repeated."""
+    (x,) = graph.operands(node, 0)
+    given: list[int] = list(graph.argument(node, 1, "dims", ()))
+    times = [1] * (len(x) - len(given)) + given
     padded = (*(graph.constant(1) for _ in range(len(times) - len(x))), *x)
     return tuple(product(graph.constant(n), dim) for n, dim in zip(times, padded, strict=True))
 
@@ -80,8 +90,7 @@ def repeat_interleave(graph: AxisGraph, node: fx.Node) -> DimVars:
 def moved(graph: AxisGraph, node: fx.Node) -> DimVars:
     """Entries change their places along some dims, which must then keep all of them."""
     (x,) = graph.operands(node, 0)
-    position = 2 if str(node.target).startswith("aten.roll") else 1
-    places = graph.argument(node, position, "dims", ()) or range(len(x))
+    places = graph.named(node, "dims", ()) or range(len(x))
     for place in places:
         freeze(x[place], f"{graph.name(node)} moves its entries")
     return x
@@ -143,20 +152,24 @@ def cut_out(graph: AxisGraph, node: fx.Node) -> DimVars:
         return (*x[:place], graph.constant(length), *x[place + 1 :])
     start = graph.argument(node, 2, "start", 0) or 0
     start = max(0, start + size if start < 0 else min(start, size))
-    before, piece, after = cut(x[place], start, length)
+    before, piece, after = split_run(x[place], start, length)
     if start:
         graph.literal(node, 2, before)
     if after.size:
-        end = piece if str(node.target).startswith("aten.narrow") else concat(before, piece)
+        end = (
+            piece
+            if getattr(node.target, "overloadpacket", None) is aten.narrow
+            else concat(before, piece)
+        )
         graph.literal(node, 3, end)
     return (*x[:place], piece, *x[place + 1 :])
 
 
-def cut(dim: DimVar, start: int, length: int) -> tuple[DimVar, DimVar, DimVar]:
+def split_run(dim: DimVar, start: int, length: int) -> tuple[DimVar, DimVar, DimVar]:
     """What comes before a run of a dim, the run, and what comes after.
 
     Example:
-        >>> cut(DimVar(9), 2, 3)
+        >>> split_run(DimVar(9), 2, 3)
         (2, 3, 4)
     """
     sizes = (start, length, dim.size - start - length)
@@ -197,6 +210,43 @@ def pixel_unshuffle(graph: AxisGraph, node: fx.Node) -> DimVars:
         freeze(dim, f"{graph.name(node)} lays it out as channels")
     pixels = graph.constant(shape[-3] // x[-3].size)
     return (*x[:-3], product(x[-3], pixels), *(graph.constant(size) for size in shape[-2:]))
+
+
+@rule(aten.rot90.default)
+def rotated(graph: AxisGraph, node: fx.Node) -> DimVars:
+    """Two dims are turned: they change places where the turns are odd, and their entries move."""
+    (x,) = graph.operands(node, 0)
+    first, second = (place % len(x) for place in graph.argument(node, 2, "dims", (0, 1)))
+    for place in (first, second):
+        freeze(x[place], f"{graph.name(node)} moves its entries")
+    result = list(x)
+    if int(graph.argument(node, 1, "k", 1)) % 2:
+        result[first], result[second] = x[second], x[first]
+    return tuple(result)
+
+
+@rule(aten.unfold.default)
+def sliding_windows(graph: AxisGraph, node: fx.Node) -> DimVars:
+    """One dim is cut into windows; a new last dim numbers the place in a window."""
+    (x,) = graph.operands(node, 0)
+    shape = shape_of(node)
+    assert shape is not None
+    place = int(graph.argument(node, 1, "dimension", 0)) % len(x)
+    freeze(x[place], f"{graph.name(node)} cuts windows out of it")
+    windows, size = graph.constant(shape[place]), graph.constant(shape[-1])
+    return (*x[:place], windows, *x[place + 1 :], size)
+
+
+@rule(aten.col2im.default)
+def fold(graph: AxisGraph, node: fx.Node) -> DimVars:
+    """(N, C k k, places) to (N, C, H, W): windows are added up, channel by channel."""
+    (x,) = graph.operands(node, 0)
+    shape = shape_of(node)
+    assert shape is not None
+    channel, window = factor(x[-2], shape[-3])
+    for dim in (window, x[-1]):
+        freeze(dim, f"{graph.name(node)} adds its windows up")
+    return (*x[:-2], channel, *(graph.constant(size) for size in shape[-2:]))
 
 
 @rule(aten.im2col.default)

@@ -29,3 +29,21 @@ def linear(graph: AxisGraph, node: fx.Node) -> DimVars:
     graph.attribute(node, 1, "out_features", weight[0])
     graph.count(node, weight[0], weight[1], *graph.samples(x[:-1]))
     return (*x[:-1], weight[0])
+
+
+@rule(aten.bilinear.default)
+def bilinear(graph: AxisGraph, node: fx.Node) -> DimVars:
+    """Weight (out, in of the first, in of the second): it contracts both inputs."""
+    first, second, weight = graph.operands(node, 0, 1, 2)
+    for place, x in ((1, first), (2, second)):
+        unify(x[-1], weight[place])
+        graph.contract(node, 2, dim=place)
+        graph.attribute(node, 2, f"in{place}_features", weight[place])
+    if graph.has(node, 3, "bias"):
+        (bias,) = graph.operands(node, 3)
+        unify(bias[0], weight[0])
+    graph.attribute(node, 2, "out_features", weight[0])
+    for one, two in zip(first[:-1], second[:-1], strict=True):
+        unify(one, two)
+    graph.count(node, *weight, *graph.samples(first[:-1]))
+    return (*first[:-1], weight[0])

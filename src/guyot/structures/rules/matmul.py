@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 
 
-@rule(*overloads("mm bmm mv dot matmul".split()))
+@rule(*overloads("mm bmm mv dot vdot matmul".split()))
 def product_of(graph: AxisGraph, node: fx.Node) -> DimVars:
     """(..., m, k) @ (..., k, n): the dims before the last two are broadcast."""
     return _product(graph, node, 0, 1)
@@ -27,7 +27,7 @@ def product_of(graph: AxisGraph, node: fx.Node) -> DimVars:
 @rule(*overloads("addmm baddbmm addmv addbmm".split()))
 def sum_of_products(graph: AxisGraph, node: fx.Node) -> DimVars:
     """A tensor plus a product; the tensor is broadcast to the product."""
-    if str(node.target).startswith("aten.addbmm"):
+    if node.target is aten.addbmm.default:
         return graph.unknown(node)
     added = graph.dims[node.args[0]]  # pyright: ignore[reportArgumentType]
     result = _product(graph, node, 1, 2)
@@ -42,13 +42,13 @@ def _product(graph: AxisGraph, node: fx.Node, first: int, second: int) -> DimVar
     place = max(len(right) - 2, 0)
     unify(left[-1], right[place])
     contract(graph, node, (node.args[first], len(left) - 1), (node.args[second], place))
-    outer = broadcast(left[:-2], right[:-2])
+    outer = broadcast_dims(left[:-2], right[:-2])
     rows, columns = left[-2:-1], right[place + 1 :]
     graph.count(node, *graph.samples((*outer, *rows, *columns)), left[-1])
     return (*outer, *rows, *columns)
 
 
-def broadcast(left: DimVars, right: DimVars) -> DimVars:
+def broadcast_dims(left: DimVars, right: DimVars) -> DimVars:
     """Dims aligned from the right; those of size 1 stretch to the other's."""
     result: list[DimVar] = []
     for position in range(1, max(len(left), len(right)) + 1):
@@ -71,6 +71,24 @@ def contract(graph: AxisGraph, node: fx.Node, *places: tuple[object, int]) -> No
         freeze(
             graph.dims[operand][dim], f"{graph.name(node)} sums over it in a product of activations"
         )
+
+
+@rule(aten.tensordot.default)
+def tensordot(graph: AxisGraph, node: fx.Node) -> DimVars:
+    """Sum over pairs of dims, one of each operand; the others of the first come first."""
+    left, right = graph.operands(node, 0, 1)
+    pairs = [
+        (one % len(left), two % len(right))
+        for one, two in zip(node.args[2], node.args[3], strict=True)  # pyright: ignore[reportArgumentType]
+    ]
+    for one, two in pairs:
+        unify(left[one], right[two])
+        contract(graph, node, (node.args[0], one), (node.args[1], two))
+    summed = tuple(left[one] for one, _ in pairs)
+    first = tuple(dim for n, dim in enumerate(left) if n not in {one for one, _ in pairs})
+    second = tuple(dim for n, dim in enumerate(right) if n not in {two for _, two in pairs})
+    graph.count(node, *graph.samples((*first, *second)), *summed)
+    return (*first, *second)
 
 
 @rule(aten.einsum.default)

@@ -57,6 +57,27 @@ def _over_last_dims(
     return x
 
 
+@rule(aten._weight_norm.default)
+def weight_norm(graph: AxisGraph, node: fx.Node) -> DimVars:
+    """Return a weight g v / |v|: one norm for every entry of a dim, over all other dims.
+
+    A row may be removed, and a column that an operator reads. A column that it writes may not: its
+    norm is that of the whole row.
+    """
+    v, g = graph.operands(node, 0, 1)
+    row = int(graph.argument(node, 2, "dim", 0))
+    if row < 0 or len(v) != len(g):
+        return graph.unknown(node)
+    unify(v[row], g[row])
+    (operand, _) = node.all_input_nodes
+    graph.only_read(
+        operand,
+        [place for place in range(len(v)) if place != row],
+        f"the norm of {graph.name(node)} (weight_norm) runs over it",
+    )
+    return v
+
+
 @rule(aten.group_norm.default)
 def group_norm(graph: AxisGraph, node: fx.Node) -> DimVars:
     """Statistics run over the channels of a group: a group may go, a channel of it may not."""

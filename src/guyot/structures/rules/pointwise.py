@@ -22,7 +22,7 @@ UNARY = (
     "selu selu_ mish mish_ softplus hardswish hardswish_ hardsigmoid hardsigmoid_ leaky_relu "
     "leaky_relu_ dropout dropout_ feature_dropout alpha_dropout clone contiguous detach detach_ "
     "abs neg exp sqrt rsqrt square clamp clamp_ log_sigmoid to type_as _to_copy alias "
-    "zeros_like ones_like full_like empty_like zero_ fill_ zero fill"
+    "real imag conj resolve_conj zeros_like ones_like full_like empty_like zero_ fill_ zero fill"
 ).split()
 MANY = (
     "add add_ sub sub_ mul mul_ div div_ maximum minimum where pow addcmul lerp _prelu_kernel"
@@ -43,7 +43,7 @@ def unary(graph: AxisGraph, node: fx.Node) -> DimVars:
 
 
 @rule(*overloads(MANY), torch.Tag.pointwise)
-def broadcast(graph: AxisGraph, node: fx.Node) -> DimVars:
+def elementwise(graph: AxisGraph, node: fx.Node) -> DimVars:
     """Dims are aligned from the right; those of size 1 stretch."""
     operands = [graph.dims[arg] for arg in node.all_input_nodes if arg in graph.dims]
     result = [graph.new(size) for size in shape_of(node) or ()]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from guyot.structures.axes import DimVars, freeze
+from guyot.structures.axes import DimVar, DimVars, freeze
 from guyot.structures.rules.pointwise import overloads
 from guyot.structures.rules.registry import rule
 from guyot.structures.trace import shape_of
@@ -58,6 +58,22 @@ def pooling_with_indices(graph: AxisGraph, node: fx.Node) -> list[DimVars]:
 )
 def reduction(graph: AxisGraph, node: fx.Node) -> DimVars:
     """Reduced dims must not shrink (a mean would change); the others pass."""
+    return _reduced(graph, node)
+
+
+@rule(
+    *(getattr(aten, name).dim for name in "max min median nanmedian var_mean std_mean".split()),
+    *(getattr(aten, name).correction for name in "var_mean std_mean".split()),
+    *(getattr(aten, name).default for name in "max min median var_mean std_mean".split()),
+    *overloads("mode kthvalue aminmax".split()),
+)
+def reduction_in_pairs(graph: AxisGraph, node: fx.Node) -> DimVars | list[DimVars]:
+    """As `reduction`, maybe with two results: values and places, or spread and mean."""
+    result = _reduced(graph, node)
+    return [result, result] if isinstance(node.meta["val"], (tuple, list)) else result
+
+
+def _reduced(graph: AxisGraph, node: fx.Node) -> DimVars:
     (x,) = graph.operands(node, 0)
     given = graph.named(node, "dim", None)
     listed = range(len(x)) if given is None else [given] if isinstance(given, int) else given
@@ -65,10 +81,10 @@ def reduction(graph: AxisGraph, node: fx.Node) -> DimVars:
     keep = bool(graph.named(node, "keepdim", False))
     for position in reduced:
         freeze(x[position], f"{graph.name(node)} reduces over it")
-    result: list[object] = []
+    result: list[DimVar] = []
     for position, dim in enumerate(x):
         if position not in reduced:
             result.append(dim)
         elif keep:
             result.append(graph.constant(1))
-    return tuple(result)  # pyright: ignore[reportReturnType]
+    return tuple(result)

@@ -68,7 +68,7 @@ def permute(graph: AxisGraph, node: fx.Node) -> DimVars:
     return tuple(x[dim] for dim in order)
 
 
-@rule(aten.transpose.int)
+@rule(aten.transpose.int, *overloads("swapaxes swapdims".split()))
 def transpose(graph: AxisGraph, node: fx.Node) -> DimVars:
     """Two dims change places."""
     (x,) = graph.operands(node, 0)
@@ -76,6 +76,20 @@ def transpose(graph: AxisGraph, node: fx.Node) -> DimVars:
     first, second = int(graph.argument(node, 1, "dim0", 0)), int(graph.argument(node, 2, "dim1", 0))
     dims[first], dims[second] = dims[second], dims[first]
     return tuple(dims)
+
+
+@rule(*overloads("movedim moveaxis".split()))
+def move_dims(graph: AxisGraph, node: fx.Node) -> DimVars:
+    """Some dims get other positions; the others keep their order."""
+    (x,) = graph.operands(node, 0)
+    given = [graph.argument(node, 1, "source", 0), graph.argument(node, 2, "destination", 0)]
+    source, destination = (
+        [place % len(x) for place in ([one] if isinstance(one, int) else one)] for one in given
+    )
+    order = [place for place in range(len(x)) if place not in source]
+    for to, place in sorted(zip(destination, source, strict=True)):
+        order.insert(to, place)
+    return tuple(x[place] for place in order)
 
 
 @rule(*overloads(["mT", "t"]))
@@ -103,12 +117,14 @@ def squeeze(graph: AxisGraph, node: fx.Node) -> DimVars:
     return tuple(dim for position, dim in enumerate(x) if position not in gone)
 
 
-@rule(aten.cat.default)
+@rule(*(getattr(aten, name).default for name in "cat concat concatenate hstack".split()))
 def cat(graph: AxisGraph, node: fx.Node) -> DimVars:
     """The joined dim is a concatenation; the others are the same in every operand."""
     tensors: list[fx.Node] = list(node.args[0])  # pyright: ignore[reportArgumentType,reportAssignmentType]
     operands = [graph.dims[tensor] for tensor in tensors]
     axis = int(graph.argument(node, 1, "dim", 0)) % len(operands[0])
+    if node.target is aten.hstack.default:
+        axis = min(1, len(operands[0]) - 1)
     result = list(operands[0])
     for operand in operands[1:]:
         for position, dim in enumerate(operand):
@@ -118,8 +134,8 @@ def cat(graph: AxisGraph, node: fx.Node) -> DimVars:
     return tuple(result)
 
 
-@rule(*overloads(["chunk", "split", "split_with_sizes"]))
-def cut(graph: AxisGraph, node: fx.Node) -> list[DimVars]:
+@rule(*overloads("chunk split split_with_sizes".split()), aten.tensor_split.sections)
+def split_evenly(graph: AxisGraph, node: fx.Node) -> list[DimVars]:
     """The cut dim is the concatenation of the pieces; those cut by one number stay equal."""
     (x,) = graph.operands(node, 0)
     axis = int(graph.argument(node, 2, "dim", 0)) % len(x)
@@ -133,6 +149,6 @@ def cut(graph: AxisGraph, node: fx.Node) -> list[DimVars]:
     else:
         for piece in pieces[1:]:
             unify(pieces[0], piece)
-        if str(node.target).startswith("aten.split"):
+        if getattr(node.target, "overloadpacket", None) is aten.split:
             graph.literal(node, 1, pieces[0])
     return [(*x[:axis], piece, *x[axis + 1 :]) for piece in pieces]

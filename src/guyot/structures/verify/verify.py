@@ -9,7 +9,6 @@ found.
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from guyot.core.axis import best, groups_in
 from guyot.core.errors import UnsupportedError
-from guyot.core.inputs import Inputs, call_model, changed, evaluation_mode, tensors_of
+from guyot.core.inputs import Inputs, call_model, changed, copied, evaluation_mode, tensors_of
 from guyot.core.locate import named_tensors, tensor_at
 from guyot.core.randomness import isolated, seed_all
 from guyot.core.types import KeepPlan, Structures
@@ -343,12 +342,12 @@ def _finite(model: nn.Module, inputs: Inputs) -> None:
 def _to_cut(model: nn.Module) -> nn.Module:
     """A copy whose parameters share the memory of the model's, since surgery gives them new one."""
     parameters = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
-    return copy.deepcopy(model, parameters)
+    return copied(model, parameters)
 
 
 def _perturbed(model: nn.Module) -> nn.Module:
     """A float64 copy on the CPU with random weights near the model's own."""
-    double = copy.deepcopy(model).cpu().double()
+    double = copied(model).cpu().double()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in [*double.parameters(), *double.buffers()]:
