@@ -21,11 +21,9 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from guyot.app.config import TIMEOUT
 from guyot.core.errors import MisconfiguredError, ParallelError
 from guyot.core.parallel.ranks import Ranks, lost, named, reason
-
-TIMEOUT = 300.0
-"""Seconds for which a process waits for the others."""
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -175,7 +173,8 @@ class _Watch:
 @contextlib.contextmanager
 def _told_to_end(watch: _Watch) -> Generator[None]:
     """A launcher sends SIGTERM to those that are left when a process ends; say so."""
-    if threading.current_thread() is not threading.main_thread():
+    handled = callable(signal.getsignal(signal.SIGTERM))  # by a program that saves before it ends
+    if handled or threading.current_thread() is not threading.main_thread():
         yield
         return
 

@@ -1,50 +1,51 @@
-"""Ctrl-C: the first one asks, the second one aborts."""
+"""Ctrl-C and SIGTERM: the first one asks a run to stop, the second one aborts it."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interruption:
-    """Turns Ctrl-C into a question that a run asks after every step.
+class Interruption(contextlib.ExitStack):
+    """Turn the signals that end a program into a question that a run asks after every step.
 
-    Until it is armed Ctrl-C aborts at once, since there is nothing to save; so does a second one.
+    Until it is armed a signal aborts at once, since there is nothing to save; so does a second one.
 
     Args:
-        told: called at the first Ctrl-C once armed.
+        told: called at the first signal once armed.
+
+    Attributes:
+        armed: whether a signal asks instead of aborting.
+        status: exit status of the program, 128 + the number of the last signal.
     """
 
-    def __init__(self, told: Callable[[], None]) -> None:
+    def __init__(self, told: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
         self.armed = False
-        self.requested = False
+        self.status = 128 + signal.SIGINT
+        self._requested = False
         self._told = told
-        self._main = threading.current_thread() is threading.main_thread()
-        self._before: object = None
 
     def __enter__(self) -> Interruption:
-        if self._main:
-            self._before = signal.signal(signal.SIGINT, self._handle)
+        super().__enter__()
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                before = signal.signal(number, self._handle) or signal.SIG_DFL
+                self.callback(signal.signal, number, before)
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._main:
-            before = self._before if callable(self._before) else signal.default_int_handler
-            signal.signal(signal.SIGINT, before)
 
     def __call__(self) -> bool:
         """Whether to stop."""
-        return self.requested
+        return self._requested
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if not self.armed or self.requested:
+        self.status = 128 + number
+        if not self.armed or self._requested:
             raise KeyboardInterrupt
-        self.requested = True
+        self._requested = True
         self._told()
