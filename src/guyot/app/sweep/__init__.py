@@ -3,20 +3,20 @@
 A *trial* is a `RunConfig`; its name is a hash of that, and its folder under `trials/` is the run
 folder of a normal run. What was asked for and what came out is an Optuna study in a database, by
 default SQLite in the sweep's folder; with the database of a server several machines share a sweep.
-A finished trial is never repeated. A trial whose process died is queued again and goes on from its
-latest checkpoint.
+A finished trial is never repeated. A trial whose sweep died is queued again, as Optuna's heartbeat
+tells, and continues from its latest checkpoint.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from guyot.app.sweep.crew import Crew
 from guyot.app.sweep.plan import OBJECTIVES, Sweep, name_of, objective
-from guyot.app.sweep.study import enqueue, open_study, outcome, requeue
+from guyot.app.sweep.study import enqueue, experimental, open_study, outcome
 from guyot.core.errors import MisconfiguredError
 
 __all__ = ["OBJECTIVES", "Sweep", "name_of", "objective", "outcome", "run"]
@@ -30,16 +30,16 @@ def run(
     storage: str | None = None,
     told: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Run what is left of a sweep.
+    """Run what is left of a sweep, and wait for what other machines run of it.
 
-    Ctrl-C stops all trials after their step; they go on when the sweep is called again.
+    Ctrl-C stops all trials after their step; they continue when the sweep is called again.
 
     Args:
         sweep: what to try.
         out: folder of the sweep, new or of this very sweep.
         workers: trials at a time, each in a process of its own.
         storage: an Optuna storage URL, for several machines; None: SQLite in `out`.
-        told: gets a line for every trial that begins or ends.
+        told: gets a line for every trial that begins or ends; called by several threads.
 
     Returns:
         Plain data: objectives, trials, and which of them no other beats, see `outcome`.
@@ -52,15 +52,14 @@ def run(
         raise MisconfiguredError(f"workers={workers}: give at least 1")
     folder = Path(out)
     study = open_study(sweep, folder, storage)
-    requeue(study)
     if sweep.grid:
         enqueue(study, sweep)
     crew = Crew(sweep, study, folder, told)
-    try:
-        while crew.fill(workers):
-            time.sleep(0.2)
-            crew.collect()
-    except BaseException:
-        crew.stop()
-        raise
+    with experimental(), ThreadPoolExecutor(workers) as pool:
+        try:
+            for worker in as_completed([pool.submit(crew.work) for _ in range(workers)]):
+                worker.result()
+        except BaseException:
+            crew.stop()
+            raise
     return outcome(study, sweep, folder)

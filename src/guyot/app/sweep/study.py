@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
-import os
 import re
-import socket
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Generator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from guyot.app.sweep.plan import OBJECTIVES, Sweep, name_of
 from guyot.core.errors import MisconfiguredError
 from guyot.report import TRIALS
 
-STALE = 600.0
-"""Seconds without a sign of life after which a trial of another machine is queued again."""
+HEARTBEAT, GRACE = 10, 60
+"""Seconds between two signs of life of a trial, and without one before it is queued again."""
+_PATIENT = {"connect_args": {"timeout": 60.0}}
+"""SQLite's wait for another writer, seconds: an error would end the signs of life of a trial."""
 _ASKED = {"COMPLETE", "RUNNING", "WAITING"}
 """States of trials that need not be asked for again."""
 
 
 def optuna_module() -> Any:
-    """The package, or an error that says how to get it."""
+    """Import Optuna, or say how to get it."""
     try:
         return importlib.import_module("optuna")
     except ImportError as error:
@@ -33,10 +36,18 @@ def optuna_module() -> Any:
         ) from error
 
 
+@contextlib.contextmanager
+def experimental() -> Generator[None]:
+    """Use Optuna's heartbeat, which it calls experimental, without being told so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna_module().exceptions.ExperimentalWarning)
+        yield
+
+
 def open_study(sweep: Sweep, folder: Path, storage: str | None) -> Any:
     """Open the sweep's study, or make it."""
     optuna = optuna_module()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     (folder / TRIALS).mkdir(parents=True, exist_ok=True)
     url = storage or f"sqlite:///{(folder / 'sweep.db').absolute()}"
     study = _created(
@@ -64,15 +75,24 @@ def open_study(sweep: Sweep, folder: Path, storage: str | None) -> Any:
 
 
 def _created(url: str, **choices: Any) -> Any:
-    """The study in that database; another machine may be making its tables at this moment.
+    """Open or make the study in a database; another machine may be making its tables just now.
 
     Raises:
         MisconfiguredError: the database cannot be used.
     """
+    optuna = optuna_module()
     database_error = importlib.import_module("sqlalchemy.exc").SQLAlchemyError
     for patience in (0.5, 2.0, 0.0):
         try:
-            return optuna_module().create_study(storage=url, load_if_exists=True, **choices)
+            with experimental():
+                storage = optuna.storages.RDBStorage(
+                    url,
+                    engine_kwargs=_PATIENT if url.startswith("sqlite") else None,
+                    heartbeat_interval=HEARTBEAT,
+                    grace_period=GRACE,
+                    heartbeat_stale_trial_callback=_retry(),
+                )
+            return optuna.create_study(storage=storage, load_if_exists=True, **choices)
         except (ImportError, ValueError, database_error) as error:
             if not (patience and isinstance(error, database_error)):
                 raise MisconfiguredError(_unopened(url, error)) from error
@@ -81,7 +101,7 @@ def _created(url: str, **choices: Any) -> Any:
 
 
 def _unopened(url: str, error: Exception) -> str:
-    """Why a database cannot be used, without the password in its address."""
+    """Say why a database cannot be used, without the password in its address."""
     shown = re.sub(r"(?<=:)[^:/@]+(?=@)", "***", url)
     cause = error.__cause__ or error
     reason = str(cause).strip().partition("\n")[0] or type(cause).__name__
@@ -96,36 +116,37 @@ def _finished(study: Any) -> list[Any]:
     return [trial for trial in study.trials if trial.state.name == "COMPLETE"]
 
 
-def requeue(study: Any) -> None:
-    """Queue the trials again whose process is gone."""
-    for trial in study.trials:
-        if trial.state.name != "RUNNING" or _alive(trial.user_attrs):
-            continue
-        give_back(study, trial.number, trial.user_attrs)
+def _retry() -> Any:
+    return optuna_module().storages.RetryHeartbeatStaleTrialCallback()
 
 
-def give_back(study: Any, number: int, attributes: Mapping[str, Any]) -> None:
-    """End a trial without a result and queue it again."""
-    study.tell(number, state=optuna_module().trial.TrialState.FAIL)
-    if "name" in attributes:
-        kept = {key: attributes[key] for key in ("name", "dials")}
-        study.enqueue_trial(dict(kept["dials"]), user_attrs=kept)
+def is_left(study: Any, sweep: Sweep) -> bool:
+    """Whether a trial waits, or a search may make one more."""
+    states = [trial.state.name for trial in study.trials]
+    busy = states.count("COMPLETE") + states.count("RUNNING")
+    return "WAITING" in states or (bool(sweep.ranges) and busy < sweep.trials)
 
 
-def _alive(attributes: Mapping[str, Any]) -> bool:
-    if attributes.get("host") != socket.gethostname():
-        return time.time() - attributes.get("seen", 0.0) < STALE
-    try:
-        os.kill(attributes["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def is_running(study: Any) -> bool:
+    """Whether any trial runs, on any machine; those whose sweep died are queued again."""
+    optuna_module().storages.fail_stale_trials(study)
+    running = [trial for trial in study.trials if trial.state.name == "RUNNING"]
+    for trial in running:
+        age = (datetime.now() - trial.datetime_start).total_seconds()
+        if trial.user_attrs.get("begun") != trial.number and age > GRACE:
+            queue_again(study, trial.number)  # its sweep died before the first heartbeat
+            study.tell(trial.number, state=optuna_module().trial.TrialState.FAIL)
+    return bool(running)
+
+
+def queue_again(study: Any, number: int) -> None:
+    """Queue a copy of a trial that will have no result."""
+    with experimental():
+        _retry()(study, study.trials[number])
 
 
 def enqueue(study: Any, sweep: Sweep) -> None:
-    """Ask for what nobody has asked for."""
+    """Queue what nobody has asked for."""
     known = {trial.user_attrs.get("name") for trial in study.trials if trial.state.name in _ASKED}
     for dials in sweep.configs():
         name = name_of(sweep.config(dials))
@@ -133,18 +154,19 @@ def enqueue(study: Any, sweep: Sweep) -> None:
             study.enqueue_trial(dials, user_attrs={"name": name, "dials": dials})
 
 
-def asked_before(study: Any, trial: Any) -> bool:
-    """Whether an earlier trial is the same, say of a machine that asked at the same moment."""
-    name = trial.user_attrs.get("name")
-    return name is not None and any(
-        other.user_attrs.get("name") == name
+def taken(study: Any, sweep: Sweep, trial: Any) -> bool:
+    """Whether earlier trials leave nothing to do for one, say of machines that ask at once."""
+    earlier = [
+        other.user_attrs.get("name")
         for other in study.trials
         if other.number < trial.number and other.state.name in _ASKED
-    )
+    ]
+    full = bool(sweep.ranges) and len(earlier) >= sweep.trials
+    return full or trial.user_attrs["name"] in earlier
 
 
 def outcome(study: Any, sweep: Sweep, folder: Path) -> dict[str, Any]:
-    """Finished trials as plain data, the winners marked."""
+    """Return the finished trials as plain data, the winners marked."""
     best = {trial.number for trial in study.best_trials} if _finished(study) else set[int]()
     trials: dict[str, dict[str, Any]] = {}
     for trial in _finished(study):
