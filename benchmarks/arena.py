@@ -10,7 +10,7 @@ already are skipped, so a call that was ended goes on where it stopped.
 
 from arena.command import main
 
-from guyot.app.training import restart_with_fast_allocator
+from guyot.app.allocator import restart_with_fast_allocator
 
 if __name__ == "__main__":
     restart_with_fast_allocator()

@@ -20,9 +20,10 @@ from runs import ROOT, Json, arguments, carry_out, cifar10, prepare, select, sma
 from torch import nn
 
 from guyot import Discovery, DiscoveryConfig
+from guyot.app.allocator import restart_with_fast_allocator
 from guyot.app.data import Dataset
 from guyot.app.models import count_macs, resnet
-from guyot.app.training import Recipe, evaluate, restart_with_fast_allocator, train_epoch
+from guyot.app.training import Recipe, evaluate, train_epoch
 
 RESULTS = ROOT / "results" / "choices"
 PIXELS = 16

@@ -24,14 +24,10 @@ from runs import ROOT, Training, arguments, carry_out, cifar10, prepare, select
 from torch import Tensor, nn
 
 from guyot import Discovery, DiscoveryConfig
+from guyot.app.allocator import restart_with_fast_allocator
 from guyot.app.data import Dataset
 from guyot.app.models import build, count_macs, resnet
-from guyot.app.training import (
-    Recipe,
-    evaluate,
-    restart_with_fast_allocator,
-    train_epoch,
-)
+from guyot.app.training import Recipe, evaluate, train_epoch
 
 RESULTS = ROOT / "results" / "cifar"
 DENSE_WIDTHS = (16, 32, 64)

@@ -37,15 +37,10 @@ from runs import machine
 from torch import Tensor, nn
 
 from guyot import Discovery, DiscoveryConfig
+from guyot.app.allocator import restart_with_fast_allocator
 from guyot.app.data import Batches, load
 from guyot.app.models import build, count_macs
-from guyot.app.training import (
-    Recipe,
-    make_optimizer,
-    make_scheduler,
-    restart_with_fast_allocator,
-    train_step,
-)
+from guyot.app.training import Recipe, make_optimizer, make_scheduler, train_step
 from guyot.core.types import KeepPlan, Structures
 from guyot.costs.complexity import Complexity
 from guyot.costs.quantum import POWERS, WIDTHS, decide, efficiency, measure_quantum, timing_table

@@ -29,16 +29,10 @@ from runs import ROOT, Json, arguments, carry_out, cifar10, select, smaller
 from torch import nn
 
 from guyot import Discovery, DiscoveryConfig, Family
+from guyot.app.allocator import restart_with_fast_allocator
 from guyot.app.data import Batches, Dataset, load
 from guyot.app.models import count_macs, resnet
-from guyot.app.training import (
-    Recipe,
-    evaluate,
-    lr_factor,
-    make_optimizer,
-    restart_with_fast_allocator,
-    train_epoch,
-)
+from guyot.app.training import Recipe, evaluate, lr_factor, make_optimizer, train_epoch
 
 RESULTS = ROOT / "results" / "family"
 TARGETS = (0.7, 0.5, 0.35, 0.25)

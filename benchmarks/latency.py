@@ -27,15 +27,11 @@ from runs import ROOT, arguments, carry_out, cifar10, machine, prepare, select, 
 from torch import Tensor, nn
 
 from guyot import Cost, Discovery, DiscoveryConfig
+from guyot.app.allocator import restart_with_fast_allocator
 from guyot.app.config import RunConfig
 from guyot.app.data import Dataset, load
 from guyot.app.models import build, count_macs
-from guyot.app.training import (
-    Recipe,
-    evaluate,
-    restart_with_fast_allocator,
-    train_epoch,
-)
+from guyot.app.training import Recipe, evaluate, train_epoch
 from guyot.costs.latency import LatencyTable
 from guyot.costs.profiling import profile
 from guyot.costs.timing import clock_of, rounds

@@ -32,9 +32,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from guyot import Discovery, DiscoveryConfig
+from guyot.app.allocator import restart_with_fast_allocator
 from guyot.app.data import Batches, Dataset
 from guyot.app.models import count_macs
-from guyot.app.training import Recipe, lr_factor, make_optimizer, restart_with_fast_allocator
+from guyot.app.training import Recipe, lr_factor, make_optimizer
 
 RESULTS = ROOT / "results" / "models"
 METHODS = ("dense", "guyot", "uniform", "shallow")

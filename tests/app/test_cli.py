@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 from terminal import run
 
 from guyot import report
 from guyot.app import cli
-from guyot.app.cli import commands
 from guyot.app.cli.display import Display
 from guyot.app.cli.interrupt import Interruption
 from guyot.app.config import RunConfig
@@ -88,9 +88,7 @@ def test_without_tensorboard_the_extra_is_named(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     result = run("train", *QUICK, "--tensorboard", "--out", tmp_path / "run")
     assert result.exit_code == 2 and not (tmp_path / "run").exists()
-    assert re.search(
-        r"--tensorboard=True needs .* pip install 'guyot\[tensorboard\]'", result.stderr
-    )
+    assert re.search(r"--tensorboard needs .* pip install 'guyot\[tensorboard\]'", result.stderr)
 
 
 def test_report(tmp_path: Path):
@@ -224,20 +222,20 @@ def test_a_run_goes_on_and_is_repeated(tmp_path: Path, monkeypatch: pytest.Monke
     first, second = tmp_path / "first", tmp_path / "second"
     stopped = run("train", *QUICK, "--out", first)
     assert stopped.exit_code == 130
-    assert f"guyot train --resume {first} goes on" in stopped.output
+    assert f"guyot train --resume {first} continues it" in stopped.output
     result = run("train", "--resume", first)
     assert result.exit_code == 0, result.output
-    assert "going on after step 40" in result.output
+    assert "continuing after step 40" in result.output
     repeated = run("train", "--config", first / "config.json", "--out", second, "--quiet")
     assert repeated.exit_code == 0, repeated.output
     for name in ("model.safetensors", "structure.json", "config.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     again = run("train", "--resume", first)
-    assert again.exit_code == 2 and "is finished, there is nothing to go on" in again.stderr
+    assert again.exit_code == 2 and "is finished, there is nothing to continue" in again.stderr
     for option in (["--epochs", "3"], ["--no-discovery"], ["--out", "x"]):
         mixed = run("train", "--resume", first, *option)
         assert mixed.exit_code == 2
-        assert re.search(rf"{option[0]}=.* has no effect with --resume=", mixed.stderr)
+        assert re.search(rf"{option[0]}\S* has no effect with --resume=", mixed.stderr)
 
 
 def test_options_overrule_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -247,7 +245,7 @@ def test_options_overrule_a_configuration(tmp_path: Path, monkeypatch: pytest.Mo
         seen.append(config)
         raise MisconfiguredError("stop here")
 
-    monkeypatch.setattr(commands.train.running, "train", train)
+    monkeypatch.setattr("guyot.app.running.train", train)
     file = tmp_path / "config.json"
     file.write_text(json.dumps(RunConfig.of("digits", target=0.3, epochs=7).to_dict()))
     for option, expected in (
@@ -268,9 +266,10 @@ def test_options_overrule_a_configuration(tmp_path: Path, monkeypatch: pytest.Mo
         (None, "config.json cannot be read: No such file"),
         ("{", "config.json cannot be read: Expecting"),
         ("[1]", "the configuration is a list: give settings by name"),
-        ('{"epoch": 3}', "unknown settings epoch; known are alpha"),
-        ('{"a\\u000ab": 3}', r"unknown settings a\\nb; known are alpha"),
-        ('{"epochs": "3", "lr": null}', "--epochs='3': give a whole number; --lr=None: give a num"),
+        ('{"epoch": 3}', "'epoch' is no setting of a run, did you mean epochs.*: known are alpha"),
+        ('{"a\\u000ab": 3}', r"'a\\nb' is no setting of a run: known are alpha"),
+        ('{"epochs": "3"}', "--epochs='3': give a whole number"),
+        ('{"lr": null}', "--lr=None: give a num"),
         ('{"epochs": true}', "--epochs=True: give a whole number"),
         ('{"epochs": 1e3}', "--epochs=1000.0: give a whole number"),
         ('{"ignore": "conv1"}', "--ignore='conv1': give a list of patterns"),
@@ -291,6 +290,51 @@ def test_bad_configurations_are_one_paragraph(tmp_path: Path, text: str | None, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: digits\nepoch: 3", "'epoch' is no setting of a run, did you mean epochs"),
+        (
+            "epochs: few\nlr: -1e-3",
+            "--epochs='few': give a whole number\nerror: --lr=-0.001: give a",
+        ),
+        ("- digits", "the configuration is a list: give settings by name, such as data: digits"),
+        ("epochs: [3", "config.yaml cannot be read: while parsing"),
+        ("ignore: conv1", "--ignore=.*'conv1'"),
+        ("a: &a [*a]", "'a' is no setting"),
+        ("!!python/object/apply:os.system [exit]", "cannot be read: could not determine a constr"),
+    ],
+)
+def test_bad_yaml(tmp_path: Path, text: str, message: str):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    result = run("train", "--config", file, "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert re.search(message, result.stderr), result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_names_what_differs_from_the_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[RunConfig] = []
+
+    def train(config: RunConfig, *_: object, **__: object) -> None:
+        seen.append(config)
+        raise MisconfiguredError("stop here")
+
+    monkeypatch.setattr("guyot.app.running.train", train)
+    for text, expected in (
+        ("epochs: 3\nlr: 1e-2\nfreeze: [conv1]", {"epochs": 3, "lr": 0.01, "freeze": ("conv1",)}),
+        ("data: cifar10\nnu: 0.2\nbf16: false", {"data": "cifar10", "nu": 0.2, "bf16": False}),
+    ):
+        for file in (tmp_path / "config.yaml", tmp_path / "config.json"):
+            values = {name: v if v != "1e-2" else 0.01 for name, v in yaml.safe_load(text).items()}
+            file.write_text(text if file.suffix == ".yaml" else json.dumps(values))
+            run("train", "--config", file)
+        assert seen[-2] == seen[-1] == RunConfig.of(**{"data": "digits", **expected})
+
+
 def test_a_second_ctrl_c_aborts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     interrupt(monkeypatch, 2, "stepped")
     result = run("train", *QUICK, "--out", tmp_path / "run")
@@ -299,7 +343,8 @@ def test_a_second_ctrl_c_aborts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_the_program_stops_at_a_real_ctrl_c(tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_program_stops_at_a_real_signal(tmp_path: Path, number: signal.Signals):
     program = [sys.executable, "-c", "from guyot.app.cli import main; main()"]
     command = [*program, "train", *QUICK, "--epochs", "500", "--out", str(tmp_path / "run")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -312,12 +357,14 @@ def test_the_program_stops_at_a_real_ctrl_c(tmp_path: Path):
         while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         output, _ = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130, output
+    assert process.returncode == 128 + number, output
     assert "interrupted during warm-up" in output and "Traceback" not in output
+    saved = [int(folder.name[-4:]) for folder in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert max(saved) % 20  # in the middle of an epoch
     assert not load_run(tmp_path / "run").training
 
 

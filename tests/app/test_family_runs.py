@@ -194,7 +194,7 @@ def test_a_family_is_no_single_run(
         running.train(config(), tmp_path / "run")
     with pytest.raises(MisconfiguredError, match=r"targets=\(\): give the sizes of the family"):
         running.train_family(config(targets=None, target=0.5), tmp_path / "run")
-    with pytest.raises(MisconfiguredError, match=r"out=.*whole' holds a run: go on with it by"):
+    with pytest.raises(MisconfiguredError, match=r"out=.*whole' holds a run: continue it by"):
         running.train_family(config(), whole[0])
     assert not list(tmp_path.iterdir())
 
@@ -211,7 +211,7 @@ def invoke(*arguments: str | Path) -> Any:
         ("--targets 0.5,0.5", "--targets=0.5,0.5: 0.5 and 0.5 are the same network"),
         ("--targets 1.5,0.5", "--targets=1.5,0.5: 1.5 is out of range"),
         ("--targets 0.5", "--targets=0.5: give at least two sizes"),
-        ("--targets 0.5,half", "--targets='0.5,half': give shares of the complexity"),
+        ("--targets 0.5,half", "--targets='0.5,half': give a list of numbers, such as 0.7,0.5"),
         ("--targets 0.5,0.3 --target 0.4", "--targets=0.5,0.3 and --target=0.4: give one of them"),
         ("--targets 0.5,0.3 --nu 0.4", "--targets=0.5,0.3 and --nu=0.4: give one of them"),
         ("--targets 0.5,0.3 --keep 0", "--targets=0.5,0.3 and --keep=0: the members of a family"),
@@ -253,7 +253,7 @@ def test_the_command_is_interrupted_and_goes_on(tmp_path: Path) -> None:
     try:
         for line in process.stdout:
             told.append(line)
-            if "going on after step" in line:
+            if "continuing after step" in line:
                 process.send_signal(signal.SIGINT)
                 break
         told += process.communicate(timeout=120)[0].splitlines(keepends=True)
@@ -261,8 +261,8 @@ def test_the_command_is_interrupted_and_goes_on(tmp_path: Path) -> None:
         process.kill()
     output = "".join(told)
     assert process.returncode == 130, output
-    assert "down to 0.7: that member will go on from here" in output
-    assert f"guyot train --resume {run} goes on" in " ".join(output.split())
+    assert "down to 0.7: that member will continue from here" in output
+    assert f"guyot train --resume {run} continues it" in " ".join(output.split())
     assert max(map(len, output.splitlines())) <= 80 or str(run) in output
     resumed = subprocess.run(
         [*command, "--resume", str(run), "--json"],

@@ -177,7 +177,9 @@ def test_what_cannot_go_on_is_told(tmp_path: Path) -> None:
         running.resume(tmp_path)
     folder = tmp_path / "run"
     stopped(folder, 5)
-    with pytest.raises(MisconfiguredError, match=r"out=.* holds a run: go on .*guyot train --res"):
+    with pytest.raises(
+        MisconfiguredError, match=r"out=.* holds a run: continue it .*guyot train --res"
+    ):
         running.train(killed.config(), folder)
     config, metrics = folder / "config.json", folder / "metrics.jsonl"
     text, written = config.read_text(), metrics.read_text()

@@ -22,7 +22,7 @@ from guyot.app.cli.commands import app
 
 GOLDEN = TESTS / "golden" / "help"
 COMMANDS = sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
-TYPES = r"<\w+>|\b(?:TEXT|INTEGER|FLOAT|PATH|BOOLEAN)\b"
+TYPES = r"<[^>]+>|\b(?:TEXT|INTEGER|FLOAT|PATH|BOOLEAN)\b"
 
 
 def run(*arguments: str) -> Any:
@@ -76,16 +76,53 @@ def test_every_command_can_be_quiet_and_gives_json(command: str):
     [
         (["trian"], r"No such command 'trian'.*; see guyot --help"),
         (["--loud"], r"No such option: --loud; see guyot --help"),
-        (["train", "--epoch", "3"], r"No such option: --epoch.*--epochs.*; see guyot train --help"),
-        (["train", "--epochs", "few"], r"Invalid value for '--epochs': .*see guyot train --help"),
+        (
+            ["train", "--epoch", "3"],
+            r"No such option: --epoch, did you mean --epochs\?; see guyot t.*",
+        ),
+        (["train", "--epochs", "few"], "--epochs='few': give a whole number"),
+        (["train", "--decay", "linar"], ".*choose cosine or linear, did you mean linear\\?"),
+        (
+            ["profile", "digits", "--batch", "few"],
+            "Invalid value for '--batch': .*t profile --help",
+        ),
         (["train", "more"], r"unexpected extra argument.*more.*; see guyot train --help"),
         (["report"], r"Missing argument 'RUN.*'; see guyot report --help"),
     ],
 )
-def test_usage_errors_are_one_paragraph(arguments: list[str], message: str):
+def test_usage_errors_are_one_line(arguments: list[str], message: str):
     result = run(*arguments)
     assert result.exit_code == 2 and result.stdout == ""
     assert re.fullmatch(f"error: .*{message}\n", result.stderr), result.stderr
+
+
+def test_every_mistake_is_a_line():
+    arguments = ["--epochs", "few", "--lr", "0", "--target", "0.5", "--nu", "1", "--seed", "-1"]
+    result = run("train", *arguments)
+    assert result.exit_code == 2
+    assert [line.partition("=")[0] for line in result.stderr.splitlines()] == [
+        "error: --epochs",
+        "error: --lr",
+        "error: --seed",
+    ]
+    result = run("train", *arguments[2:])
+    assert re.search(r"^error: --nu=1.0 and --target=0.5: give one", result.stderr, re.MULTILINE)
+    assert len(result.stderr.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["--help"], *([name, "--help"] for name in COMMANDS)]
+)
+def test_help_and_version_need_no_torch(arguments: list[str]):
+    program = (
+        "import sys; from guyot.app.cli import main\n"
+        "try: main()\n"
+        "finally: print([name for name in ('torch', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_nothing_asked_gives_help():

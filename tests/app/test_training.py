@@ -93,7 +93,7 @@ def test_evaluation_counts_and_restores_the_mode():
 
 
 def test_bad_recipes_are_told_all_at_once():
-    with pytest.raises(MisconfiguredError, match=r"epochs=0.*lr=-1.*decay='step'.*'cosine'"):
+    with pytest.raises(MisconfiguredError, match=r"epochs=0.*\nlr=-1.*\ndecay='step'.*cosine"):
         Recipe(epochs=0, lr=-1, decay="step")  # type: ignore[arg-type]
     with pytest.raises(MisconfiguredError, match=r"label_smoothing=1: .*\[0, 1\)"):
         Recipe(label_smoothing=1)

@@ -88,7 +88,9 @@ def test_a_run_goes_on_with_other_numbers_of_processes(tmp_path: Path) -> None:
     run = tmp_path / "run"
     script = str(WORKERS.with_name("training.py"))
     said = torchrun(script, "train", str(run), "25", fails=True)
-    assert re.search(r"rank 0 of 2 ends: rank 1 does not live .* train --resume \S+ goes on", said)
+    assert re.search(
+        r"rank 0 of 2 ends: rank 1 does not live .* train --resume \S+ continues it", said
+    )
     there = [path.name for path in (run / "checkpoints").iterdir()]
     assert "step-000000020" in there
 

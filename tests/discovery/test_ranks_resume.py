@@ -47,7 +47,7 @@ def assert_killed(ends: list[tuple[int, str]], ranks: list[int]) -> None:
             assert code == KILLED, said
         else:
             assert code == 1, said
-            assert re.search(r"error: rank \d of \d ends: .* train --resume \S+ goes on", said)
+            assert re.search(r"error: rank \d of \d ends: .* train --resume \S+ continues it", said)
 
 
 def undisturbed_by(size: int, folder: Path) -> Path:

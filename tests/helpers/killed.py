@@ -84,7 +84,7 @@ def dying(call: Callable[..., Any], left: list[int]) -> Callable[..., Any]:
 
 def arm(moment: str, number: int) -> None:
     left = [number]
-    surgery, job = (sys.modules[f"guyot.{name}"] for name in ("surgery.operate", "running.job"))
+    surgery, job = (sys.modules[f"guyot.{name}"] for name in ("surgery.operate", "app.running.job"))
     places: dict[str, list[tuple[Any, str]]] = {
         "step": [(torch.optim.SGD, "step")],
         "slice": [(surgery, "select"), (surgery, "replace_module")],

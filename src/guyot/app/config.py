@@ -1,4 +1,8 @@
-"""`RunConfig`: everything that decides a training run, validated, to and from plain data."""
+"""`RunConfig`: everything that decides a training run, one field per setting.
+
+The fields are the only definition of the settings: `guyot.app.settings` says how the options of the
+command line, the files of `--config` and the checks are made from them.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +13,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from guyot.app.settings import (
+    AT_LEAST_1,
+    BELOW_1,
+    NOT_NEGATIVE,
+    POSITIVE_RATE,
+    Rule,
+    did_you_mean,
+    problems_of,
+    setting,
+    settings_of,
+)
 from guyot.core.errors import MisconfiguredError
-from guyot.costs.complexity import weights_of
-from guyot.planning.config import problem_of, problem_of_targets
+from guyot.planning.config import ESTIMATORS, problem_of, problem_of_targets
 
 DATA = ("digits", "cifar10", "cifar100", "imagefolder:DIR")
-WISHES = ("ignore", "freeze", "tie")
+MODELS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "digits")
+"""Guyot's own networks."""
+PATTERNS = ("ignore", "freeze", "tie")
 GOALS = ("nu", "target", "targets", "target_ms")
-DECAYS = ("cosine", "linear")
-ON_CORRUPT = ("stop", "skip")
 MAX_THREADS = 1024
 MAX_IMAGE_SIZE = 4096
+TIMEOUT = 300.0
+"""Seconds for which a process waits for the others."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {"model": "digits", "epochs": 60, "batch_size": 64, "threads": 1},
@@ -30,191 +46,22 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 """What differs between data sets; everything else is the default of the field. A step on digits is
 too short to be shared between threads: when another program holds a core, they mostly wait."""
 
-
-@dataclass(frozen=True)
-class RunConfig:
-    """One training run. `RunConfig.of` fills in the defaults of a data set.
-
-    Attributes:
-        data: "digits", "cifar10", "cifar100" or "imagefolder:DIR".
-        model: a name of guyot's own networks, torchvision's or timm's, or package.module:factory.
-        data_dir: folder with the parquet files of CIFAR.
-        image_size: pixels to which the images of a folder are resized.
-        validation: share of the training images held out to watch the run.
-        epochs: passes over the training images.
-        batch_size: images per step.
-        lr: peak learning rate of SGD.
-        weight_decay: L2 coefficient.
-        warmup_epochs: epochs of linear growth of the learning rate.
-        decay: "cosine" or "linear", to 0 at the last step.
-        label_smoothing: in [0, 1).
-        discovery: False trains the full network.
-        nu: nats of training loss worth paying to remove all of the complexity.
-        target: share of the complexity to keep; exactly one of `nu` and `target` is given.
-        targets: of a family of runs instead of one, falling, see `guyot.Family`.
-        target_ms: the same in milliseconds of one forward pass, where `cost` is latency alone.
-        alpha: 1 counts MACs only ... 0 parameters only.
-        cost: what complexity means instead of `alpha`: "latency", or weights such as
-            "macs=1,latency=3" of macs, params and latency.
-        latency_table: file of `guyot profile`; given if and only if `cost` counts latency.
-        beta: 0 charges what each structure costs ... 1 whole layers only.
-        estimator: "two-sided", "fisher", "straight-through" or "taylor".
-        round_to: widths that are not full are multiples of this; None: what suits the device,
-            measured.
-        ignore: patterns of names of modules that are left alone, see `find_structures`.
-        freeze: patterns of names of groups and layers that stay.
-        tie: sets of groups that lose the same units, patterns with commas between them.
-        seed: of weights, batches, augmentation and gates.
-        device: a torch device, or "auto": a GPU if there is one.
-        threads: of the CPU; None: torch's own choice.
-        bf16: autocast; None: where the hardware gains from it.
-        deterministic: let torch use deterministic algorithms only; on the CPU they are anyway.
-        on_corrupt: "stop" at an image that cannot be read, or "skip" it.
-        checkpoint_every: a number of steps ("500") or of minutes ("10m"); epochs are saved anyway.
-        keep: how many checkpoints stay; 0: none is written.
-        max_nan_steps: after so many steps in a row with a loss of NaN or inf the run stops.
-
-    Raises:
-        MisconfiguredError: lists everything that is wrong.
-
-    Example:
-        >>> config = RunConfig.of("digits", epochs=5)
-        >>> config.model, config.epochs, config.target
-        ('digits', 5, 0.5)
-        >>> RunConfig.from_dict(config.to_dict()) == config
-        True
-    """
-
-    data: str = "digits"
-    model: str = "resnet20"
-    data_dir: str | None = None
-    image_size: int = 32
-    validation: float = 0.1
-    epochs: int = 60
-    batch_size: int = 128
-    lr: float = 0.1
-    weight_decay: float = 5e-4
-    warmup_epochs: float = 1.0
-    decay: str = "cosine"
-    label_smoothing: float = 0.0
-    discovery: bool = True
-    nu: float | None = None
-    target: float | None = None
-    targets: tuple[float, ...] = ()
-    target_ms: float | None = None
-    alpha: float = 1.0
-    cost: str | None = None
-    latency_table: str | None = None
-    beta: float = 0.8
-    estimator: str = "two-sided"
-    round_to: int | None = None
-    ignore: tuple[str, ...] = ()
-    freeze: tuple[str, ...] = ()
-    tie: tuple[str, ...] = ()
-    seed: int = 0
-    device: str = "auto"
-    threads: int | None = None
-    bf16: bool | None = None
-    deterministic: bool = False
-    on_corrupt: str = "stop"
-    checkpoint_every: str = "10m"
-    keep: int = 2
-    max_nan_steps: int = 20
-
-    def __post_init__(self) -> None:
-        problems = _type_problems(self)
-        if not problems:
-            for name in (*WISHES, "targets"):  # JSON has lists
-                object.__setattr__(self, name, tuple(getattr(self, name)))
-            problems = [
-                *_data_problems(self),
-                *_recipe_problems(self),
-                *_discovery_problems(self),
-                *_run_problems(self),
-            ]
-        if problems:
-            raise MisconfiguredError("; ".join(problems))
-
-    @classmethod
-    def of(cls, data: str, **choices: Any) -> RunConfig:
-        """The defaults of a data set, overruled by the choices that are not None."""
-        given = {name: value for name, value in choices.items() if value is not None}
-        defaults = _DEFAULTS.get(data.partition(":")[0], {})
-        if given.get("discovery", True) and not set(GOALS) & given.keys():
-            given["target"] = 0.5
-        return cls(data=data, **(defaults | given))
-
-    @property
-    def name(self) -> str:
-        """What the run is about, fit for the name of a folder."""
-        data = self.data.partition(":")[0]
-        model = re.sub(r"[^\w.-]+", "-", self.model).strip("-.")
-        return data if model == data else f"{data}-{model}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
-        """The inverse of `to_dict`.
-
-        Raises:
-            MisconfiguredError: a name that is no setting of a run.
-        """
-        if not isinstance(values, Mapping):
-            raise MisconfiguredError(
-                f"the configuration is a {type(values).__name__}: give settings by name, such as "
-                '{"data": "digits", "target": 0.5}'
-            )
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise MisconfiguredError(
-                f"the configuration has the unknown settings {', '.join(unknown)}; "
-                f"known are {', '.join(sorted(known))}"
-            )
-        return cls(**values)
-
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "None": (type(None),),
-}
-_NAMES = {"str": "a text", "int": "a whole number", "float": "a number", "bool": "true or false"}
-
-
-def _type_problems(config: RunConfig) -> list[str]:
-    """Values of another kind than the field's, as they may come from a file."""
-    problems: list[str] = []
-    for field in dataclasses.fields(config):
-        value, names = getattr(config, field.name), str(field.type).split(" | ")
-        if field.name in WISHES:
-            if not isinstance(value, list | tuple) or not all(map(_is_text, value)):
-                problems.append(f"{field.name}={value!r}: give a list of patterns")
-            continue
-        if field.name == "targets":
-            if not isinstance(value, list | tuple) or not all(map(_is_number, value)):
-                problems.append(f"targets={value!r}: give a list of numbers")
-            continue
-        kinds = tuple(kind for name in names for kind in _KINDS[name])
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            problems.append(f"{field.name}={value!r}: give {_NAMES[names[0]]}")
-        elif isinstance(value, str) and not _is_text(value):
-            problems.append(f"{field.name}={value!r}: leave out characters that cannot be printed")
-        elif isinstance(value, int) and abs(value) >= 2**31:
-            problems.append(f"{field.name}={value}: give a number below 2147483648")
-    return problems
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and value.isprintable()
+_WHAT, _HOW, _FIND, _RUN = "What to train", "Training", "Discovery", "The run"
+_SAVE = "Checkpoints"
+_PIXELS = Rule(
+    lambda value: 1 <= value <= MAX_IMAGE_SIZE,
+    f"give a number of pixels up to {MAX_IMAGE_SIZE}, such as 32",
+)
+_HELD_OUT = Rule(
+    lambda value: 0 < value < 1,
+    "give the share of the training images to hold out, such as 0.1",
+)
+_SHARES = Rule(lambda value: 0 <= value <= 1, "give a number from 0 to 1")
+_SEEDS = Rule(lambda value: value >= 0, "give an integer from 0 to 2147483647")
+_THREADS = Rule(
+    lambda value: 1 <= value <= MAX_THREADS, f"give at least 1 and at most {MAX_THREADS}"
+)
+_KEPT = Rule(lambda value: value >= 0, "give how many checkpoints stay, 0 for none")
 
 
 def interval_of(text: str) -> tuple[float, float]:
@@ -238,77 +85,199 @@ def interval_of(text: str) -> tuple[float, float]:
     return steps, seconds
 
 
-def _run_problems(config: RunConfig) -> list[str]:
-    problems: list[str] = []
+def _is_interval(text: str) -> bool:
     try:
-        interval_of(config.checkpoint_every)
+        interval_of(text)
     except ValueError:
-        problems.append(
-            f"checkpoint_every={config.checkpoint_every!r}: give steps, such as 500, or minutes, "
-            "such as 10m"
-        )
-    if config.keep < 0:
-        problems.append(f"keep={config.keep}: give how many checkpoints stay, 0 for none")
-    if config.max_nan_steps < 1:
-        problems.append(f"max_nan_steps={config.max_nan_steps}: give at least 1")
-    if config.on_corrupt not in ON_CORRUPT:
-        problems.append(f"on_corrupt={config.on_corrupt!r}: choose {' or '.join(ON_CORRUPT)}")
-    if config.threads is not None and config.threads > MAX_THREADS:
-        problems.append(f"threads={config.threads}: give at most {MAX_THREADS}")
-    return problems
+        return False
+    return True
+
+
+_INTERVAL = Rule(_is_interval, "give steps, such as 500, or minutes, such as 10m")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One training run. `RunConfig.of` fills in the defaults of a data set.
+
+    `guyot train --help` lists the settings and what they mean.
+
+    Raises:
+        MisconfiguredError: names everything that is wrong.
+
+    Example:
+        >>> config = RunConfig.of("digits", epochs=5)
+        >>> config.model, config.epochs, config.target
+        ('digits', 5, 0.5)
+        >>> RunConfig.from_dict(config.to_dict()) == config
+        True
+    """
+
+    data: str = setting("digits", _WHAT, f"One of {', '.join(DATA)}", offered=DATA)
+    model: str = setting(
+        "resnet20",
+        _WHAT,
+        "resnet20 (or 32, 44, 56, 110), digits, a name of torchvision or timm, or your own "
+        "package.module:factory",
+        shown="",
+        offered=MODELS,
+    )
+    data_dir: str | None = setting(
+        None, _WHAT, "Folder with CIFAR's parquet files", shown="download"
+    )
+    image_size: int = setting(32, _WHAT, "Pixels, for imagefolder", rule=_PIXELS)
+    validation: float = setting(0.1, _WHAT, "Share of training images held out", rule=_HELD_OUT)
+    on_corrupt: str = setting(
+        "stop", _WHAT, "stop or skip, at unreadable images", choices=("stop", "skip")
+    )
+    epochs: int = setting(60, _HOW, "Passes over the training images", rule=AT_LEAST_1)
+    batch_size: int = setting(128, _HOW, "Images per step", shown="128, digits 64", rule=AT_LEAST_1)
+    lr: float = setting(0.1, _HOW, "Peak learning rate of SGD", rule=POSITIVE_RATE)
+    weight_decay: float = setting(5e-4, _HOW, "L2 coefficient", rule=NOT_NEGATIVE)
+    warmup_epochs: float = setting(1.0, _HOW, "Epochs of growing learning rate", rule=NOT_NEGATIVE)
+    decay: str = setting(
+        "cosine", _HOW, "cosine or linear, to 0 at the end", choices=("cosine", "linear")
+    )
+    label_smoothing: float = setting(0.0, _HOW, "From 0 to below 1", rule=BELOW_1)
+    max_nan_steps: int = setting(
+        20, _HOW, "Stop after so many losses of NaN or infinity in a row", rule=AT_LEAST_1
+    )
+    target: float | None = setting(None, _FIND, "Share of the complexity to keep (0.5); or:")
+    targets: tuple[float, ...] = setting(
+        (), _FIND, "Several sizes from one run, such as 0.7,0.5,0.35,0.25; or:"
+    )
+    target_ms: float | None = setting(
+        None, _FIND, "The same in milliseconds, with --cost latency; or:"
+    )
+    nu: float | None = setting(None, _FIND, "Nats of loss worth paying to remove everything")
+    alpha: float = setting(1.0, _FIND, "1: complexity is MACs ... 0: parameters", rule=_SHARES)
+    cost: str | None = setting(
+        None, _FIND, "Instead of alpha: latency, or macs=1,latency=3 and so on"
+    )
+    latency_table: str | None = setting(
+        None, _FIND, "File of guyot profile, for a cost with latency"
+    )
+    beta: float = setting(0.8, _FIND, "0: charge all ... 1: charge whole layers only", rule=_SHARES)
+    estimator: str = setting("two-sided", _FIND, ", ".join(ESTIMATORS), offered=ESTIMATORS)
+    round_to: int | None = setting(
+        None, _FIND, "Widths are multiples of this number", shown="measured", rule=AT_LEAST_1
+    )
+    ignore: tuple[str, ...] = setting(
+        (), _FIND, "Leave modules alone, such as 'head*'; may be repeated"
+    )
+    freeze: tuple[str, ...] = setting((), _FIND, "Keep groups and layers whole; see guyot inspect")
+    tie: tuple[str, ...] = setting(
+        (), _FIND, "Groups that lose the same units: 'a,b' or 'blocks.*.fc1'"
+    )
+    discovery: bool = setting(True, _FIND, "Train the full network")
+    seed: int = setting(0, _RUN, "Decides everything that is random", rule=_SEEDS)
+    device: str = setting("auto", _RUN, "cpu, cuda, cuda:1, ...", shown="a GPU if there is one")
+    threads: int | None = setting(
+        None, _RUN, "Of the CPU", shown="all cores, digits 1", rule=_THREADS
+    )
+    bf16: bool | None = setting(None, _RUN, "Autocast to bfloat16", shown="where it is faster")
+    deterministic: bool = setting(False, _RUN, "Bit-identical on a GPU, too; slower")
+    checkpoint_every: str = setting(
+        "10m",
+        _SAVE,
+        "Steps, or minutes as 10m; epochs are saved in any case",
+        rule=_INTERVAL,
+    )
+    keep: int = setting(2, _SAVE, "Checkpoints that stay; 0: none", rule=_KEPT)
+
+    def __post_init__(self) -> None:
+        problems = problems_of(self)
+        known = settings_of(RunConfig)
+        if not any(known[name].wrong_kind(getattr(self, name)) for name in known):
+            for name in (*PATTERNS, "targets"):  # JSON has lists
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+            problems += _data_problems(self)
+            problems += _discovery_problems(self) if self.discovery else _without_discovery(self)
+        if problems:
+            raise MisconfiguredError(*problems)
+
+    @classmethod
+    def of(cls, data: str, **choices: Any) -> RunConfig:
+        """The defaults of a data set, overruled by the choices that are not None."""
+        given = {name: value for name, value in choices.items() if value is not None}
+        return cls.with_defaults({"data": data, **given})
+
+    @classmethod
+    def with_defaults(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Fill in what settings by name leave out.
+
+        It has the default of the data set; without any goal half of the complexity is kept.
+
+        Raises:
+            MisconfiguredError: a name that is no setting of a run, or a wrong value.
+        """
+        data = str(values.get("data", cls.data)).partition(":")[0]
+        settings = _DEFAULTS.get(data, {}) | dict(values)
+        given = [goal for goal in GOALS if settings.get(goal) not in (None, (), [])]
+        if settings.get("discovery", True) is True and not given:
+            settings["target"] = 0.5
+        return cls.from_dict(settings)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            MisconfiguredError: a name that is no setting of a run, or a wrong value.
+        """
+        if not isinstance(values, Mapping):
+            raise MisconfiguredError(
+                f"the configuration is a {type(values).__name__}: give settings by name, such as "
+                '{"data": "digits", "target": 0.5}'
+            )
+        known = settings_of(cls)
+        if unknown := [name for name in values if name not in known]:
+            raise MisconfiguredError(
+                *(
+                    f"{name!r} is no setting of a run{did_you_mean(name, known)}: known are "
+                    f"{', '.join(sorted(known))}"
+                    for name in unknown
+                )
+            )
+        return cls(**values)
+
+    @property
+    def name(self) -> str:
+        """What the run is about, fit for the name of a folder."""
+        data = self.data.partition(":")[0]
+        model = re.sub(r"[^\w.-]+", "-", self.model).strip("-.")
+        return data if model == data else f"{data}-{model}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return dataclasses.asdict(self)
 
 
 def _data_problems(config: RunConfig) -> list[str]:
     problems: list[str] = []
     kind, _, folder = config.data.partition(":")
     if kind not in _DEFAULTS or (kind == "imagefolder") != bool(folder):
-        problems.append(f"data={config.data!r} is unknown: choose {', '.join(DATA)}")
+        problems.append(
+            f"data={config.data!r} is unknown: choose {', '.join(DATA)}"
+            f"{did_you_mean(kind, _DEFAULTS) if kind not in _DEFAULTS else ''}"
+        )
     if config.data_dir is not None and not kind.startswith("cifar"):
         problems.append(
             f"data_dir={config.data_dir!r} is for CIFAR only and data is {config.data!r}: leave "
             "it out (a folder of images is given as imagefolder:DIR)"
         )
-    if not 0 < config.validation < 1:
-        problems.append(
-            f"validation={config.validation}: give the share of the training images to hold out, "
-            "such as 0.1"
-        )
-    if not 1 <= config.image_size <= MAX_IMAGE_SIZE:
-        problems.append(
-            f"image_size={config.image_size}: give a number of pixels up to {MAX_IMAGE_SIZE}, such "
-            "as 32"
-        )
     return problems
 
 
-def _recipe_problems(config: RunConfig) -> list[str]:
-    problems: list[str] = []
-    for name in ("epochs", "batch_size", "threads"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            problems.append(f"{name}={value}: give at least 1")
-    if not (math.isfinite(config.lr) and config.lr > 0):
-        problems.append(f"lr={config.lr}: give a positive learning rate, such as 0.1")
-    for name in ("weight_decay", "warmup_epochs"):
-        value = getattr(config, name)
-        if not (math.isfinite(value) and value >= 0):
-            problems.append(f"{name}={value}: give 0 or more")
-    if config.decay not in DECAYS:
-        problems.append(f"decay={config.decay!r}: choose {' or '.join(DECAYS)}")
-    if not 0 <= config.label_smoothing < 1:
-        problems.append(f"label_smoothing={config.label_smoothing}: give a value in [0, 1)")
-    if not 0 <= config.seed < 2**31:
-        problems.append(f"seed={config.seed}: give an integer from 0 to 2147483647")
-    return problems
+def _without_discovery(config: RunConfig) -> list[str]:
+    return [
+        f"{name}={value} has no effect without discovery: leave it out"
+        for name in (*GOALS, "cost", "latency_table", *PATTERNS)
+        if (value := getattr(config, name)) not in (None, ())
+    ]
 
 
 def _discovery_problems(config: RunConfig) -> list[str]:
-    if not config.discovery:
-        return [
-            f"{name}={value} has no effect without discovery: leave it out"
-            for name in (*GOALS, "cost", "latency_table", *WISHES)
-            if (value := getattr(config, name)) not in (None, ())
-        ]
     problems = _cost_problems(config)
     if config.targets:
         problems += _family_problems(config)
@@ -322,14 +291,6 @@ def _discovery_problems(config: RunConfig) -> list[str]:
         value = getattr(config, name)
         if value is not None and (problem := problem_of(name, value)):
             problems.append(problem)
-    for name in ("alpha", "beta"):
-        value = getattr(config, name)
-        if not 0 <= value <= 1:
-            problems.append(f"{name}={value}: give a number from 0 to 1")
-    if config.round_to is not None and config.round_to < 1:
-        problems.append(
-            f"round_to={config.round_to}: widths are multiples of it, give at least 1 (any width)"
-        )
     return problems
 
 
@@ -353,10 +314,13 @@ def _family_problems(config: RunConfig) -> list[str]:
 def _cost_problems(config: RunConfig) -> list[str]:
     weights: dict[str, float] = {}
     problems: list[str] = []
-    try:
-        weights = weights_of(config.cost) if config.cost is not None else {}
-    except MisconfiguredError as error:
-        return [str(error)]
+    if config.cost is not None:
+        from guyot.costs.complexity import weights_of  # with it comes torch
+
+        try:
+            weights = weights_of(config.cost)
+        except MisconfiguredError as error:
+            return list(error.args)
     if weights and config.alpha != 1.0:
         problems.append(
             f"alpha={config.alpha} and cost={config.cost!r} both say what complexity means: give "

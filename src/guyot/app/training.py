@@ -5,17 +5,23 @@ Everything is a small part that another loop may use on its own; `train_epoch` s
 """
 
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from guyot.app.settings import (
+    AT_LEAST_1,
+    BELOW_1,
+    NOT_NEGATIVE,
+    POSITIVE_RATE,
+    problems_of,
+    setting,
+)
 from guyot.core.errors import MisconfiguredError
 
 
@@ -36,59 +42,19 @@ class Recipe:
     at the last step; ``label_smoothing`` in [0, 1); ``bf16`` autocast with float32 weights.
     """
 
-    epochs: int = 24
+    epochs: int = setting(24, rule=AT_LEAST_1)
     batch_size: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    warmup_epochs: float = 1.0
-    decay: Literal["cosine", "linear"] = "cosine"
-    label_smoothing: float = 0.0
+    lr: float = setting(0.1, rule=POSITIVE_RATE)
+    momentum: float = setting(0.9, rule=BELOW_1)
+    weight_decay: float = setting(5e-4, rule=NOT_NEGATIVE)
+    warmup_epochs: float = setting(1.0, rule=NOT_NEGATIVE)
+    decay: str = setting("cosine", choices=("cosine", "linear"))
+    label_smoothing: float = setting(0.0, rule=BELOW_1)
     bf16: bool = True
 
     def __post_init__(self) -> None:
-        problems: list[str] = []
-        if self.epochs < 1:
-            problems.append(f"epochs={self.epochs}: give at least 1")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            problems.append(f"lr={self.lr}: give a positive learning rate, such as 0.1")
-        if not 0 <= self.momentum < 1:
-            problems.append(f"momentum={self.momentum}: give a value in [0, 1)")
-        if self.weight_decay < 0:
-            problems.append(f"weight_decay={self.weight_decay}: give 0 or more")
-        if self.warmup_epochs < 0:
-            problems.append(f"warmup_epochs={self.warmup_epochs}: give 0 or more")
-        if self.decay not in ("cosine", "linear"):
-            problems.append(f"decay={self.decay!r}: choose 'cosine' or 'linear'")
-        if not 0 <= self.label_smoothing < 1:
-            problems.append(f"label_smoothing={self.label_smoothing}: give a value in [0, 1)")
-        if problems:
-            raise MisconfiguredError("; ".join(problems))
-
-
-FAST_ALLOCATOR = {
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**32),
-    "MALLOC_TOP_PAD_": str(2**27),
-    "THP_MEM_ALLOC_ENABLE": "1",
-}
-"""Environment under which glibc keeps freed activations instead of returning them to the kernel,
-and torch asks for huge pages: a ResNet-20 step on the CPU takes about 0.8 of its time."""
-
-
-def restart_with_fast_allocator(**variables: str) -> None:
-    """Start this program anew under :data:`FAST_ALLOCATOR`, once; for programs, not libraries.
-
-    The variables are read when a process starts, so setting them later has no effect. Does nothing
-    on other systems than Linux or when one of them is set already.
-
-    Args:
-        **variables: further ones, unless they are set already.
-    """
-    if not sys.platform.startswith("linux") or any(name in os.environ for name in FAST_ALLOCATOR):
-        return
-    sys.stdout.flush()
-    os.execve(sys.executable, sys.orig_argv, FAST_ALLOCATOR | variables | os.environ)
+        if problems := problems_of(self):
+            raise MisconfiguredError(*problems)
 
 
 @dataclass(frozen=True)

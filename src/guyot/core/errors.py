@@ -6,7 +6,14 @@ class GuyotError(Exception):
 
 
 class MisconfiguredError(GuyotError, ValueError):
-    """An argument is wrong: the message names it, its value and the way out."""
+    """Arguments are wrong: each line of the message names one, its value and the way out.
+
+    Args:
+        *problems: one text per mistake, kept as `args`.
+    """
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class TooFewStepsError(MisconfiguredError):

@@ -1,4 +1,4 @@
-"""The command line: `guyot train`."""
+"""The command line, the program `guyot`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ import sys
 
 def main() -> None:
     """Entry point of the program `guyot`."""
+    if sys.argv[1:2] == ["train"] and "--help" not in sys.argv:
+        from guyot.app.allocator import restart_with_fast_allocator
+
+        # stacks of C++ would bury what is said when a process of several is lost
+        quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"} if "WORLD_SIZE" in os.environ else {}
+        restart_with_fast_allocator(**quiet)
     try:
         from guyot.app.cli.commands import app
     except ImportError as error:
@@ -17,10 +23,4 @@ def main() -> None:
             f"guyot: the command line needs the package {error.name!r}, which is not installed: "
             "pip install 'guyot[cli]'"
         )
-    if sys.argv[1:2] == ["train"] and "--help" not in sys.argv:
-        from guyot.app.training import restart_with_fast_allocator
-
-        # stacks of C++ would bury what is said when a process of several is lost
-        quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"} if "WORLD_SIZE" in os.environ else {}
-        restart_with_fast_allocator(**quiet)
     app()

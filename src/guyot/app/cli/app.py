@@ -1,18 +1,15 @@
 """The program itself, and what all of its commands share: errors, notes, options, JSON."""
 
-import importlib.metadata
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-import torch
 import typer
 from typer.core import TyperGroup
 
-from guyot.core.errors import GuyotError, GuyotWarning
-from guyot.core.trees import finite
+from guyot.core.errors import GuyotError, GuyotWarning, MisconfiguredError
 
 MISUSED = 2
 INTERRUPTED = 130
@@ -22,7 +19,7 @@ _UsageError: type[Exception] = typer.BadParameter.mro()[1]  # typer may bring it
 
 
 class Program(TyperGroup):
-    """Runs a command: what is wrong becomes one paragraph, a `GuyotWarning` a note.
+    """Run a command: every mistake becomes one line, a `GuyotWarning` a note.
 
     Both go to stderr, so that stdout holds nothing but the result.
     """
@@ -34,7 +31,7 @@ class Program(TyperGroup):
         try:
             return super().parse_args(ctx, args)
         except _UsageError as error:
-            raise _refusal(_usage(error), "guyot --help") from error
+            raise _refusal(f"{_usage(error)}; see guyot --help") from error
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was asked for."""
@@ -45,25 +42,29 @@ class Program(TyperGroup):
                 return super().invoke(ctx)
         except _UsageError as error:
             name = ctx.invoked_subcommand
-            known = f"guyot {name} --help" if name in self.commands else "guyot --help"
-            raise _refusal(_usage(error), known) from error
+            command = f"guyot {name}" if name in self.commands else "guyot"
+            raise _refusal(f"{_usage(error)}; see {command} --help") from error
         except GuyotError as error:
             command = self.commands.get(ctx.invoked_subcommand or "")
             options = (
                 [p for p in command.params if p.param_type_name == "option"] if command else []
             )
-            names = [option.name for option in options if option.name]
-            raise _refusal(as_options(str(error), names)) from error
+            names = {str(p.name): bool(getattr(p, "is_flag", False)) for p in options}
+            told = error.args if isinstance(error, MisconfiguredError) else [str(error)]
+            raise _refusal(*(as_options(str(text), names) for text in told)) from error
 
 
 def _usage(error: Any) -> str:
-    """What the parser of the command line complains about, in one line."""
-    return " ".join(error.format_message().split()).rstrip(".")
+    """Say in one line what the parser of the command line complains about."""
+    said = " ".join(error.format_message().split()).rstrip(".")
+    if close := getattr(error, "possibilities", None):
+        return f"{said.partition(' (Possible')[0]}, did you mean {close[0]}?"
+    return said
 
 
-def _refusal(reason: str, advice: str = "") -> typer.Exit:
-    text = f"{reason}{f'; see {advice}' if advice else ''}"
-    typer.echo(f"error: {printable(text)}", err=True)
+def _refusal(*mistakes: str) -> typer.Exit:
+    for mistake in mistakes:
+        typer.echo(f"error: {printable(mistake)}", err=True)
     return typer.Exit(MISUSED)
 
 
@@ -77,7 +78,9 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"guyot {importlib.metadata.version('guyot')} (torch {torch.__version__})")
+        from importlib.metadata import version  # with it comes a parser of e-mails
+
+        typer.echo(f"guyot {version('guyot')} (torch {version('torch')})")
         raise typer.Exit
 
 
@@ -93,21 +96,22 @@ def guyot(
     """Train a network that finds its own structure while it learns."""
 
 
-def option(panel: str, text: str, *names: str, choices: Sequence[str] = ()) -> Any:
-    """An option whose help is `text`, default included, in the panel of that title.
+def option(panel: str, text: str, *names: str, offered: Sequence[str] = (), **more: Any) -> Any:
+    """Make an option whose help is `text`, default included, in the panel of that title.
 
-    The shell completes `choices`; whether a value is one of them is for the command to say.
+    The shell completes what is `offered`; which values are right is for the command to say.
     """
 
     def begun(incomplete: str) -> list[str]:
-        return [choice for choice in choices if choice.startswith(incomplete)]
+        return [value for value in offered if value.startswith(incomplete)]
 
     return typer.Option(
         *names,
         help=text,
         rich_help_panel=panel,
         show_default=False,
-        autocompletion=begun if choices else None,
+        autocompletion=begun if offered else None,
+        **more,
     )
 
 
@@ -118,7 +122,9 @@ Json = Annotated[bool, option(OUTPUT, "Print the result as JSON, all else to std
 
 
 def print_json(values: Mapping[str, Any]) -> None:
-    """One JSON object on stdout; NaN and inf become null, which is all JSON has for them."""
+    """Print one JSON object on stdout; NaN and inf become null, as JSON has no word for them."""
+    from guyot.core.trees import finite
+
     typer.echo(json.dumps(finite(values), indent=1, allow_nan=False))
 
 
@@ -127,7 +133,7 @@ def _note(message: object, *_: object, **__: object) -> None:
 
 
 def printable(text: str) -> str:
-    """One paragraph, whatever names of files and settings hold.
+    """Return a text in one line, with what names of files and settings hold made visible.
 
     Example:
         >>> printable("no such file: a" + chr(7) + "b") == "no such file: a" + chr(92) + "x07b"
@@ -136,19 +142,26 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def as_options(message: str, names: Iterable[str]) -> str:
-    """Settings as they are typed.
+def as_options(message: str, names: Mapping[str, bool]) -> str:
+    """Name settings as they are typed.
 
     Args:
         message: of an error, which names settings as Python does.
-        names: of the command's parameters.
+        names: of the command's options, and whether they are flags.
 
     Example:
-        >>> as_options("batch_size=0: give at least 1; or set data_dir", ["batch_size", "data_dir"])
+        >>> names = {"batch_size": False, "data_dir": False, "discovery": True}
+        >>> as_options("batch_size=0: give at least 1; or set data_dir", names)
         '--batch-size=0: give at least 1; or set --data-dir'
+        >>> as_options("discovery=False has no effect", names)
+        '--no-discovery has no effect'
     """
-    names = sorted(names, key=len, reverse=True)
-    typed = "|".join(f"{name}(?==)" for name in names)
-    whole = "|".join(rf"{name}\b" for name in names if "_" in name)
+    for flag in (name for name, is_flag in names.items() if is_flag):
+        typed = flag.replace("_", "-")
+        message = message.replace(f"{flag}=True", f"--{typed}")
+        message = message.replace(f"{flag}=False", f"--no-{typed}")
+    known = sorted(names, key=len, reverse=True)
+    typed = "|".join(f"{name}(?==)" for name in known)
+    whole = "|".join(rf"{name}\b" for name in known if "_" in name)
     pattern = rf"(?<![^\s(])(?:{'|'.join(filter(None, (typed, whole)))})"
     return re.sub(pattern, lambda found: "--" + found[0].replace("_", "-"), message)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from guyot.app.config import RunConfig
-from guyot.app.running import Progress as Epoch
-from guyot.surgery.record import Removal
+
+if TYPE_CHECKING:
+    from guyot.app.running import Progress as Epoch
+    from guyot.surgery.record import Removal
 
 _HEAD = "  epoch    loss   train   valid    MACs  params   open  phase       left"
 
@@ -25,7 +28,7 @@ class Display:
     Args:
         console: where to.
         began: called when training begins.
-        quiet: print nothing while the run goes on.
+        quiet: print nothing during the run.
     """
 
     def __init__(self, console: Console, began: Callable[[], None], *, quiet: bool) -> None:
@@ -79,7 +82,7 @@ class Display:
         """The bar jumps."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
-        self.say(f"         going on after step {step}")
+        self.say(f"         continuing after step {step}")
 
     def stepped(self, step: int, loss: float) -> None:
         """The bar moves."""
@@ -93,7 +96,7 @@ class Display:
 
     def branched(self, target: float) -> None:
         """Says which member begins here."""
-        self.say(f"         down to {target:.4g}: that member will go on from here")
+        self.say(f"         down to {target:.4g}: that member will continue from here")
 
     def epoch_ended(self, progress: Epoch) -> None:
         """One row."""

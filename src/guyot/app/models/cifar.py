@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from guyot.app.config import MODELS as NAMES
 from guyot.core.errors import MisconfiguredError
 
 
@@ -137,14 +138,13 @@ def digits_resnet(num_classes: int = 10) -> CifarResNet:
     return resnet(14, num_classes, in_channels=1)
 
 
-MODELS: dict[str, Callable[[int], nn.Module]] = {
-    "resnet20": resnet20,
-    "resnet32": resnet32,
-    "resnet44": resnet44,
-    "resnet56": resnet56,
-    "resnet110": resnet110,
-    "digits": digits_resnet,
-}
+MODELS: dict[str, Callable[[int], nn.Module]] = dict(
+    zip(
+        NAMES,
+        (resnet20, resnet32, resnet44, resnet56, resnet110, digits_resnet),
+        strict=True,
+    )
+)
 
 
 def count_macs(model: nn.Module, example: Tensor) -> int:

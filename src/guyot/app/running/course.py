@@ -1,4 +1,4 @@
-"""The course of a run: where it is, when it is saved, how it goes on, when it has gone wrong."""
+"""The course of a run: where it is, when it is saved, how it continues, when it has gone wrong."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Course:
 
     Attributes:
         epoch: complete epochs.
-        tally: of the epoch that is going on.
+        tally: of the present epoch.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Course:
         """Write a checkpoint, unless the network is not sound or there is one of this step.
 
         Warns:
-            GuyotWarning: it cannot be written; the run goes on with the one before.
+            GuyotWarning: it cannot be written; the run continues with the one before.
         """
         if not self._config.keep or self._bad:
             return
@@ -168,13 +168,13 @@ class Course:
         """
         position = self._checkpoints.resume(checkpoint)
         if position is None:
-            self._folder.go_on(0, environment())
+            self._folder.restart(0, environment())
         else:
-            self._go_on(position, checkpoint)
+            self._continue(position, checkpoint)
         if self._family is not None:
             self._family.resume(self._checkpoints, self.step)
 
-    def _go_on(self, position: Mapping[str, Any], checkpoint: Path | None) -> None:
+    def _continue(self, position: Mapping[str, Any], checkpoint: Path | None) -> None:
         path = checkpoint or self._checkpoints.checkpoints[-1]
         config = _deciding(self._config.to_dict())
         if found := difference(config, position.get("config"), values=True):
@@ -184,7 +184,7 @@ class Course:
         if position.get("data") != self._data:
             raise MisconfiguredError(
                 f"{path}: the training images of data={self._config.data!r} are not those of the "
-                "run: restore them, or start anew"
+                "run: restore them, or start a new run"
             )
         try:
             self.epoch, self._before = int(position["epoch"]), float(position["seconds"])
@@ -195,7 +195,7 @@ class Course:
             raise MisconfiguredError(
                 f"{path}: its position is not that of a run ({type(error).__name__}: {error})"
             ) from error
-        self._folder.go_on(lines, environment())
+        self._folder.restart(lines, environment())
         self._saved = self.step, time.monotonic()
 
 

@@ -172,7 +172,7 @@ def _finished(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
         if not (folder / name).is_file():
             raise MisconfiguredError(
                 f"the run in {str(folder)!r} has not ended, it has no {name} yet: let "
-                "`guyot train` go on to its end"
+                "`guyot train --resume` finish it"
             )
     structure, _ = read(folder)
     try:

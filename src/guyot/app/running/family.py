@@ -16,8 +16,8 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
-from guyot.app.config import RunConfig
-from guyot.app.launch import TIMEOUT, local_device, processes
+from guyot.app.config import TIMEOUT, RunConfig
+from guyot.app.launch import local_device, processes
 from guyot.app.running.start import resume, train
 from guyot.app.running.together import open_folder
 from guyot.app.running.watcher import Watcher
@@ -71,7 +71,7 @@ def resume_family(
     *,
     timeout: float = TIMEOUT,
 ) -> Summary:
-    """Go on with a family from its latest checkpoint; members that are finished stay.
+    """Continue a family from its latest checkpoint; members that are finished stay.
 
     Like `guyot.app.running.resume` it ends as if it had never been stopped, bit for bit.
 
@@ -112,7 +112,7 @@ class _Members:
 
     def run(self, config: RunConfig | None = None) -> Summary:
         """All members that are not finished; a new family if there is a configuration."""
-        then = f"guyot train --resume {self._path} goes on, with any number of processes"
+        then = f"guyot train --resume {self._path} continues it, with any number of processes"
         device = local_device("auto" if config is None else config.device)
         with processes(device, self._timeout, then) as ranks:
             with ranks.together():
@@ -161,15 +161,15 @@ class _Members:
     def _member(self, family: Family, config: RunConfig, target: float, ranks: Ranks) -> Outcome:
         """Train a member, or what is left of its training."""
         folder, first = self._folder(target), target == family.smallest
-        rest: dict[str, Any] = {"timeout": self._timeout, "family": family if first else None}
+        options: dict[str, Any] = {"timeout": self._timeout, "family": family if first else None}
         if first and not (folder / "config.json").is_file():
             own = dataclasses.replace(config, target=target, targets=())
-            rest["tensorboard"] = self._tensorboard
-            return train(own, folder, self._watcher, self._stop, **rest)
+            options["tensorboard"] = self._tensorboard
+            return train(own, folder, self._watcher, self._stop, **options)
         with ranks.together():
             if not ranks.rank and not (folder / "config.json").is_file():
                 self._begin(target, self._folder(family.smallest))
-        return resume(folder, self._watcher, self._stop, **rest)
+        return resume(folder, self._watcher, self._stop, **options)
 
     def _begin(self, target: float, first: Path) -> None:
         """Make the run folder of a member as it would be had it gone its way from the start.
@@ -182,7 +182,7 @@ class _Members:
         if not there:
             raise MisconfiguredError(
                 f"{folder} has no checkpoint, in which this member of the family would begin: "
-                "restore it, or train the family anew"
+                "restore it, or train a new family"
             )
         lines = int(read_tree(there[-1], "state")["position"]["lines"])
         text = (first / "metrics.jsonl").read_text(encoding="utf-8")

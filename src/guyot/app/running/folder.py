@@ -36,9 +36,9 @@ class RunFolder:
     """Writes a run folder; of a finished run nothing is ever overwritten.
 
     Args:
-        path: does not exist or is empty; of a run that goes on, its folder.
+        path: does not exist or is empty; of a resumed run, its folder.
         board: is told every line of `metrics.jsonl` too.
-        resumed: a run goes on here.
+        resumed: a run continues here.
 
     Raises:
         MisconfiguredError: there is something else.
@@ -51,7 +51,7 @@ class RunFolder:
             self._check_unfinished()
         elif (path / "config.json").is_file():
             raise MisconfiguredError(
-                f"out={str(path)!r} holds a run: go on with it by guyot train --resume {path}, or "
+                f"out={str(path)!r} holds a run: continue it by guyot train --resume {path}, or "
                 "give a new folder"
             )
         elif path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -70,7 +70,7 @@ class RunFolder:
         ended: Any = read_json(result) if result.exists() else None
         if isinstance(ended, Mapping) and ended.get("status") == "finished":
             raise MisconfiguredError(
-                f"resume={str(self.path)!r} is finished, there is nothing to go on with: what "
+                f"resume={str(self.path)!r} is finished, there is nothing to continue: what "
                 "came out is in the folder"
             )
 
@@ -115,12 +115,12 @@ class RunFolder:
             self._write(table.name, LatencyTable.load(config.latency_table).to_dict())
             config = dataclasses.replace(config, latency_table=str(table.resolve()))
         self._write("config.json", config.to_dict())
-        self.go_on(0, environment)
+        self.restart(0, environment)
 
-    def go_on(self, lines: int, environment: Mapping[str, Any]) -> None:
+    def restart(self, lines: int, environment: Mapping[str, Any]) -> None:
         """Keep the lines that were written before a checkpoint, and note another start.
 
-        The network and the figures of where the run was stopped go: they will be written anew.
+        The network and the figures of the stopped run are removed; they will be written again.
 
         Raises:
             StorageError: the files cannot be written.
@@ -141,7 +141,7 @@ class RunFolder:
         if len(kept) < lines:
             raise MisconfiguredError(
                 f"{file} has {len(kept)} lines and the checkpoint was written after {lines}: "
-                "restore the file, or start anew"
+                "restore the file, or start a new run"
             )
         replaced(file, "".join(kept))
         self.lines = lines
@@ -159,8 +159,8 @@ class RunFolder:
                 stream.write(line + "\n")
         except OSError as error:
             raise StorageError(
-                f"{file} cannot be written: {error.strerror}; make room, then go on with guyot "
-                f"train --resume {self.path}"
+                f"{file} cannot be written: {error.strerror}; make room, then guyot train "
+                f"--resume {self.path} continues the run"
             ) from error
         self.lines += 1
         if self._board is not None:
@@ -189,7 +189,7 @@ class RunFolder:
         replaced(self.path / name, json_text(values))
 
 
-class Elsewhere(RunFolder):
+class ReadOnlyFolder(RunFolder):
     """The run folder of a process that leaves writing to another.
 
     Args:
@@ -205,7 +205,7 @@ class Elsewhere(RunFolder):
         """Nothing is locked."""
         yield
 
-    def go_on(self, lines: int, environment: Mapping[str, Any]) -> None:
+    def restart(self, lines: int, environment: Mapping[str, Any]) -> None:
         """Nothing is cut."""
         self.lines = lines
 

@@ -20,7 +20,7 @@ from guyot.app.running.folder import RunFolder
 from guyot.app.running.journal import Journal
 from guyot.app.running.setup import check_forward, cost_of
 from guyot.app.running.together import (
-    Agreement,
+    SharedStep,
     share_buffers,
     wrapped,
 )
@@ -61,7 +61,7 @@ class Job:
             lr=config.lr,
             weight_decay=config.weight_decay,
             warmup_epochs=config.warmup_epochs,
-            decay="linear" if config.decay == "linear" else "cosine",
+            decay=config.decay,
             label_smoothing=config.label_smoothing,
             bf16=bool(config.bf16),
         )
@@ -135,7 +135,7 @@ class Job:
         course = self._course(folder, journal, family)
         if begin is not None:
             begin(course)
-        agreed = Agreement(self.ranks, stop)
+        agreed = SharedStep(self.ranks, stop)
         watcher.started(self.config, steps, *size)
         if course.step == 0:
             diverge(self.ranks.rank)
@@ -191,7 +191,7 @@ class Job:
         )
 
     def _epoch(
-        self, course: Course, journal: Journal, watcher: Watcher, agreed: Agreement
+        self, course: Course, journal: Journal, watcher: Watcher, agreed: SharedStep
     ) -> EpochResult:
         def stepped(step: int, loss: float) -> None:
             loss, overdue = agreed.step(loss, course.overdue)
@@ -199,7 +199,7 @@ class Job:
             watcher.stepped(step, loss)
             course.stepped(loss, overdue)
 
-        journal.rest()
+        journal.pause()
         return train_epoch(
             self.trained,
             _until(self.batches.epoch(course.epoch, start=course.tally.steps), agreed),

@@ -1,4 +1,4 @@
-"""What a run writes to `metrics.jsonl` while it goes on; `docs/runs.md` is its reference.
+"""What a run writes to `metrics.jsonl` as it trains; `docs/runs.md` is its reference.
 
 The size is bounded however long the run and however large the network: about `_INTERVALS` lines of
 figures, `_SNAPSHOTS` of gates with `_ROWS` units in all, and one per removal.
@@ -69,8 +69,8 @@ class Journal:
             values |= describe(self._discovery.original, self._gates.rows)
         self._folder.metric("network", values)
 
-    def rest(self) -> None:
-        """Something else than training comes next: the clock of the steps stops."""
+    def pause(self) -> None:
+        """Stop the clock of the steps: something else than training comes next."""
         self._clock = None
 
     def stepped(self, step: int, loss: float) -> None:

@@ -99,6 +99,6 @@ def remembered(measure: Callable[[], int], *circumstances: object) -> int:
         file.parent.mkdir(parents=True, exist_ok=True)
         scratch.write_text(json.dumps({"of": key, "value": value}), encoding="utf-8")
         scratch.replace(file)
-    except OSError:  # measured anew next time
+    except OSError:  # measured again next time
         return value
     return value

@@ -31,7 +31,7 @@ def profile_model(  # noqa: PLR0913 - what the command asks
     measurements: Path | None = None,
     output: Path,
 ) -> Profile:
-    """Measure a model, or fit to measurements from elsewhere, and write the table.
+    """Measure a model, or fit to measurements taken before, and write the table.
 
     Args:
         model: a name that `guyot.app.models.build` knows.
@@ -39,7 +39,7 @@ def profile_model(  # noqa: PLR0913 - what the command asks
         classes: of the classifier.
         batch: images per pass.
         device: where to measure.
-        threads: of the CPU, set for the rest of the process; None: as they are.
+        threads: of the CPU, set for the whole process; None: as they are.
         seconds: about how long.
         measurements: a JSON file `{"networks": [...]}` of `Measurement`s, instead of measuring.
         output: the file of the table.

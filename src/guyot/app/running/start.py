@@ -1,4 +1,4 @@
-"""A run begins, or goes on, in one process or in several that a launcher started."""
+"""Runs that begin or continue, in one process or in several that a launcher started."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from guyot.app.config import RunConfig
-from guyot.app.launch import TIMEOUT, local_device, processes
+from guyot.app.config import TIMEOUT, RunConfig
+from guyot.app.launch import local_device, processes
 from guyot.app.running.course import Course
 from guyot.app.running.job import Job
 from guyot.app.running.machine import environment
@@ -42,7 +42,7 @@ def train(
         stop: asked after every optimiser step; True ends training there. What is undecided then
             is not settled: the network keeps the sizes it has, weights are 0 where the most
             probable network has none, and neither test accuracy nor latency is measured. A
-            checkpoint from before that is left, so the run can go on.
+            checkpoint from before that is left, so the run can be resumed.
         tensorboard: write an event file for TensorBoard, too, in the folder's `tensorboard`.
         timeout: seconds for which several processes wait for one another.
         family: keeps the beginnings of its other members; this is the run with the smallest target.
@@ -55,7 +55,7 @@ def train(
             f"targets={','.join(f'{target:g}' for target in config.targets)} are those of several "
             "runs: train_family trains them"
         )
-    path, then = Path(out), f"guyot train --resume {out} goes on, with any number of processes"
+    path, then = Path(out), f"guyot train --resume {out} continues it, with any number of processes"
     device = local_device(config.device)
     with _settings_restored(), processes(device, timeout, then) as ranks:
         with ranks.together():
@@ -77,7 +77,7 @@ def resume(
     timeout: float = TIMEOUT,
     family: Family | None = None,
 ) -> Outcome:
-    """Go on with a run from its latest checkpoint, or from its start if there is none yet.
+    """Continue a run from its latest checkpoint, or from its start if there is none yet.
 
     On the same machine, with as many threads and the same versions, the end is that of the run that
     was never stopped, bit for bit.
@@ -93,7 +93,7 @@ def resume(
         GuyotError: what the user can put right.
     """
     path, checkpoint = _run_of(Path(folder))
-    then = f"guyot train --resume {path} goes on, with any number of processes"
+    then = f"guyot train --resume {path} continues it, with any number of processes"
     tensorboard = (path / "tensorboard").is_dir()
     device = local_device("auto")
     with _settings_restored(), processes(device, timeout, then) as ranks:
@@ -103,8 +103,8 @@ def resume(
         with run.locked(), contextlib.closing(run):
             if not config.keep:
                 raise MisconfiguredError(
-                    f"{path} was made with keep=0, so there are no checkpoints to go on from: "
-                    "start anew with its config.json"
+                    f"{path} was made with keep=0, so there are no checkpoints to resume: start "
+                    "a new run with its config.json"
                 )
             config = resolve_together(config, ranks)
             job = Job(config, load_data(config), ranks)

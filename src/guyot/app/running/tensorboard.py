@@ -63,7 +63,7 @@ class Board:
         return self._open()
 
     def metric(self, event: str, values: Mapping[str, Any]) -> None:
-        """Write what has a picture; the rest is ignored."""
+        """Write what has a picture; ignore everything else."""
         if event == "network":
             self._groups = [group["name"] for group in values.get("groups", ())]
         for name, tag in _SCALARS.get(event, {}).items():

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from guyot.app.config import RunConfig
-from guyot.app.running.folder import Elsewhere, RunFolder
+from guyot.app.running.folder import ReadOnlyFolder, RunFolder
 from guyot.app.running.setup import resolve
 from guyot.app.running.tensorboard import Board
 from guyot.core.errors import MisconfiguredError
@@ -21,7 +21,7 @@ from guyot.core.parallel import Ranks
 def open_folder(ranks: Ranks, path: Path, tensorboard: bool, *, resumed: bool = False) -> RunFolder:
     """The run folder; on all ranks but the first one that nothing is written to."""
     if ranks.rank:
-        return Elsewhere(path)
+        return ReadOnlyFolder(path)
     return RunFolder(path, Board(path / "tensorboard") if tensorboard else None, resumed=resumed)
 
 
@@ -50,7 +50,7 @@ def wrapped(model: nn.Module, ranks: Ranks) -> nn.Module:
     """The model in `DistributedDataParallel` if there are several ranks.
 
     Parameters that a step does not use are looked for, in models with skipped branches for
-    instance. Then buckets stay in one order, too, and a run that goes on adds up as it did before.
+    instance. Then buckets stay in one order, too, and a resumed run adds up as it did before.
     """
     if ranks.size == 1:
         return model
@@ -64,7 +64,7 @@ def share_buffers(model: nn.Module, ranks: Ranks) -> None:
             buffer.copy_(ranks.first(buffer))
 
 
-class Agreement:
+class SharedStep:
     """What all ranks know of a step: the loss over all of its images, and what some rank wants.
 
     Args:

@@ -49,7 +49,7 @@ class Watcher(Protocol):
         """Training begins, `steps` per epoch, with a network of so many MACs and parameters."""
 
     def resumed(self, step: int) -> None:
-        """The run goes on after so many optimiser steps of all."""
+        """The run continues after so many of all optimiser steps."""
 
     def stepped(self, step: int, loss: float) -> None:
         """One more optimiser step; counted from 1 in every epoch."""
@@ -58,7 +58,7 @@ class Watcher(Protocol):
         """Structures went for good."""
 
     def branched(self, target: float) -> None:
-        """The member of a family with a larger target begins here, and will go on later."""
+        """The member of a family with a larger target begins here, and will be trained later."""
 
     def epoch_ended(self, progress: Progress) -> None:
         """One more epoch is complete."""

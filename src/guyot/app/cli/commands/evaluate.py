@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from guyot.app import running
 from guyot.app.cli.app import Json, Quiet, app, option, print_json
-from guyot.report import latency_notes, latency_text
 
 _WHAT = "What to evaluate"
 
@@ -29,6 +27,9 @@ def evaluate(run: Run, data_dir: DataDir = None, quiet: Quiet = False, json: Jso
 
     Try: guyot evaluate runs/RUN --json
     """
+    from guyot.app import running
+    from guyot.report import latency_notes, latency_text
+
     found = running.evaluate_run(run, data_dir)
     if json:
         print_json(dataclasses.asdict(found))

@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from guyot.app import running
 from guyot.app.cli.app import OUTPUT, Json, Quiet, app, option, print_json
-from guyot.report import latency_notes, latency_text
 
 Run = Annotated[
     Path, typer.Argument(metavar="RUN", help="Folder guyot train wrote.", show_default=False)
@@ -20,7 +18,7 @@ Format = Annotated[
         OUTPUT,
         "onnx, pt2 (torch.export) or state-dict.",
         "--format",
-        choices=("onnx", "pt2", "state-dict"),
+        offered=("onnx", "pt2", "state-dict"),
     ),
 ]
 Output = Annotated[
@@ -44,6 +42,9 @@ def export(
 
     Try: guyot export runs/RUN --format onnx
     """
+    from guyot.app import running
+    from guyot.report import latency_notes, latency_text
+
     delivery = running.export_run(run, format, output)
     if json:
         print_json(dataclasses.asdict(delivery))

@@ -1,28 +1,14 @@
 """`guyot inspect`."""
 
-import textwrap
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated
 
-import torch
 import typer
-from rich.console import Console
-from rich.text import Text
-from rich.tree import Tree
 
 from guyot.app.cli.app import OUTPUT, Json, Quiet, app, option, print_json
-from guyot.app.models import build_with_inputs, image_shape, natural_classes
+from guyot.app.cli.options import SETTINGS
 from guyot.core.errors import MisconfiguredError
-from guyot.core.types import Slot
-from guyot.report import GroupEntry, Inspection, LayerEntry, Price, count_text, inspection_of
-from guyot.structures import find_structures
 
 _WHAT, _FIND = "What to inspect", "What may go"
-_WIDTH = 80
-_NAME = 42
-_GUIDE = 4
-_SHOWN = 4
 
 Model = Annotated[
     str,
@@ -38,13 +24,9 @@ InputSize = Annotated[
 ]
 Batch = Annotated[int, option(_WHAT, "Inputs per batch (2).")]
 Classes = Annotated[int | None, option(_WHAT, "Outputs (1000 for torchvision and timm, else 10).")]
-Ignore = Annotated[
-    list[str] | None, option(_FIND, "Leave modules alone, such as 'head*'; may be repeated.")
-]
-Freeze = Annotated[list[str] | None, option(_FIND, "Keep groups and layers whole.")]
-Tie = Annotated[
-    list[str] | None, option(_FIND, "Groups that lose the same units: 'a,b' or 'blocks.*.fc1'.")
-]
+Ignore = Annotated[list[str] | None, option(_FIND, SETTINGS["ignore"].help)]
+Freeze = Annotated[list[str] | None, option(_FIND, SETTINGS["freeze"].help)]
+Tie = Annotated[list[str] | None, option(_FIND, SETTINGS["tie"].help)]
 NoVerify = Annotated[
     bool, option(_FIND, "Skip the numerical check of everything found.", "--no-verify")
 ]
@@ -73,6 +55,13 @@ def inspect(  # noqa: PLR0913 - one parameter per option
 
     Try: guyot inspect resnet20
     """
+    import torch
+
+    from guyot.app.cli.inspected import show
+    from guyot.app.models import build_with_inputs, image_shape, natural_classes
+    from guyot.report import inspection_of
+    from guyot.structures import find_structures
+
     if batch < 1:
         raise MisconfiguredError(f"batch={batch}: give at least 1")
     shape = image_shape(model, input_size)
@@ -97,106 +86,4 @@ def inspect(  # noqa: PLR0913 - one parameter per option
     if json:
         print_json({"model": model, "verified": not no_verify, **seen.to_dict()})
         return
-    console = Console(width=_WIDTH, soft_wrap=True)
-    for line in _figures(seen) if quiet else _head(model, seen):
-        console.print(line, markup=False, highlight=False)
-    if quiet:
-        return
-    if seen.groups or seen.layers:
-        console.print(_tree(seen, None if all else _SHOWN))
-    for line in _frozen(seen, None if all else _SHOWN):
-        console.print(line, markup=False, highlight=False)
-
-
-def _head(model: str, seen: Inspection) -> Iterator[str]:
-    shapes = ", ".join("x".join(map(str, shape)) for shape in seen.input_shapes)
-    yield f"{model}, input {shapes}"
-    yield from _figures(seen)
-    yield ""
-
-
-def _figures(seen: Inspection) -> Iterator[str]:
-    full, least = seen.full, seen.least
-    for name, all_, left in (
-        ("MACs of one sample", full.macs, least.macs),
-        ("parameters", full.params, least.params),
-    ):
-        share = f"at least {left / all_:.2%} stays" if all_ else "none"
-        yield f"  {name:<20}{count_text(all_):>8}   {share}"
-    units = sum(entry.group.size for entry in seen.groups)
-    yield f"  {'groups of units':<20}{len(seen.groups):>8}   {units:,} units"
-    yield f"  {'layers':<20}{len(seen.layers):>8}   residual branches"
-
-
-def _tree(seen: Inspection, shown: int | None) -> Tree:
-    """Layers hold the groups and layers that go with them."""
-    inside: dict[str | None, list[GroupEntry | LayerEntry]] = defaultdict(list)
-    for entry in seen.entries:
-        inside[entry.layer if isinstance(entry, GroupEntry) else entry.inside].append(entry)
-    head = f"{'':<{_NAME}}{'units':>6}{'MACs':>9}{'':>7}{'params':>9}{'':>7}"
-    root = Tree(Text(head.rstrip(), style="dim"), guide_style="dim")
-
-    def grow(branch: Tree, place: str | None, depth: int) -> None:
-        for entry in inside[place]:
-            if isinstance(entry, GroupEntry):
-                row = _row(entry.group.name, str(entry.group.size), entry.unit, seen.full, depth)
-                leaf = branch.add(Text(row))
-                for line in _slots(entry, shown, depth):
-                    leaf.add(Text(line, style="dim"))
-            else:
-                row = _row(f"layer {entry.name}", "", entry.price, seen.full, depth)
-                grow(branch.add(Text(row, style="bold")), entry.name, depth + 1)
-
-    grow(root, None, 1)
-    return root
-
-
-def _row(name: str, units: str, price: Price, full: Price, depth: int) -> str:
-    """Name and figures in columns; a name that is too long has a line of its own."""
-    room = _NAME - _GUIDE * depth
-    figures = f"{units:>6}{_figure(price.macs, full.macs)}{_figure(price.params, full.params)}"
-    if len(name) > room:
-        return f"{name}\n{'':<{room}}{figures}"
-    return f"{name:<{room}}{figures}"
-
-
-def _figure(cost: int, full: int) -> str:
-    share = f"{cost / full:.2%}" if full else "-"
-    return f"{count_text(cost):>9}{share:>7}"
-
-
-def _slots(entry: GroupEntry, shown: int | None, depth: int) -> Iterator[str]:
-    """Who makes the units and who reads them, as modules."""
-    room = _WIDTH - _GUIDE * (depth + 1)
-    kinds = (("made by", _modules(entry.writers)), ("read by", _modules(entry.group.readers)))
-    for title, modules in (*kinds, ("tied to", list(entry.group.tied))):
-        if modules:
-            listed = _listed(modules, shown)
-            yield textwrap.fill(f"{title} {listed}", room, subsequent_indent="  ")
-
-
-def _modules(slots: Iterable[Slot]) -> list[str]:
-    """The modules of some tensors; a parameter of the root is named itself."""
-    return list(dict.fromkeys(slot.tensor.rpartition(".")[0] or slot.tensor for slot in slots))
-
-
-def _listed(names: Sequence[str], shown: int | None) -> str:
-    if shown is None or len(names) <= shown + 1:
-        return ", ".join(names)
-    return f"{', '.join(names[:shown])} and {len(names) - shown} more"
-
-
-def _frozen(seen: Inspection, shown: int | None) -> Iterator[str]:
-    """What stays, by reason."""
-    if seen.frozen:
-        yield ""
-        yield "stays"
-    for reason, names in seen.frozen.items():
-        text = f"{_listed(names, shown)}: {reason}"
-        yield from textwrap.wrap(text, _WIDTH, initial_indent="  ", subsequent_indent="    ")
-    yield ""
-    yield from textwrap.wrap(
-        "MACs (1 MAC = 2 FLOPs) of one sample and parameters that go with one unit of a group, or "
-        "with a whole layer, from the full network. A group stands in the layer that it goes with.",
-        _WIDTH,
-    )
+    show(model, seen, quiet=quiet, shortened=not all)

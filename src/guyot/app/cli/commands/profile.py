@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
-from guyot.app import running
 from guyot.app.cli.app import Json, Quiet, app, option, print_json
 
 _WHAT, _HOW = "What to measure", "How"
@@ -26,7 +24,7 @@ InputSize = Annotated[
 Classes = Annotated[int, option(_WHAT, "Of the classifier (10).")]
 Batch = Annotated[int, option(_WHAT, "Images per forward pass (1).")]
 Measurements = Annotated[
-    Path | None, option(_WHAT, "JSON with times from elsewhere; nothing is measured.")
+    Path | None, option(_WHAT, "JSON with times measured before; nothing is measured.")
 ]
 Device = Annotated[str, option(_HOW, "cpu, cuda, cuda:1, ... (cpu).")]
 Threads = Annotated[int | None, option(_HOW, "Of the CPU (all cores).")]
@@ -54,6 +52,10 @@ def profile(  # noqa: PLR0913 - one parameter per option
 
     Try: guyot profile resnet56 --threads 1 --output table.json
     """
+    import torch
+
+    from guyot.app import running
+
     before = torch.get_num_threads()
     try:
         found = running.profile_model(

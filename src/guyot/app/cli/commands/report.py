@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from guyot import report as reports
 from guyot.app.cli.app import OUTPUT, Json, Quiet, app, option, print_json
 from guyot.core.errors import MisconfiguredError
 
@@ -30,10 +29,12 @@ def report(
     """Show one run, or several side by side, as an HTML page.
 
     The page holds everything it needs: it opens from disk, and can be sent or
-    printed. A run that still goes on is shown as far as it is.
+    printed. A run that is not finished is shown as far as it is.
 
     Try: guyot report runs/* --output report.html
     """
+    from guyot import report as reports
+
     runs = reports.read_runs(run)
     text = reports.render(runs)
     try:
