@@ -10,6 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from arena import page
 
 from guyot.app.models import build, count_macs
 
@@ -220,6 +221,32 @@ Brackets hold quartiles. *Share of the promise* is the speed-up over the dense n
 share of MACs kept: it is 1 if the time fell as much as the MACs.
 
 """
+
+
+def arena() -> str:
+    """Return one row per task, start and target of the arena."""
+    results = page.load(ROOT / "results" / "arena")
+    if not results:
+        return ARENA + "No run is recorded yet.\n"
+    return f"{ARENA}{page.summary(results)}\nMeasured on: {page.machines(results)}.\n"
+
+
+ARENA = """
+## The arena
+
+`python benchmarks/arena.py --data-dir DIR` compares guyot with what a user would do instead:
+narrower and shallower networks, structures cut by hand, random ones, and cuts by torch-pruning. All
+methods of a row have the same task, recipe, number of steps and MACs. In a planted task a small
+teacher draws the labels, so a right structure is known. `benchmarks/README.md` describes tasks and
+methods, and `python benchmarks/arena.py table` prints all methods of each task.
+
+How to read a row: the best rival is the one with the least *validation* loss. Losses are in nats. A
+difference is the mean of the differences between runs of the same seed, ± half of its 95 %
+interval, with p by Student's t. Below 0, guyot is better. With fewer than two seeds there is no
+interval.
+
+"""
+
 QUESTIONS = {
     "gates": "A step with gates against a plain one, at full width",
     "structure": "Finding and verifying the structures",
@@ -309,4 +336,4 @@ def costs() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(INTRODUCTION + cifar() + choices() + models() + family() + costs())
+    PAGE.write_text(INTRODUCTION + cifar() + choices() + models() + family() + arena() + costs())

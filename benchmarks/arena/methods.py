@@ -191,7 +191,8 @@ def methods(task: Task, start: str, guyot: Mapping[str, Mapping[str, Any]]) -> d
     if task.cuttable:
         found |= cuts("-10") | cuts("-25")
     found |= discoveries
-    found["random"] = Fixed(by_chance)
+    if not task.steady:  # a shape of width and depth leaves nothing to chance
+        found["random"] = Fixed(by_chance)
     found["guyot-rebuilt"] = Rebuilt("guyot")
     for name, base in task.grid.items():
         found[f"grid-{name}"] = fit(lambda _, base=base: base)

@@ -137,6 +137,43 @@ def rows(methods: dict[str, BySeed], against: str | None) -> list[str]:
     return lines
 
 
+def summary(results: list[Json]) -> str:
+    """One row per cell: the best rival, and how far guyot is from it and from the planted one."""
+    titles = "task | start | target | widths | seeds | best rival | its test loss | guyot's"
+    lines = [f"| {titles} | guyot − rival | guyot − planted |", "|---" * 10 + "|"]
+
+    def loss(result: Json) -> float:
+        return result["test"]["loss"]
+
+    for (task, start, rounded, target), methods in cells(results).items():
+        name = best_rival(methods)
+        ours = methods.get("guyot")
+        if name is None or not ours:
+            continue
+        versus = difference(ours, methods[name], loss)
+        planted = methods.get("planted", {})
+        columns = [
+            task,
+            start,
+            f"{target:g}",
+            "rounded" if rounded else "exact",
+            versus.count,
+            name,
+            spread(methods[name], loss, 4),
+            spread(ours, loss, 4),
+            interval(versus, 4),
+            interval(difference(ours, planted, loss), 4),
+        ]
+        lines.append("| " + " | ".join(map(str, columns)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def machines(results: list[Json]) -> str:
+    """The processors and the version of torch that results are from."""
+    found = {f"{r['machine']['cpu']}, torch {r['versions']['torch']}" for r in results}
+    return "; ".join(sorted(found))
+
+
 def page(results: list[Json], against: str | None = None) -> str:
     """All tables as Markdown."""
     parts = [INTRODUCTION]
@@ -145,8 +182,7 @@ def page(results: list[Json], against: str | None = None) -> str:
         begun = "from scratch" if start == "scratch" else "from the dense checkpoint"
         parts.append(f"## {task}, {begun}, {target:g} of the MACs, widths {widths}\n")
         parts.append("\n".join(rows(methods, against)) + "\n")
-    machines = sorted({f"{r['machine']['cpu']}, torch {r['versions']['torch']}" for r in results})
-    return "\n".join([*parts, f"Measured on: {'; '.join(machines)}.\n"])
+    return "\n".join([*parts, f"Measured on: {machines(results)}.\n"])
 
 
 INTRODUCTION = """# Arena

@@ -240,6 +240,7 @@ def gpt2_task() -> Task:
         half=(96, 2),
         grid={},
         cuttable=False,  # it has no rule for transformers' Conv1D
+        meta=False,  # transformers reads values of the attention mask
     )
     return as_stack(task, (1, 3))
 

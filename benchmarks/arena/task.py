@@ -89,6 +89,7 @@ class Task:
         quanta: what guyot rounds widths to, where they are rounded.
         unit: what all scaled widths are multiples of, such as the number of heads.
         cuttable: whether torch-pruning knows the network's layers.
+        meta: whether the network can be counted without weights.
         steady: positions of a shape that a uniform network does not scale (depths, heads).
         reset: draws fresh weights for a network that was cut; None: `reset_parameters` of all
             its modules.
@@ -109,6 +110,7 @@ class Task:
     quanta: int | Mapping[str, int] = EIGHT
     unit: int = 1
     cuttable: bool = True
+    meta: bool = True
     steady: frozenset[int] = frozenset()
     reset: Callable[[nn.Module], None] | None = None
     known: dict[Shape, int] = field(default_factory=dict, compare=False, repr=False)
@@ -125,7 +127,7 @@ class Task:
     def macs_of(self, shape: Shape) -> int:
         """MACs of one sample of the network of a shape; no weights are drawn for that."""
         if shape not in self.known:
-            with torch.device("meta"):
+            with torch.random.fork_rng([]), torch.device("meta" if self.meta else "cpu"):
                 self.known[shape] = count_macs(self.make(shape), self.example())
         return self.known[shape]
 
