@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from guyot.discovery.checkpoint import Checkpointer
     from guyot.discovery.discovery import Discovery
     from guyot.discovery.family import Family
+    from guyot.discovery.shrink import shrink
     from guyot.planning.config import DiscoveryConfig
     from guyot.results import export as export
     from guyot.results.rebuild import rebuild
@@ -38,6 +39,7 @@ __all__ = [
     "load",
     "rebuild",
     "save",
+    "shrink",
 ]
 
 _HOMES = {
@@ -56,6 +58,7 @@ _HOMES = {
     "load": "guyot.results.saved",
     "rebuild": "guyot.results.rebuild",
     "save": "guyot.results.saved",
+    "shrink": "guyot.discovery.shrink",
 }
 """Public name -> the module that defines it. Importing guyot does not import torch."""
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from guyot.core.errors import MisconfiguredError
+from guyot.core.types import Structures
 from guyot.planning.config import ESTIMATORS
 from guyot.planning.vectors import GateState
 
@@ -238,6 +239,36 @@ def fisher(means: SideMeans, theta: Tensor) -> Tensor:  # noqa: ARG001  (as abov
 
     (one, bend_one), (zero, bend_zero) = expansion("one"), expansion("zero")
     return torch.where(means.weight_one > 0, bend_one / 2 - one, -bend_zero / 2 - zero)
+
+
+def with_branches(benefit: Tensor, on: Tensor, structures: Structures) -> Tensor:
+    r"""Return benefits in which the units of a branch add up to it when they are few.
+
+    What the units of a group contribute one by one, S in sum, is less than what their branch b_l
+    does: neighbours take over, and where a normalisation follows, the output does not depend on
+    the units' common scale, so that the last one seems to be worth nothing. Let D(f) be the rise
+    of the loss without a share f of the n units that are on, D(0) = 0, D'(0) = S, D(1) = b_l. The
+    quadratic through these is D(f) = S f + (b_l - S) f**2, and the next unit costs
+
+        D(1 / n) = S / n + (b_l - S) / n**2
+
+    So (b_l - S) / n**2 is added to every unit where it is positive; a last unit gets b_l [ours].
+
+    Args:
+        benefit: nats, shape (gates,).
+        on: which gates are 1, bool, shape (gates,).
+        structures: what there is.
+    """
+    found = benefit.clone()
+    for number, group in enumerate(structures.groups):
+        home = structures.home_of(group)
+        where = structures.index.units(number)
+        count = int(on[where].sum())
+        if home is not None and count:
+            units = benefit[where][on[where]].clamp(min=0).sum()
+            whole = benefit[structures.index.layer(home)]
+            found[where] += (whole - units).clamp(min=0) / count**2
+    return found
 
 
 _RULES: dict[str, Callable[[SideMeans, Tensor], Tensor]] = dict(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from guyot.planning.candidates import Ranking, SearchSpace, Sizes
+from guyot.planning.config import TOLERANCE
 from guyot.planning.search import Bounds, Search
 from guyot.planning.vectors import GateValues
 
@@ -65,6 +66,58 @@ def choose(
         search = Search(space, ranking, target)
         sizes = _nearest(search)
         within = search.miss(sizes) <= 0
+    return _described(space, ranking, gates, sizes, within)
+
+
+def trim(space: SearchSpace, gates: GateValues, target: float) -> Choice:
+    """Drop from the full network what loses least for what it saves, until a target is met.
+
+    Each round drops one quantum of a group or one layer: that with the smallest loss of benefit
+    per complexity saved, of equal ones the larger. What would pass below the target is dropped only
+    if nothing else is left. Unlike `choose` this takes no account of keep probabilities, and a
+    structure that contributes nothing goes even if it is large.
+
+    Args:
+        space: what can be chosen.
+        gates: their benefits; all of them can go.
+        target: C^ to meet.
+    """
+    ranking = Ranking(space, gates, nu=1.0)
+    sizes = Sizes(space.top.clone(), torch.ones(space.index.layers, dtype=torch.bool))
+    while (cost := float(space.cost(sizes))) > (1 + TOLERANCE) * target:
+        moves = _drops(sizes)
+        costs = space.cost(moves)
+        rises = ranking.lost(moves) - ranking.lost(sizes)
+        saved = cost - costs
+        useful = saved > 1e-12
+        if not bool(useful.any()):
+            break
+        inside = useful & (costs >= (1 - TOLERANCE) * target)
+        if bool(inside.any()):
+            ratio = torch.where(inside, rises / saved.clamp(min=1e-12), torch.inf)
+            least = ratio <= ratio.min() + 1e-12
+            best = int(torch.where(least, saved, -1).argmax())
+        else:
+            best = int(torch.where(useful, costs, -1).argmax())
+        sizes = Sizes(moves.level[best], moves.on[best])
+    within = abs(cost - target) <= TOLERANCE * target
+    return _described(space, ranking, gates, sizes, within)
+
+
+def _drops(sizes: Sizes) -> Sizes:
+    """Return networks with one quantum or one layer less."""
+    groups = (sizes.level > 0).nonzero().flatten()
+    layers = sizes.on.nonzero().flatten()
+    level = sizes.level.repeat(len(groups) + len(layers), 1)
+    on = sizes.on.repeat(len(groups) + len(layers), 1)
+    level[torch.arange(len(groups)), groups] -= 1
+    on[len(groups) + torch.arange(len(layers)), layers] = False
+    return Sizes(level, on)
+
+
+def _described(
+    space: SearchSpace, ranking: Ranking, gates: GateValues, sizes: Sizes, within: bool
+) -> Choice:
     widths, on = space.effective(sizes)
     mask = torch.zeros(space.index.total, dtype=torch.bool)
     for g, order in enumerate(ranking.order):

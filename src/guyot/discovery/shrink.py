@@ -1,0 +1,270 @@
+"""`shrink`: cut a network that is trained down to a target, without training it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from guyot.core.errors import MisconfiguredError
+from guyot.core.inputs import Inputs
+from guyot.core.torch_private import batch_norms
+from guyot.core.types import Structures
+from guyot.costs.complexity import Complexity, Cost
+from guyot.costs.widths import physical_plan, quanta_of
+from guyot.discovery.checks import check_prunable, warn_missed
+from guyot.gates.bank import Gates
+from guyot.gates.checks import check_model
+from guyot.planning.benefits import SideMeans, SideSums, fisher, with_branches
+from guyot.planning.candidates import SearchSpace
+from guyot.planning.choice import Choice, trim
+from guyot.planning.config import Dials, DiscoveryConfig
+from guyot.planning.vectors import GateValues
+from guyot.structures import find_structures
+from guyot.surgery import operate
+from guyot.surgery.record import Record, Removal
+
+_DECAY = 0.999
+"""Of the running means: nearly plain means over some hundred batches."""
+
+_EXACT = 8
+"""Batches on which the loss without a layer is measured."""
+
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+@dataclass(frozen=True)
+class ShrinkResult:
+    """Say what `shrink` left.
+
+    Attributes:
+        structure: what is left, for `guyot.save` and `guyot.rebuild`, see `Discovery.structure`.
+        attained: share of the complexity that is left.
+        macs: MACs of one sample.
+        params: parameters.
+        removals: one per stage that removed something, numbered by stages from 0.
+    """
+
+    structure: dict[str, Any]
+    attained: float
+    macs: int
+    params: int
+    removals: list[Removal]
+
+
+def shrink(
+    model: nn.Module,
+    example_inputs: Inputs,
+    batches: Iterable[Any],
+    loss: Loss,
+    *,
+    target: float,
+    stages: int = 5,
+    alpha: float | Cost = 1.0,
+    config: DiscoveryConfig | None = None,
+) -> ShrinkResult:
+    """Cut a trained network down to a target. Fine-tune it afterwards with a loop of your own.
+
+        def loss(model, batch):
+            images, labels = batch
+            return F.cross_entropy(model(images), labels)
+
+        guyot.shrink(model, (images,), batches, loss, target=0.5)
+        optimizer = torch.optim.SGD(model.parameters(), 0.02)
+
+    Every stage measures what each structure contributes and removes what contributes least for
+    its cost, until the stage's share of the complexity is reached; the shares fall by equal
+    factors. A unit's benefit is its Fisher benefit (`guyot.planning.benefits.fisher`), a layer's
+    is the rise of the loss without it, measured on the first batches. No weight is trained.
+    BatchNorm's running statistics are averaged over the batches again at the end.
+
+    Args:
+        model: a trained network; its modules get smaller in place.
+        example_inputs: arguments of its `forward` (a mapping: by name); dimension 0 is the batch.
+        batches: some ten to some hundred batches of training data. They are gone through more
+            than once: give a list or a loader, not an iterator.
+        loss: calls the model on a batch and returns the mean loss of a prediction, in nats.
+        target: share of the complexity to keep, in (0, 1).
+        stages: how many times to measure and cut.
+        alpha: 1: complexity is MACs only ... 0: parameters only; or a `Cost`, also of latency.
+        config: its `units`, `layers`, `ignore`, `freeze`, `tie` and `round_to`; all else is about
+            training.
+
+    Warns:
+        GuyotWarning: the target was missed by more than 1 %.
+
+    Raises:
+        MisconfiguredError: a setting is out of range, the batches are empty or can be gone through
+            only once, the target cannot be reached, or there is nothing to prune.
+        UnsupportedError: the model cannot be traced.
+    """
+    config = config or DiscoveryConfig()
+    Dials(nu=None, target=target, alpha=alpha)
+    if stages < 1:
+        raise MisconfiguredError(f"stages={stages}: give how many times to cut, 1 or more")
+    if iter(batches) is batches:
+        raise MisconfiguredError(
+            f"batches={type(batches).__name__} can be gone through only once: give list(batches)"
+        )
+    structures = _structures(model, example_inputs, alpha, config)
+    full, record = Complexity(structures, alpha).full, Record(structures)
+    complexity, left, choice = Complexity(structures, alpha), structures, None
+    for stage in range(stages):
+        share = target ** ((stage + 1) / stages)
+        quanta = quanta_of(left, config.round_to)
+        space = SearchSpace(left, complexity, quanta)
+        if space.least > target:
+            raise MisconfiguredError(
+                f"target={target} is below {space.least:.3f}, the least that the coupled groups "
+                "allow (all layers gone, one quantum of every group): choose a larger target, a "
+                "smaller round_to, or freeze fewer groups"
+            )
+        benefit = _measured(model, left, batches, loss)
+        choice = _chosen(space, benefit, share)
+        plan = physical_plan(left, choice.mask, quanta)
+        if plan.empty:
+            continue
+        before, shrunk = left, operate(model, left, plan)
+        left = shrunk.structures
+        complexity = Complexity(left, alpha, full=full)
+        macs = round(float(complexity.macs(torch.ones(left.index.total))))
+        record.add(stage, before, plan, shrunk, macs)
+    assert choice is not None
+    if not choice.within:
+        warn_missed(target, choice.attained, quanta_of(left, config.round_to), left=True)
+    if record.removals:
+        _average_statistics(model, batches, loss)
+    ones = torch.ones(left.index.total)
+    return ShrinkResult(
+        structure=record.structure,
+        attained=float(complexity.expected(ones)),
+        macs=round(float(complexity.macs(ones))),
+        params=round(float(complexity.params(ones))),
+        removals=record.removals,
+    )
+
+
+def _structures(
+    model: nn.Module, example_inputs: Inputs, alpha: float | Cost, config: DiscoveryConfig
+) -> Structures:
+    """Return what can go, checked."""
+    check_model(model)
+    structures = find_structures(
+        model,
+        example_inputs,
+        units=config.units,
+        layers=config.layers,
+        ignore=config.ignore,
+        freeze=config.freeze,
+        tie=config.tie,
+    )
+    check_prunable(structures)
+    if (table := Cost.of(alpha).table) is not None:
+        table.check(structures)
+    return structures
+
+
+def _chosen(space: SearchSpace, benefit: Tensor, share: float) -> Choice:
+    """Return the network of a share of the complexity that loses least."""
+    price = space.complexity.reference_prices()
+    theta, alive = torch.full_like(price, 0.5), torch.ones_like(price, dtype=torch.bool)
+    return trim(space, GateValues(theta, alive, benefit, price, price, price), share)
+
+
+def _measured(
+    model: nn.Module, structures: Structures, batches: Iterable[Any], loss: Loss
+) -> Tensor:
+    """Return what every structure contributes, nats, shape (gates,)."""
+    index = structures.index
+    gates = Gates(structures, next(model.parameters()).device)
+    gates.attach(model)
+    try:
+        with _measuring(model):
+            means, first = SideMeans.start(index.total), []
+            for batch in batches:
+                first += [batch] if len(first) < _EXACT else []
+                gates.zero_grad()
+                loss(model, batch).backward()
+                sums = SideSums.from_sample(
+                    gates.gradient.cpu(), gates.sampled.cpu(), gates.predictions
+                )
+                if not sums.finite:
+                    raise MisconfiguredError(
+                        "the loss or its gradients are NaN or infinite: give a network that is "
+                        "trained, and batches that it was trained on"
+                    )
+                means = means.updated(sums, _DECAY)
+            if not first:
+                raise MisconfiguredError("batches is empty: give some ten batches or more")
+            benefit = fisher(means, torch.ones(index.total))
+            benefit[index.layer_slice] = _of_layers(model, gates, first, loss)
+    finally:
+        gates.detach()
+    return with_branches(benefit, torch.ones(index.total, dtype=torch.bool), structures)
+
+
+@torch.no_grad()
+def _of_layers(model: nn.Module, gates: Gates, batches: list[Any], loss: Loss) -> Tensor:
+    """Return C(0) - C(1) of every layer, nats, shape (layers,)."""
+
+    def mean() -> float:
+        return sum(float(loss(model, batch)) for batch in batches) / len(batches)
+
+    where = range(gates.structures.index.total)[gates.structures.index.layer_slice]
+    full, rises = mean() if where else 0.0, []
+    for layer in where:
+        gates.sampled[layer] = 0
+        rises.append(mean() - full)
+        gates.sampled[layer] = 1
+    return torch.tensor(rises)
+
+
+@contextlib.contextmanager
+def _measuring(model: nn.Module) -> Generator[None]:
+    """Let gates work and BatchNorm use the statistics of batches; else as in evaluation.
+
+    Modes, buffers and gradients are as before afterwards.
+    """
+    modes = {module: module.training for module in model.modules()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    gradients = [(p, p.grad) for p in model.parameters()]
+    model.eval()
+    for module in (model, *batch_norms(model)):
+        module.training = True
+    for parameter, _ in gradients:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@torch.no_grad()
+def _average_statistics(model: nn.Module, batches: Iterable[Any], loss: Loss) -> None:
+    """Let the running statistics of BatchNorm be means over the batches."""
+    norms = [norm for norm in batch_norms(model) if norm.track_running_stats]
+    if not norms:
+        return
+    modes = {module: module.training for module in model.modules()}
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.training = True
+    for batch in batches:
+        loss(model, batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    for module, mode in modes.items():
+        module.training = mode
