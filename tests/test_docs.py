@@ -3,6 +3,7 @@
 import ast
 import re
 import tomllib
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,15 @@ def test_blocks_import_what_they_use(path: Path) -> None:
         shown |= imported(tree)
         used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         assert not (used & known) - shown, code
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_names_that_blocks_import_from_guyot_exist(path: Path) -> None:
+    for code in blocks(path, "python"):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("guyot"):
+                module = import_module(str(node.module))
+                assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
 
 
 def imported(tree: ast.Module) -> set[str]:
