@@ -29,8 +29,8 @@ from guyot.core.storage import (
     read_json,
     read_tensors,
     read_tree,
+    remove_leftovers,
     removed,
-    sweep,
     verify,
     write_json,
     write_tree,
@@ -329,7 +329,7 @@ def test_a_kill_at_any_system_call_leaves_an_old_or_a_new_folder(tmp_path: Path)
             folder_with(path, "new")
             os._exit(0)
         _, status = os.waitpid(pid, 0)
-        sweep(tmp_path)
+        remove_leftovers(tmp_path)
         assert [p.name for p in tmp_path.iterdir()] == ["one"]
         verify(path, ("a.json", "b.txt"))
         states.append(read_json(path / "a.json"))

@@ -22,7 +22,7 @@ from guyot.structures.axes import (
     freeze,
     leaves,
     product,
-    resolve,
+    resolve_axis,
     root_of,
     split,
     unify,
@@ -56,7 +56,9 @@ def check(dim: DimVar) -> int:
 
 
 def axis_of(dim: DimVar, groups: dict[DimVar, int]):
-    return resolve(dim, lambda leaf: None if leaf.reason else groups.setdefault(leaf, len(groups)))
+    return resolve_axis(
+        dim, lambda leaf: None if leaf.reason else groups.setdefault(leaf, len(groups))
+    )
 
 
 @given(dims())

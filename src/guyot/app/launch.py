@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from guyot.app.config import TIMEOUT
 from guyot.core.errors import MisconfiguredError, ParallelError
-from guyot.core.parallel.ranks import Ranks, lost, named, reason
+from guyot.core.parallel.ranks import Ranks, first_sentence, lost, named
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -87,7 +87,7 @@ def processes(device: str, timeout: float = TIMEOUT, then: str = "") -> Generato
             cause = error.__cause__ if isinstance(error, ParallelError) else error
             if cause is None or not (isinstance(cause, _Told) or lost(cause)):
                 raise
-            why = f"rank {rank} of {size} ends: {watch.silent()} ({reason(cause)})"
+            why = f"rank {rank} of {size} ends: {watch.silent()} ({first_sentence(cause)})"
             raise ParallelError(f"{why}; {then}" if then else why) from error
         finally:
             watch.stop()
@@ -109,8 +109,8 @@ def _joined(rank: int, size: int, device: str, timeout: float) -> _Watch:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     except (RuntimeError, ValueError) as error:
         raise ParallelError(
-            f"rank {rank} of {size} found no others within {timeout:g} s: {reason(error)}; look "
-            "whether all processes were started, with the same MASTER_ADDR and MASTER_PORT"
+            f"rank {rank} of {size} found no others within {timeout:g} s: {first_sentence(error)}; "
+            "look whether all processes were started, with the same MASTER_ADDR and MASTER_PORT"
         ) from error
     watch = _Watch(PrefixStore("guyot", store), rank, size)
     dist.barrier()

@@ -15,7 +15,7 @@ Values = Callable[[int], Tensor]
 
 
 def groups_in(axis: Axis) -> tuple[int, ...]:
-    """The groups that occur in an axis, in order, with repetition."""
+    """Return the groups that occur in an axis, in order, with repetition."""
     match axis:
         case Fixed():
             return ()
@@ -26,7 +26,7 @@ def groups_in(axis: Axis) -> tuple[int, ...]:
 
 
 def size_of(axis: Axis, sizes: Sequence[int]) -> int:
-    """Length of a dimension when group `g` has `sizes[g]` units.
+    """Return the length of a dimension when group `g` has `sizes[g]` units.
 
     Example:
         >>> size_of(Concat((Units(0), Product((Units(1), Fixed(4))))), sizes=[3, 2])
@@ -69,7 +69,7 @@ def entry_values(axis: Axis, units: Values, ones: Values) -> Tensor:
 
 
 def _multiplied(parts: Sequence[Axis], units: Values, ones: Values) -> Tensor:
-    """The values over a product, with one dimension per factor."""
+    """Return the values over a product, with one dimension per factor."""
     found = [
         None if isinstance(part, Within) else entry_values(part, units, ones) for part in parts
     ]
@@ -91,7 +91,7 @@ def _multiplied(parts: Sequence[Axis], units: Values, ones: Values) -> Tensor:
 
 
 def spread(axes: Sequence[Axis], dim: int, units: Values, ones: Values) -> Tensor:
-    """One value per unit over a dimension of a tensor, in a shape that broadcasts over it.
+    """Return one value per unit over a dimension of a tensor, in a shape that broadcasts over it.
 
     Example:
         >>> gates = {0: torch.tensor([1.0, 0.0, 0.0, 1.0])}
@@ -113,7 +113,7 @@ def spread(axes: Sequence[Axis], dim: int, units: Values, ones: Values) -> Tenso
 
 
 def kept_indices(axis: Axis, masks: Sequence[Tensor]) -> Tensor | None:
-    """Indices of a dimension that stay; None when all do.
+    """Return the indices of a dimension that stay; None when all do.
 
     Args:
         axis: the dimension.
@@ -135,7 +135,7 @@ def kept_indices(axis: Axis, masks: Sequence[Tensor]) -> Tensor | None:
 
 
 def _entries(axis: Axis, masks: Sequence[Tensor]) -> Tensor:
-    """The entries of a dimension that stay, by their old numbers, in their new order."""
+    """Return the entries of a dimension that stay, by their old numbers, in their new order."""
     match axis:
         case Fixed(size):
             return torch.arange(size)
@@ -173,14 +173,14 @@ def _combined(parts: Sequence[Axis], masks: Sequence[Tensor]) -> Tensor:
 
 
 def _own(axis: Within, blocks: Tensor, masks: Sequence[Tensor]) -> Tensor:
-    """Which of their own units some blocks keep, shape (blocks, units of a block)."""
+    """Return which of their own units some blocks keep, shape (blocks, units of a block)."""
     before = size_of(axis.block, [len(mask) for mask in masks])
     mask = masks[axis.group].view(before, -1)[blocks]
     return mask.nonzero()[:, 1].view(len(blocks), -1)
 
 
 def best(score: Tensor, count: int, blocks: int = 1) -> Tensor:
-    """The units with the highest scores, as many in each of the blocks they come in.
+    """Return the units with the highest scores, as many in each of the blocks they come in.
 
     Args:
         score: shape (units,), block after block.

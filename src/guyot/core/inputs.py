@@ -18,7 +18,7 @@ Inputs = Sequence[Any] | Mapping[str, Any]
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:
-    """What the model returns for the inputs.
+    """Run a model on inputs and return what it returns.
 
     Example:
         >>> call_model(nn.Identity(), {"input": 3}), call_model(nn.Identity(), (3,))
@@ -29,7 +29,7 @@ def call_model(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def arguments(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments, the latter in the order of the signature.
+    """Return the positional and keyword arguments, the latter in the order of the signature.
 
     A `forward` that takes `use_cache` (models of text) and is not given it gets False: a cache of
     keys and values is no part of the network.
@@ -50,7 +50,7 @@ def arguments(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[s
 
 
 def changed(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """The same nest of mappings, lists and tuples with other tensors in it.
+    """Return the same nest of mappings, lists and tuples with other tensors in it.
 
     Example:
         >>> import torch
@@ -107,7 +107,7 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Generator[None]:
-    """The model in evaluation mode; every module's own mode comes back afterwards."""
+    """Put a model in evaluation mode; restore every module's own mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -12,7 +12,7 @@ from guyot.core.torch_private import compiled_module
 
 
 def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that stores the tensor of a qualified name, and its key there.
+    """Return the module that stores the tensor of a qualified name, and its key there.
 
     Example:
         >>> owner_of(nn.Sequential(nn.Linear(2, 3)), "0.weight")
@@ -23,14 +23,14 @@ def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def raw_parameter(module: nn.Module, key: str) -> nn.Parameter:
-    """A module's own parameter, whatever a gate makes of the attribute of that name."""
+    """Return a module's own parameter, whatever a gate makes of the attribute of that name."""
     parameter = module._parameters[key]  # pyright: ignore[reportPrivateUsage]
     assert parameter is not None
     return parameter
 
 
 def tensor_at(model: nn.Module, name: str) -> Tensor:
-    """The parameter or buffer of a qualified name, without gates."""
+    """Return the parameter or buffer of a qualified name, without gates."""
     module, key = owner_of(model, name)
     if key in module._parameters:  # pyright: ignore[reportPrivateUsage]
         return raw_parameter(module, key)
@@ -38,7 +38,7 @@ def tensor_at(model: nn.Module, name: str) -> Tensor:
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers by every name they have."""
+    """Return all parameters and buffers by every name they have."""
     return {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -46,7 +46,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def first_names(model: nn.Module) -> dict[str, str]:
-    """Every name of a parameter or buffer -> the first name of the same tensor.
+    """Return, for every name of a parameter or buffer, the first name of the same tensor.
 
     Example:
         >>> tied = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
@@ -59,7 +59,7 @@ def first_names(model: nn.Module) -> dict[str, str]:
 
 
 def wrappings(model: nn.Module) -> Iterator[nn.Module]:
-    """The module, what it wraps, and so on: the last one is the user's.
+    """Yield the module, what it wraps, and so on: the last one is the user's.
 
     Wrappers are `torch.compile`, `AveragedModel` and `DistributedDataParallel`.
     """
@@ -72,12 +72,12 @@ def wrappings(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def wrapper_of(model: nn.Module) -> DistributedDataParallel | None:
-    """The outermost `DistributedDataParallel` around the user's module."""
+    """Return the outermost `DistributedDataParallel` around the user's module."""
     found = (module for module in wrappings(model) if isinstance(module, DistributedDataParallel))
     return next(found, None)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's module inside all wrappers."""
+    """Return the user's module inside all wrappers."""
     *_, innermost = wrappings(model)
     return innermost

@@ -16,7 +16,7 @@ Patterns = str | Sequence[str]
 
 
 def chosen(setting: str, patterns: Patterns, names: Iterable[str], kind: str) -> list[str]:
-    """The names that at least one pattern matches, in the order of `names`.
+    """Return the names that at least one pattern matches, in the order of `names`.
 
     Args:
         setting: what the user calls the patterns, for the error.
@@ -45,7 +45,7 @@ def chosen(setting: str, patterns: Patterns, names: Iterable[str], kind: str) ->
 
 
 def _near(pattern: str, names: Sequence[str]) -> str:
-    """What may have been meant; without anything close, the beginning of what there is."""
+    """Say which names are close to a pattern, or else the first of those there are."""
     plain = pattern.replace("*", "")
     close = difflib.get_close_matches(plain, names, n=3, cutoff=0.5)
     close = close or [name for name in names if plain and plain in name][:3]

@@ -12,7 +12,7 @@ import torch
 
 
 def seed_all(seed: int) -> None:
-    """Let all sources begin anew."""
+    """Seed all sources."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - other libraries draw from it
     torch.manual_seed(seed)
@@ -25,7 +25,7 @@ def diverge(rank: int) -> None:
 
 
 def random_state() -> dict[str, Any]:
-    """Where all sources are, in tensors and plain values."""
+    """Return the state of all sources, in tensors and plain values."""
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
     return {
         "python": random.getstate(),
@@ -47,7 +47,7 @@ def set_random_state(state: Any) -> None:
 
 @contextlib.contextmanager
 def isolated() -> Generator[Callable[[], bool]]:
-    """What is drawn on the CPU does not depend on what was drawn before, and leaves no trace.
+    """Draw on the CPU independently of what was drawn before, and leave no trace.
 
     Gives a function that says whether anything was drawn yet.
 

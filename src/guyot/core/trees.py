@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def mapped(tree: Any, change: Callable[[Tensor], Any]) -> Any:
-    """The same tree with every tensor changed.
+    """Return the same tree with every tensor changed.
 
     Example:
         >>> import torch
@@ -35,7 +35,7 @@ def mapped(tree: Any, change: Callable[[Tensor], Any]) -> Any:
 
 
 def difference(expected: Any, found: Any, *, values: bool = False) -> str | None:
-    """The first respect in which two trees do not fit, in words; None if they fit.
+    """Return the first respect in which two trees do not fit, in words; None if they fit.
 
     Trees fit when they have the same keys, the same kinds of leaves, and tensors of the same
     shapes and dtypes. A number fits every number; None fits None, numbers and tensors.
@@ -94,7 +94,7 @@ def _fits(expected: str, found: str) -> bool:
 
 
 def finite(tree: Any) -> Any:
-    """The same tree with None for NaN and inf, and with names as keys: what JSON can hold.
+    """Return the same tree with None for NaN and inf, and with names as keys: what JSON can hold.
 
     Example:
         >>> finite({1: [0.5, float("nan")]})
@@ -110,13 +110,13 @@ def finite(tree: Any) -> Any:
 
 
 def json_text(tree: Mapping[str, Any]) -> str:
-    """A tree of plain values as JSON for people: indented, lists of integers on one line."""
+    """Return a tree of plain values as JSON for people: indented, lists of integers on one line."""
     text = json.dumps(finite(tree), indent=1, allow_nan=False)
     return re.sub(r"\[[\s\d,]+\]", lambda found: " ".join(found[0].split()), text) + "\n"
 
 
 def describe(value: Any) -> str:
-    """A value in a few words, for an error.
+    """Return a value in a few words, for an error.
 
     Example:
         >>> import torch

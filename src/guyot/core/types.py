@@ -309,7 +309,7 @@ class Structures:
         return GateIndex(sizes, len(self.layers), tuple(map(self.blocks_of, self.groups)))
 
     def blocks_of(self, group: UnitGroup) -> int:
-        """In how many blocks the units of a group come."""
+        """Return in how many blocks the units of a group come."""
         block = group.block
         return block.size if isinstance(block, Fixed) else self.groups[block.group].size
 
@@ -319,12 +319,12 @@ class Structures:
         return {tensor.name: frozenset(tensor.layers) for tensor in self.tensors}
 
     def layers_around(self, group: UnitGroup) -> frozenset[int]:
-        """The layers that hold all of a group."""
+        """Return the layers that hold all of a group."""
         held = [self.holders[slot.tensor] for slot in group.members]
         return frozenset.intersection(*held) if held else frozenset()
 
     def home_of(self, group: UnitGroup) -> int | None:
-        """The innermost layer that holds all of a group, or None."""
+        """Return the innermost layer that holds all of a group, or None."""
         homes = sorted(self.layers_around(group))
         return min(homes, key=lambda n: len(self.layers[n].tensors), default=None)
 
@@ -362,11 +362,11 @@ class GateIndex:
         return self.offsets[-1] + self.layers
 
     def units(self, group: int) -> slice:
-        """The gates of a group."""
+        """Return the gates of a group."""
         return slice(self.offsets[group], self.offsets[group + 1])
 
     def layer(self, layer: int) -> int:
-        """The gate of a layer."""
+        """Return the gate of a layer."""
         return self.offsets[-1] + layer
 
     @property

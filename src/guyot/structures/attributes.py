@@ -37,7 +37,7 @@ OTHERS = re.compile(
 def attributes(
     graph: AxisGraph, model: nn.Module, axis: Callable[[DimVar], Axis]
 ) -> tuple[Attribute, ...]:
-    """All attributes that state the length of a dimension that may shrink.
+    """Return all attributes that state the length of a dimension that may shrink.
 
     Args:
         graph: after `run()`.
@@ -73,13 +73,13 @@ def attributes(
 
 
 def _parts(dim: DimVar) -> tuple[DimVar, ...]:
-    """A dim, its pieces and its factors."""
+    """Return a dim, its pieces and its factors."""
     dim = root_of(dim)
     return (dim, *(part for below in dim.parts for part in _parts(below)))
 
 
 def _explained(module: nn.Module, path: str, numbers: dict[Axis, int]) -> Iterator[Attribute]:
-    """Attributes of one module with the value of a stated number and a name that fits."""
+    """Yield attributes of a module with the value of a stated number and a name that fits."""
     for name, value in vars(module).items():
         if type(value) is not int or OTHERS.search(name):
             continue
@@ -89,14 +89,14 @@ def _explained(module: nn.Module, path: str, numbers: dict[Axis, int]) -> Iterat
 
 
 def _named_like(name: str, axis: Axis) -> bool:
-    """Whether an attribute's name may stand for an axis; a number of units goes by either kind."""
+    """Return whether an attribute may stand for an axis, by its name."""
     if COUNTS.search(name):
         return isinstance(axis, Units)
     return bool(LENGTHS.search(name))
 
 
 def stated(graph: AxisGraph) -> Iterator[tuple[fx.Node, int, DimVar]]:
-    """Every number that an operator's arguments state about a dim."""
+    """Yield every number that an operator's arguments state about a dim."""
     for node in graph.shaped:
         yield from _each(node, node.args[-1], graph.dims[node])
     for node, position, dims in graph.literals:
@@ -115,7 +115,7 @@ def _each(
 def numbers_of(
     node: fx.Node, given: Any, dims: Sequence[DimVar]
 ) -> tuple[list[Any], Sequence[DimVar]]:
-    """The numbers that an argument states and the dims that they are about."""
+    """Return the numbers that an argument states and the dims that they are about."""
     numbers: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given]  # pyright: ignore[reportUnknownArgumentType]
     if len(numbers) != len(dims):  # unflatten states some dims in the middle
         start = int(node.args[1]) % (len(dims) - len(numbers) + 1)  # pyright: ignore[reportArgumentType]
@@ -124,5 +124,5 @@ def numbers_of(
 
 
 def learned(graph: AxisGraph) -> set[DimVar]:
-    """All leaves of the dims of parameters and buffers."""
+    """Return all leaves of the dims of parameters and buffers."""
     return {leaf for dims in graph.tensors.values() for dim in dims for leaf in leaves(dim)}

@@ -68,7 +68,7 @@ def root_of(dim: DimVar) -> DimVar:
 
 
 def leaves(dim: DimVar) -> Iterator[DimVar]:
-    """All leaves below a dim, in order."""
+    """Yield all leaves below a dim, in order."""
     dim = root_of(dim)
     if dim.kind == "leaf":
         yield dim
@@ -104,12 +104,12 @@ def _compose(kind: str, parts: Sequence[DimVar]) -> DimVar:
 
 
 def product(*parts: DimVar) -> DimVar:
-    """The dim that flattens `parts`, outermost first."""
+    """Return the dim that flattens `parts`, outermost first."""
     return _compose("product", parts)
 
 
 def concat(*parts: DimVar) -> DimVar:
-    """The dim that lays `parts` end to end."""
+    """Return the dim that lays `parts` end to end."""
     return _compose("concat", parts)
 
 
@@ -262,12 +262,12 @@ def _align(a: DimVar, b: DimVar) -> None:
         unify(x, y)
 
 
-def resolve(
+def resolve_axis(
     dim: DimVar,
     group_of: Callable[[DimVar], int | None],
     block_of: Callable[[DimVar], DimVar | None] = lambda _: None,
 ) -> Axis:
-    """The immutable axis of a dim, once inference is over.
+    """Return the immutable axis of a dim, once inference is over.
 
     Args:
         dim: any dim.
@@ -287,7 +287,7 @@ def resolve(
     places = {root_of(part): place for place, part in enumerate(dim.parts)}
     parts: list[Axis] = []
     for place, part in enumerate(dim.parts):
-        axis = resolve(part, group_of, block_of)
+        axis = resolve_axis(part, group_of, block_of)
         if isinstance(axis, Within):
             block = block_of(root_of(part))
             assert block is not None

@@ -17,7 +17,7 @@ from guyot.core.reasons import Reason, ReasonKind
 from guyot.core.torch_private import schema_of
 from guyot.core.types import Slot
 from guyot.structures.axes import SPACE, DimVar, DimVars, freeze, leaves, root_of
-from guyot.structures.fixed_costs import macs_of
+from guyot.structures.fixed_costs import macs_of_operator
 from guyot.structures.trace import Trace, module_of, shape_of
 
 BATCH = Reason(ReasonKind.NOT_UNITS, "the batch")
@@ -101,7 +101,7 @@ class AxisGraph:
                 self.tensors[name] = tuple(DimVar(size) for size in tensor.shape)
 
     def name(self, node: fx.Node) -> str:
-        """The module that made the node, for messages."""
+        """Return the module that made the node, for messages."""
         return module_of(node) or str(node.target)
 
     def operands(self, node: fx.Node, *positions: int) -> tuple[DimVars, ...]:
@@ -109,32 +109,32 @@ class AxisGraph:
         return tuple(self.dims[node.args[p]] for p in positions)  # pyright: ignore[reportArgumentType]
 
     def argument(self, node: fx.Node, position: int, name: str, default: Any) -> Any:
-        """A positional or keyword argument of the operator."""
+        """Return a positional or keyword argument of the operator."""
         if position < len(node.args):
             return node.args[position]
         return node.kwargs.get(name, default)
 
     def named(self, node: fx.Node, name: str, default: Any) -> Any:
-        """An argument by the name that the operator's schema gives it."""
+        """Return an argument by the name that the operator's schema gives it."""
         names = [argument.name for argument in schema_of(node.target).arguments]
         return self.argument(node, names.index(name), name, default) if name in names else default
 
     def has(self, node: fx.Node, position: int, name: str) -> bool:
-        """Whether an optional tensor argument was given."""
+        """Return whether an optional tensor argument was given."""
         return isinstance(self.argument(node, position, name, None), fx.Node)
 
     def fresh(self, node: fx.Node, start: int) -> DimVars:
-        """New dims, which never shrink, for the node's result from dimension `start` on."""
+        """Return new dims, which never shrink, for the node's result from dimension `start` on."""
         shape = shape_of(node)
         assert shape is not None
         return tuple(DimVar(size) if start == 0 else DimVar(size, SPACE) for size in shape[start:])
 
     def new(self, size: int) -> DimVar:
-        """A dim that may shrink with whatever it meets."""
+        """Return a dim that may shrink with whatever it meets."""
         return DimVar(size)
 
     def constant(self, size: int) -> DimVar:
-        """A dim that never shrinks."""
+        """Return a dim that never shrinks."""
         return DimVar(size, SPACE)
 
     def parameter(self, node: fx.Node, position: int | fx.Node) -> str | None:
@@ -157,7 +157,7 @@ class AxisGraph:
 
     def count_fixed(self, node: fx.Node) -> None:
         """Count what an operator costs that cannot shrink."""
-        macs = macs_of(node)
+        macs = macs_of_operator(node)
         if macs:
             samples = self.batch.size if self._batched else 1
             self.count(node, self.constant(max(1, round(macs / samples))))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def blocks_of(graph: AxisGraph, together: Container[DimVar]) -> dict[DimVar, DimVar]:
-    """For every leaf whose units are each block's own the leaf that numbers the blocks.
+    """Return, for leaves whose units are each block's own, the leaf that numbers the blocks.
 
     Args:
         graph: after `run()`.
@@ -46,7 +46,7 @@ def blocks_of(graph: AxisGraph, together: Container[DimVar]) -> dict[DimVar, Dim
 
 
 def _lost(dim: DimVar, found: dict[DimVar, DimVar], beside: Iterable[DimVar]) -> list[DimVar]:
-    """The leaves of a dim that stand there without what numbers their blocks."""
+    """Return the leaves of a dim that stand there without what numbers their blocks."""
     dim = root_of(dim)
     if dim.kind == "leaf":
         block = found.get(dim)

@@ -89,7 +89,7 @@ def _cone(operand: fx.Node, addition: fx.Node, fed: set[fx.Node], used: set[fx.N
 
 
 def _fed(trace: Trace) -> set[fx.Node]:
-    """Nodes that depend on an input (parameters do not count)."""
+    """Return the nodes that depend on an input (parameters do not count)."""
     fed: set[fx.Node] = set()
     for node in trace.graph.nodes:
         given = node.op == "placeholder" and node.name in trace.inputs
@@ -99,7 +99,7 @@ def _fed(trace: Trace) -> set[fx.Node]:
 
 
 def _used(trace: Trace) -> set[fx.Node]:
-    """Nodes whose results reach an output; others only write into tensors that exist."""
+    """Return the nodes whose results reach an output; others only write into tensors that exist."""
     used: set[fx.Node] = set()
     for node in reversed(trace.graph.nodes):
         if node.op == "output" or any(user in used for user in node.users):
@@ -108,7 +108,7 @@ def _used(trace: Trace) -> set[fx.Node]:
 
 
 def _sides(node: fx.Node, fed: set[fx.Node], used: set[fx.Node]) -> Iterator[tuple[int, _Cone]]:
-    """Operands of an addition that are branches, the heavier first: position and cone."""
+    """Yield operands of an addition that are branches, the heavier first: position and cone."""
     operands = node.all_input_nodes
     cones = [_cone(operand, node, fed, used) for operand in operands]
     for side in sorted((0, 1), key=lambda side: -cones[side].weights):
@@ -124,7 +124,7 @@ def _sides(node: fx.Node, fed: set[fx.Node], used: set[fx.Node]) -> Iterator[tup
 
 
 def _normalised(node: fx.Node, source: fx.Node, fed: set[fx.Node]) -> bool:
-    """Whether a node is another, or made from nothing but that without convolution or matrix."""
+    """Return whether a node is another, or made from that alone without convolution or matrix."""
     seen: set[fx.Node] = set()
     waiting = [node]
     while waiting:
@@ -139,7 +139,7 @@ def _normalised(node: fx.Node, source: fx.Node, fed: set[fx.Node]) -> bool:
 
 
 def _pooled(reads: frozenset[fx.Node]) -> set[fx.Node]:
-    """What a cone reads, and what that is pooled from."""
+    """Return what a cone reads, and what that is pooled from."""
     found: set[fx.Node] = set()
     for node in reads:
         found.add(node)
@@ -168,7 +168,7 @@ class _Uses:
             kind[name.rpartition(".")[0]].append(name)
 
     def only_in(self, nodes: frozenset[fx.Node]) -> tuple[str, ...]:
-        """Tensors that only these operators use, and counters and the like beside them."""
+        """Return the tensors that only these operators use, and counters beside them."""
         read = dict.fromkeys(name for node in sorted(nodes) for name in self.read.get(node, ()))
         own = [name for name in read if self.users[name] <= nodes]
         modules = dict.fromkeys(name.rpartition(".")[0] for name in own)

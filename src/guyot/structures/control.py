@@ -104,7 +104,7 @@ def tie_groups(names: GroupNames, sets: Sequence[Patterns]) -> None:
 
 
 def _tied(patterns: Patterns, leaf_of: Mapping[str, DimVar]) -> list[str]:
-    """The groups of a set, without those that could never shrink (classes, pixels)."""
+    """Return the groups of a set, without those that could never shrink (classes, pixels)."""
     reasons = {name: root_of(leaf).reason for name, leaf in leaf_of.items()}
     free = [n for n, r in reasons.items() if r is None or r.kind is ReasonKind.BY_USER]
     for pattern in [patterns] if isinstance(patterns, str) else patterns:

@@ -136,7 +136,7 @@ def _choices(
 
 
 def _called_once(model: nn.Module, trace: Trace) -> dict[str, type[nn.Module]]:
-    """The classes of the modules that are called once."""
+    """Return the classes of the modules that are called once."""
     once = {name for name, calls in trace.calls.items() if name and len(calls) == 1}
     return {name: type(module) for name, module in model.named_modules() if name in once}
 

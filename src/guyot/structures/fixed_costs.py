@@ -11,23 +11,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def _bilinear(args: tuple[Any, ...], size: int) -> int:
-    """Every output sums over the products of two inputs, each with a weight."""
+    """Count a product of two inputs and a weight for every output."""
     weight = args[2]
     return size * prod(weight.shape[1:])
 
 
 def _deformable(args: tuple[Any, ...], size: int) -> int:
-    """As a convolution of that weight: (out, in / groups, *kernel)."""
+    """Count as for a convolution of that weight: (out, in / groups, *kernel)."""
     return size * prod(args[1].shape[1:])
 
 
 def _grouped(args: tuple[Any, ...], size: int) -> int:
-    """Every row is multiplied by the matrix of one expert: (rows, k), (experts, k, n)."""
+    """Count a product with one expert's matrix for every row: (rows, k), (experts, k, n)."""
     return size * args[0].shape[-1]
 
 
 def _recurrent(args: tuple[Any, ...], _: int) -> int:
-    """Every token meets every matrix of every layer and direction once."""
+    """Count every matrix of every layer and direction once for every token."""
     listed = (item for given in args if isinstance(given, (list, tuple)) for item in given)
     matrices = [item for item in listed if isinstance(item, Tensor) and item.dim() == 2]
     return prod(args[0].shape[:-1]) * sum(matrix.numel() for matrix in matrices)
@@ -43,7 +43,7 @@ _OWN: dict[str, Callable[[tuple[Any, ...], int], int]] = {
 """Operators that PyTorch's counter does not know; of arguments and the size of the result."""
 
 
-def macs_of(node: fx.Node) -> int:
+def macs_of_operator(node: fx.Node) -> int:
     """Return the multiply-accumulates of an operator for the whole batch of the example.
 
     What PyTorch's `torch.utils.flop_counter` counts, half of it, is counted on the fake tensors of

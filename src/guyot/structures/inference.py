@@ -21,7 +21,7 @@ from guyot.core.types import (
     Within,
 )
 from guyot.structures.attributes import attributes
-from guyot.structures.axes import SPACE, DimVar, leaves, resolve, root_of
+from guyot.structures.axes import SPACE, DimVar, leaves, resolve_axis, root_of
 from guyot.structures.axis_graph import AxisGraph
 from guyot.structures.blocks import blocks_of
 from guyot.structures.branches import Branch
@@ -84,7 +84,7 @@ def _members(graph: AxisGraph) -> dict[DimVar, list[Slot]]:
 
 
 def _stride(graph: AxisGraph, leaf: DimVar, slots: Sequence[Slot], block: DimVar | None) -> int:
-    """Greatest common divisor of the entries per unit in the weights of a group."""
+    """Return the greatest common divisor of the entries per unit in the weights of a group."""
     weights = {slot.tensor for slot in graph.contracted}
     return gcd(
         *(
@@ -96,7 +96,7 @@ def _stride(graph: AxisGraph, leaf: DimVar, slots: Sequence[Slot], block: DimVar
 
 
 def _entries(dim: DimVar, leaf: DimVar, block: DimVar | None) -> int:
-    """Entries per unit of a leaf in a dim that holds it; 0 in one that does not.
+    """Return the entries per unit of a leaf in a dim that holds it; 0 in one that does not.
 
     What stands beside it and may shrink itself does not count, nor what numbers its blocks.
     """
@@ -122,7 +122,7 @@ def _groups(
     trainable: Container[str],
     excluded: Mapping[str, Reason],
 ) -> tuple[dict[DimVar, int], list[UnitGroup], dict[str, Reason]]:
-    """The number of every leaf that may shrink, its group, and the names of others with reasons."""
+    """Number the leaves that may shrink; return their groups, and why the others may not."""
     frozen: dict[str, Reason] = {}
     groups: list[UnitGroup] = []
     number: dict[DimVar, int] = {}
@@ -170,7 +170,7 @@ def infer(
     number, groups, frozen = _groups(graph, names, blocks, trainable, remedies.excluded)
 
     def axis(dim: DimVar) -> Axis:
-        return resolve(dim, lambda leaf: number.get(root_of(leaf)), blocks.get)
+        return resolve_axis(dim, lambda leaf: number.get(root_of(leaf)), blocks.get)
 
     for leaf in blocks:
         if leaf in number and isinstance(own := axis(leaf), Within):

@@ -21,7 +21,7 @@ Shape = tuple[Axis, ...]
 def kernels_of(
     graph: AxisGraph, branches: Sequence[Branch], axis: Callable[[DimVar], Axis]
 ) -> tuple[Kernel, ...]:
-    """The operators that run, in order; those that only look at a tensor differently do not.
+    """Return the operators that run, in order; those that only look at a tensor differently do not.
 
     Args:
         graph: after `run()`.
@@ -63,7 +63,7 @@ def kernels_of(
 
 
 def _runs(node: fx.Node) -> bool:
-    """An operator that computes something; a view does not."""
+    """Return whether an operator computes something; a view does not."""
     schema = schema_of(node.target)
     if node.op != "call_function" or schema is None or not schema.returns:
         return False
@@ -74,7 +74,7 @@ def _runs(node: fx.Node) -> bool:
 def _without_batch(
     graph: AxisGraph, dims: Sequence[DimVar], axis: Callable[[DimVar], Axis]
 ) -> Shape:
-    """The axes of one sample; a product loses its factor of the batch."""
+    """Return the axes of one sample; a product loses its factor of the batch."""
     batch = root_of(graph.batch)
     parts = [
         part

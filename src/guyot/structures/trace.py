@@ -33,7 +33,7 @@ _REGIONS = {
 
 
 @dataclass(frozen=True)
-class ModuleCall:
+class CallRecord:
     """How a module was called.
 
     Attributes:
@@ -69,12 +69,12 @@ class Trace:
     tensors: Mapping[str, str]
     constants: Mapping[str, Tensor]
     inputs: tuple[str, ...]
-    calls: Mapping[str, Sequence[ModuleCall]]
+    calls: Mapping[str, Sequence[CallRecord]]
     events: Mapping[str, Sequence[Event]]
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
-    """Shape of the node's tensor result; None when it is not one tensor."""
+    """Return the shape of the node's tensor result; None when it is not one tensor."""
     value = node.meta.get("val")
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
@@ -87,7 +87,7 @@ def module_of(node: fx.Node) -> str:
 
 
 def call_of(node: fx.Node) -> str:
-    """Like `module_of`, but different for every call of a module that is called repeatedly."""
+    """Return a key like `module_of` that differs for every call of a module."""
     stack = node.meta.get("nn_module_stack") or {}
     return list(stack)[-1] if stack else ""
 
@@ -151,9 +151,9 @@ def _register_dataclasses(outputs: Any) -> None:
 
 
 @contextlib.contextmanager
-def _watched(model: nn.Module) -> Generator[dict[str, list[ModuleCall]]]:
+def _watched(model: nn.Module) -> Generator[dict[str, list[CallRecord]]]:
     """Write down how every module is called."""
-    calls: dict[str, list[ModuleCall]] = defaultdict(list)
+    calls: dict[str, list[CallRecord]] = defaultdict(list)
     names = {module: name for name, module in model.named_modules()}
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -167,7 +167,7 @@ def _watched(model: nn.Module) -> Generator[dict[str, list[ModuleCall]]]:
             handle.remove()
 
 
-def _described_call(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> ModuleCall:
+def _described_call(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> CallRecord:
     values: list[Any] = list(out) if isinstance(out, (tuple, list)) and out else [out]  # pyright: ignore[reportUnknownArgumentType]
     given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
     tensors = [key for key, value in given.items() if isinstance(value, Tensor)]
@@ -176,11 +176,11 @@ def _described_call(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> 
     rest = None if values[0] is out else tuple(key_of.get(id(value)) for value in values[1:])
     first = next(iter([*alike, *tensors]), None)
     dimensions = values[0].dim() if isinstance(values[0], Tensor) else 0
-    return ModuleCall(first, bool(alike), isinstance(values[0], Tensor), dimensions, rest)
+    return CallRecord(first, bool(alike), isinstance(values[0], Tensor), dimensions, rest)
 
 
 def plain_graph(module: fx.GraphModule) -> fx.Graph:
-    """The graph without regions (no_grad, autocast), checks of metadata and casts to what it is.
+    """Return the graph without regions (no_grad, autocast), checks and casts that do nothing.
 
     Such a region is a call of a graph of its own; its operators take the place of the call.
     """
@@ -197,7 +197,7 @@ def plain_graph(module: fx.GraphModule) -> fx.Graph:
 
 
 def _is_same(node: fx.Node) -> bool:
-    """Whether a cast changes neither dtype nor device."""
+    """Return whether a cast changes neither dtype nor device."""
     source = node.args[0]
     assert isinstance(source, fx.Node)
     before, after = source.meta["val"], node.meta["val"]

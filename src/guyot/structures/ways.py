@@ -19,7 +19,7 @@ from guyot.core.errors import UnsupportedError
 from guyot.core.torch_private import schema_of
 from guyot.core.types import StandIn
 from guyot.structures.branches import Branch
-from guyot.structures.trace import ModuleCall, Trace
+from guyot.structures.trace import CallRecord, Trace
 from guyot.structures.writers import KEEPS_ZERO, WEIGHTED
 from guyot.surgery import check_edit
 
@@ -41,7 +41,7 @@ class Callers:
 
     def __init__(self, trace: Trace) -> None:
         self._made: dict[str, set[fx.Node]] = defaultdict(set)
-        self._calls: Mapping[str, tuple[ModuleCall, ...]] = {
+        self._calls: Mapping[str, tuple[CallRecord, ...]] = {
             k: tuple(v) for k, v in trace.calls.items()
         }
         self._real: set[fx.Node] = set()

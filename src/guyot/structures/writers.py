@@ -69,7 +69,7 @@ class Writers:
         self._names, self._inside, self._fed = names, inside, fed
 
     def of(self, node: Any) -> frozenset[str] | None:
-        """The parameters that make the result of a node zero; None when there are none."""
+        """Return the parameters that make the result of a node zero; None when there are none."""
         if not isinstance(node, fx.Node):
             return None
         if node.op == "placeholder":
@@ -94,7 +94,7 @@ class Writers:
         return None
 
     def _factor(self, factors: tuple[Any, ...]) -> frozenset[str] | None:
-        """A factor that is a parameter comes first (LayerScale), then the one with fewer."""
+        """Choose a factor that is a parameter (LayerScale), else the one with fewer."""
         found = [(arg in self._fed, part) for arg in factors if (part := self.of(arg))]
         return min(found, key=lambda pair: (pair[0], len(pair[1])))[1] if found else None
 

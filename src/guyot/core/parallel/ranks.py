@@ -57,7 +57,7 @@ class Ranks:
         return total
 
     def first(self, values: Tensor) -> Tensor:
-        """What the tensor is on rank 0."""
+        """Return what the tensor is on rank 0."""
         if self.size == 1:
             return values
         copy = values.contiguous().clone()
@@ -66,15 +66,15 @@ class Ranks:
         return copy
 
     def any(self, flag: bool) -> bool:
-        """Whether a flag is set on any rank."""
+        """Return whether a flag is set on any rank."""
         return bool(self.sum(torch.tensor([float(flag)], device=self.device)))
 
     def told(self, flag: bool) -> bool:
-        """Whether a flag is set on rank 0."""
+        """Return whether a flag is set on rank 0."""
         return bool(self.first(torch.tensor([float(flag)], device=self.device)))
 
     def gather(self, data: bytes) -> list[bytes]:
-        """The bytes of every rank, on rank 0; nothing on the others."""
+        """Return the bytes of every rank, on rank 0; nothing on the others."""
         if self.size == 1:
             return [data]
         lengths = self._all(torch.tensor([len(data)], device=self.device))
@@ -88,7 +88,7 @@ class Ranks:
         return [padded[:length].cpu().numpy().tobytes() for padded, length in pairs]
 
     def _all(self, number: Tensor) -> list[int]:
-        """An integer of every rank, on every rank."""
+        """Return an integer of every rank, on every rank."""
         found = [torch.empty_like(number) for _ in range(self.size)]
         with self._talking():
             dist.all_gather(found, number, group=self._group)
@@ -96,7 +96,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def together(self) -> Generator[None]:
-        """What follows the body happens on all ranks or on none.
+        """Let what follows the body happen on all ranks or on none.
 
         Raises:
             ParallelError: the body raised a `GuyotError` on another rank.
@@ -116,10 +116,10 @@ class Ranks:
             )
 
     def stream(self, generator: torch.Generator) -> torch.Generator:
-        """This rank's own source of random numbers for one use.
+        """Return this rank's own source of random numbers for one use.
 
         It comes from a generator that is in the same state on all ranks, and stays so: a
-        checkpoint of rank 0 holds what all of them need, and another number of ranks can go on
+        checkpoint of rank 0 holds what all of them need, and another number of ranks can continue
         from it.
         """
         if self.size == 1:
@@ -170,12 +170,13 @@ class Ranks:
             if not lost(error):
                 raise
             raise ParallelError(
-                f"rank {self.rank} of {self.size} lost contact with the others: {reason(error)}"
+                f"rank {self.rank} of {self.size} lost contact with the others: "
+                f"{first_sentence(error)}"
             ) from error
 
 
 def lost(error: BaseException) -> bool:
-    """Whether an error says that another process did not answer (and not that this one is wrong).
+    """Return whether an error says that another process did not answer.
 
     Example:
         >>> lost(RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"))
@@ -190,11 +191,11 @@ def lost(error: BaseException) -> bool:
     return not ours and any(word in text for word in _LOST)
 
 
-def reason(error: BaseException) -> str:
+def first_sentence(error: BaseException) -> str:
     """The first sentence of an error, without the place in the sources that gloo begins with.
 
     Example:
-        >>> reason(RuntimeError("[/gloo/pair.cc:534] Connection closed by peer. This is typically"))
+        >>> first_sentence(RuntimeError("[/gloo/pair.cc:534] Connection closed by peer. This is"))
         'Connection closed by peer'
     """
     line = re.sub(r"^\[[^\]]*\] *", "", str(error).strip()).partition("\n")[0]
@@ -202,6 +203,6 @@ def reason(error: BaseException) -> str:
 
 
 def named(ranks: list[int]) -> str:
-    """Rank numbers in words, shortened when there are many."""
+    """Return the rank numbers in words, shortened when there are many."""
     shown = ", ".join(str(rank) for rank in ranks[:8]) + (", ..." if len(ranks) > 8 else "")
     return f"rank {shown}" if len(ranks) == 1 else f"{len(ranks)} ranks ({shown})"

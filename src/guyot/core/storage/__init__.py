@@ -16,7 +16,7 @@ from guyot.core.storage.files import (
     write_tensors,
     write_tree,
 )
-from guyot.core.storage.folders import SUMS, published, removed, sweep, verify
+from guyot.core.storage.folders import SUMS, published, remove_leftovers, removed, verify
 
 __all__ = [
     "JSON_LIMIT",
@@ -26,9 +26,9 @@ __all__ = [
     "read_json",
     "read_tensors",
     "read_tree",
+    "remove_leftovers",
     "removed",
     "replaced",
-    "sweep",
     "unpacked",
     "verify",
     "write_json",

@@ -27,7 +27,7 @@ from guyot.core.trees import describe
 
 
 def encoded(tree: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """Plain data for JSON; tensors are put aside by name."""
+    """Return plain data for JSON, and put tensors aside by name."""
     if isinstance(tree, Tensor):
         name = path if path not in tensors else f"{path}#{len(tensors)}"
         tensors[name] = tree
@@ -64,7 +64,7 @@ class Malformed(Exception):
 
 
 def decoded(data: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `encoded`."""
+    """Return the tree that `encoded` wrote."""
     if isinstance(data, list):
         return [decoded(value, tensors) for value in data]
     if not isinstance(data, dict):
@@ -113,7 +113,7 @@ def _tensor(name: Any, strides: Any, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def _dense(shape: Iterable[int], strides: Iterable[int]) -> bool:
-    """No two entries share memory and none is skipped."""
+    """Return whether no two entries share memory and none is skipped."""
     expected = 1
     for stride, size in sorted((s, n) for n, s in zip(shape, strides, strict=True) if n != 1):
         if stride != expected:

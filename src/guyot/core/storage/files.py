@@ -1,4 +1,4 @@
-"""Trees as files: `NAME.safetensors` holds a tree's tensors, `NAME.json` the rest."""
+"""Trees as files: `NAME.safetensors` holds a tree's tensors, `NAME.json` the other values."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def read_tree(folder: Path, name: str) -> Any:
 
 
 def packed(name: str, tree: Any) -> bytes:
-    """A tree in one piece, to be sent to another process; `name` is for errors.
+    """Return a tree in one piece, to be sent to another process; `name` is for errors.
 
     Raises:
         UnsupportedError: a leaf is neither a dense tensor nor a plain value; says where.
@@ -65,7 +65,7 @@ def packed(name: str, tree: Any) -> bytes:
 
 
 def unpacked(data: bytes) -> Any:
-    """The tree that `packed` made."""
+    """Return the tree that `packed` made."""
     tensors = load(data)
     return decoded(json.loads(tensors.pop(_TEXT).numpy().tobytes()), tensors)
 
@@ -112,7 +112,7 @@ def read_json(file: Path) -> Any:
             raise ValueError(f"it has {size} bytes, more than {JSON_LIMIT}")
         return json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
-        raise MisconfiguredError(f"{file} cannot be read: {reason(error)}") from error
+        raise MisconfiguredError(f"{file} cannot be read: {first_line(error)}") from error
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -131,11 +131,11 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
     except (OSError, SafetensorError) as error:
         raise unwritten(file, error) from error
     except (KeyError, ValueError) as error:
-        raise UnsupportedError(f"{file.name} cannot hold a tensor: {reason(error)}") from error
+        raise UnsupportedError(f"{file.name} cannot hold a tensor: {first_line(error)}") from error
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors on the CPU that share no memory.
+    """Return contiguous tensors on the CPU that share no memory.
 
     Raises:
         UnsupportedError: one of them is sparse.
@@ -166,7 +166,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         regular(file)
         return load_file(file)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise MisconfiguredError(f"{file} cannot be read: {reason(error)}") from error
+        raise MisconfiguredError(f"{file} cannot be read: {first_line(error)}") from error
 
 
 def _refuse_constant(name: str) -> None:
@@ -174,28 +174,28 @@ def _refuse_constant(name: str) -> None:
 
 
 def regular(file: Path) -> int:
-    """Bytes of a file that is neither a link nor a device."""
+    """Return the bytes of a file that is neither a link nor a device."""
     found = file.lstat()
     if not stat.S_ISREG(found.st_mode):
         raise ValueError("it is no regular file")
     return found.st_size
 
 
-def reason(error: BaseException) -> str:
-    """The first line of an error."""
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error."""
     text = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
     return text.splitlines()[0][:300]
 
 
 def unwritten(file: Path, error: BaseException) -> StorageError:
-    """The error for a file or folder that cannot be written."""
+    """Return the error for a file or folder that cannot be written."""
     return StorageError(
-        f"{file} cannot be written: {reason(error)}; make room or give another folder"
+        f"{file} cannot be written: {first_line(error)}; make room or give another folder"
     )
 
 
 def sync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk itself."""
+    """Write a file, or the names in a folder, to the disk itself."""
     if path.is_dir() and os.name != "posix":
         return
     descriptor = os.open(path, os.O_RDONLY)

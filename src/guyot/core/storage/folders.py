@@ -9,7 +9,7 @@ from collections.abc import Collection, Generator
 from pathlib import Path
 
 from guyot.core.errors import MisconfiguredError, StorageError
-from guyot.core.storage.files import JSON_LIMIT, reason, regular, sync, unwritten
+from guyot.core.storage.files import JSON_LIMIT, first_line, regular, sync, unwritten
 
 SUMS = "SHA256SUMS"
 """Name of the file with the checksums of a folder; `sha256sum --check` reads it."""
@@ -20,7 +20,7 @@ _REPLACED = f"{_SCRATCH}replaced-"
 
 @contextlib.contextmanager
 def published(folder: Path) -> Generator[Path]:
-    """A new folder to be filled; it appears under its name when all of it is on disk.
+    """Give a new folder to be filled; it gets its name when all of it is on disk.
 
     Files get their checksums, files and folder are synced, then the folder is renamed, and the
     rename is synced. A folder of that name is replaced. If anything fails, nothing appears.
@@ -31,7 +31,7 @@ def published(folder: Path) -> Generator[Path]:
     scratch = folder.parent / f"{_SCRATCH}{folder.name}"
     replaced = folder.parent / f"{_REPLACED}{folder.name}"
     try:
-        sweep(folder.parent)
+        remove_leftovers(folder.parent)
         scratch.mkdir(parents=True)
         yield scratch
         sums = "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(scratch.iterdir()))
@@ -60,7 +60,7 @@ def removed(folder: Path) -> None:
     _discard(scratch)
 
 
-def sweep(parent: Path) -> None:
+def remove_leftovers(parent: Path) -> None:
     """Put in order what a killed process left; every folder is then old or new, and whole."""
     for folder in parent.glob(f"{_SCRATCH}*"):
         replaced = parent / folder.name.removeprefix(_REPLACED)
@@ -79,7 +79,7 @@ def verify(folder: Path, names: Collection[str]) -> None:
     try:
         present = {file.name for file in folder.iterdir()}
     except OSError as error:
-        raise MisconfiguredError(f"{folder} cannot be read: {reason(error)}") from error
+        raise MisconfiguredError(f"{folder} cannot be read: {first_line(error)}") from error
     for name in sorted({*names, SUMS} ^ present):
         kind = "is missing" if name not in present else "does not belong there"
         raise MisconfiguredError(f"{folder / name} {kind}: this is no whole checkpoint")
@@ -89,7 +89,7 @@ def verify(folder: Path, names: Collection[str]) -> None:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
         sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     except (OSError, ValueError) as error:
-        raise MisconfiguredError(f"{folder / SUMS} cannot be read: {reason(error)}") from error
+        raise MisconfiguredError(f"{folder / SUMS} cannot be read: {first_line(error)}") from error
     if set(sums) != set(names):
         raise MisconfiguredError(
             f"{folder / SUMS} lists {', '.join(sorted(sums)) or 'nothing'}; expected "
@@ -99,7 +99,9 @@ def verify(folder: Path, names: Collection[str]) -> None:
         try:
             size, digest = regular(folder / name), _sha256(folder / name)
         except (OSError, ValueError) as error:
-            raise MisconfiguredError(f"{folder / name} cannot be read: {reason(error)}") from error
+            raise MisconfiguredError(
+                f"{folder / name} cannot be read: {first_line(error)}"
+            ) from error
         if digest != sums[name]:
             raise MisconfiguredError(
                 f"{folder / name} is damaged: its {size} bytes have the SHA-256 {digest[:12]}..., "

@@ -24,8 +24,8 @@ from guyot.core.storage import (
     read_json,
     read_tensors,
     read_tree,
+    remove_leftovers,
     removed,
-    sweep,
     verify,
     write_json,
     write_tensors,
@@ -288,7 +288,7 @@ class Checkpointer:
         if checkpoint is None:
             with self._ranks.together():
                 if self.folder.is_dir() and not self._ranks.rank:
-                    sweep(self.folder)
+                    remove_leftovers(self.folder)
             there = self.checkpoints
             checkpoint = there[-1] if there else None
         self._ranks.agree(
