@@ -31,7 +31,7 @@ from guyot.core.types import (
 )
 from guyot.costs.complexity import Complexity
 from guyot.costs.polynomial import Polynomial
-from guyot.costs.polynomial import expand as monomials
+from guyot.costs.polynomial import monomials_of as monomials
 from guyot.costs.widths import physical_plan, protect, quanta_of
 from guyot.planning.candidates import SearchSpace
 from guyot.planning.choice import choose
