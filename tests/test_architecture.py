@@ -45,7 +45,7 @@ OWN = {"self", "cls"}
 # Names that still stand for two things, to become fewer. `DiscoveryCallback` is one for each of two
 # frameworks, and `forward` is what takes the place of two kinds of modules' own.
 SHARED_NAMES = {"DiscoveryCallback", "forward"}
-SHARED_NAMES |= {"Recipe", "describe", "draw", "load", "name_of", "wrapped"}
+SHARED_NAMES |= {"Recipe", "describe", "draw", "load", "name_of", "shrink", "wrapped"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
