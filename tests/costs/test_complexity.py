@@ -34,7 +34,7 @@ from guyot.costs.polynomial import (
 def knotted() -> Structures:
     """Products, concatenations, the same group three times in a product, nested layers."""
     mixed = Concat((Units(0), Fixed(3), Units(1), Units(0)))
-    layers = tuple(Layer(f"l{i}", (), "", i, 1, ()) for i in range(3))
+    layers = tuple(Layer(f"l{i}", (), "", 1, ()) for i in range(3))
     tensors = (
         TensorShape("square", (Units(0), Units(0)), (), trainable=True),
         TensorShape("cube", (Units(0), mixed, Product((Units(0), Fixed(2)))), (0,), trainable=True),

@@ -117,9 +117,7 @@ def residual_network(
         conv[a], conv[b] = (Units(i + 1), Units(0)), (Units(0), Units(i + 1))
         groups.append(unit_group(a, inner[i], (f"{a}.weight", 0), (f"{b}.weight", 1)))
         stream_slots += [(f"{b}.weight", 0), (f"{a}.weight", 1)]
-        layers.append(
-            Layer(f"b{i}", (f"{b}.weight",), f"b{i}", 0, 1, (f"{a}.weight", f"{b}.weight"))
-        )
+        layers.append(Layer(f"b{i}", (f"{b}.weight",), f"b{i}", 0, (f"{a}.weight", f"{b}.weight")))
     of = {f"b{i}.conv{k}": (i,) for i in range(len(inner)) for k in (1, 2)}
     tensors = [
         TensorShape(f"{n}.weight", (*axes, Fixed(3), Fixed(3)), of.get(n, ()), trainable=True)

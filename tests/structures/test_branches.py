@@ -217,6 +217,9 @@ class Written(nn.Module):
         return x + self.last(hidden + mask)
 
 
+@pytest.mark.xfail(
+    reason="costs of a removed branch still name the kernels of a rewritten block", strict=True
+)
 def test_what_writes_into_a_tensor_of_a_branch_goes_with_it() -> None:
     model = nn.Sequential(nn.Linear(4, 6), Written(), nn.Linear(6, 2))
     x = torch.randn(2, 3, 4)
