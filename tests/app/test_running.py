@@ -367,7 +367,7 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path):
         ({"data_dir": "x"}, "data_dir='x' is for CIFAR only.*leave it out"),
         ({"validation": 1.0}, "validation=1.0: give the share"),
         ({"image_size": 0}, "image_size=0: "),
-        ({"epochs": 0, "lr": -1.0}, "epochs=0: give at least 1; lr=-1.0: give a positive"),
+        ({"epochs": 0, "lr": -1.0}, r"epochs=0: give at least 1\nlr=-1.0: give a positive"),
         ({"lr": float("nan")}, "lr=nan"),
         ({"batch_size": 0}, "batch_size=0: give at least 1"),
         ({"threads": 0}, "threads=0: give at least 1"),
@@ -382,7 +382,7 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path):
         ({"alpha": 2.0}, "alpha=2.0: give a number from 0 to 1"),
         ({"beta": -1.0}, "beta=-1.0: give a number from 0 to 1"),
         ({"estimator": "magic"}, "estimator='magic': choose two-sided, fisher, straight-thr"),
-        ({"round_to": 0}, "round_to=0: widths are multiples"),
+        ({"round_to": 0}, "round_to=0: give at least 1"),
         ({"discovery": False, "target": 0.3}, "target=0.3 has no effect without discovery"),
     ],
 )
@@ -395,5 +395,7 @@ def test_settings_survive_json():
     config = RunConfig.of("cifar10", data_dir="somewhere", nu=0.3, beta=0.5, bf16=False)
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert (config.model, config.target, config.name) == ("resnet20", None, "cifar10-resnet20")
-    with pytest.raises(MisconfiguredError, match="unknown settings epoch; known are alpha"):
+    with pytest.raises(
+        MisconfiguredError, match=r"'epoch' is no setting .* did you mean epochs\?: known are alpha"
+    ):
         RunConfig.from_dict({"epoch": 3})
