@@ -73,11 +73,18 @@ def small_network() -> Structures:
 # -- what kernels compute and move ---------------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    reason="costs of a removed branch still name the kernels of a rewritten block", strict=False
+WRONG = {("mobile", 0), ("nested", 0), ("mobile", 1)}
+"""Name and seed where a removed branch's kernels are not those of the cut network."""
+
+
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [
+        pytest.param(name, seed, marks=[pytest.mark.xfail] if (name, seed) in WRONG else [])
+        for seed in (0, 1)
+        for name in CASES
+    ],
 )
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("seed", [0, 1])
 def test_work_is_that_of_the_really_cut_network(name: str, seed: int) -> None:
     """MACs by PyTorch's counter, elements by the tensors that go in and out of its modules."""
     model, structures = structures_of(name)
