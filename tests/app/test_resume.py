@@ -19,7 +19,7 @@ import killed
 import pytest
 import torch
 from paths import HELPERS, ROOT
-from runs import assert_same, lines
+from run_folders import assert_same, lines
 
 from guyot import report
 from guyot.app import running

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from paths import HELPERS
-from runs import assert_same, lines
+from run_folders import assert_same, lines
 
 pytestmark = pytest.mark.timeout(3600)  # processes share what cores there are
 KILLED = -9

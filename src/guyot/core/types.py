@@ -247,13 +247,13 @@ class Restated:
         sizes: calls in its methods that shape a tensor, each with the lengths it is to state: a
             number, the attribute that holds it, or None for what the method says itself.
         groups: it is due when one of these loses units.
-        problem: why the calls cannot be told; None: they can.
+        stuck: groups whose lengths it cannot follow, each with the reason.
     """
 
     module: str
     sizes: tuple[tuple[Place, tuple[int | str | None, ...]], ...]
     groups: tuple[int, ...]
-    problem: str | None = None
+    stuck: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True)

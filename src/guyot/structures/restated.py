@@ -76,17 +76,28 @@ def restated(
     for module in sorted(modules):
         names: dict[Axis, str] = {}
         sizes: dict[Place, Sizes] = {}
-        problem: str | None = None
+        stuck: dict[int, str] = {}
         for node, numbers, dims in every[module]:
             stated = tuple(_sizes(numbers, dims, axis, own, names, root_of(graph.batch)))
-            if any(size is not None for size in stated):
-                place = places.get(node)
-                if place is None:
-                    problem = f"it is not known where it states the lengths of {name_of(node)}"
-                elif sizes.setdefault(place, stated) != stated:
-                    problem = f"it states other lengths by {name_of(node)} every time"
+            if all(size is None for size in stated):
+                continue
+            place = places.get(node)
+            if place is None:
+                reason = f"it is not known where it states the lengths of {name_of(node)}"
+                stuck |= dict.fromkeys(concerned[module], reason)
+                continue
+            earlier = sizes.setdefault(place, stated)
+            sizes[place] = tuple(
+                size if size == other else None for size, other in zip(stated, earlier, strict=True)
+            )
+            for size, other in zip(stated, earlier, strict=True):
+                if size != other:
+                    reason = f"it states other lengths by {name_of(node)} every time"
+                    following = [held for held, name in names.items() if name in (size, other)]
+                    groups = [group for held in following for group in groups_in(held)]
+                    stuck |= dict.fromkeys(groups or concerned[module], reason)
         groups = tuple(sorted(concerned[module]))
-        specs.append(Restated(module, tuple(sizes.items()), groups, problem))
+        specs.append(Restated(module, tuple(sizes.items()), groups, tuple(stuck.items())))
         attributes += [Attribute(module, name, resolved) for resolved, name in names.items()]
     return tuple(specs), tuple(attributes)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -26,6 +27,16 @@ SHAPING = {"view", "reshape", "unflatten", "expand", "split", "split_with_sizes"
 
 OUT_OF_PLACE = {f"{n}_": n for n in "add sub mul div relu sigmoid tanh clamp neg exp".split()}
 """Operators in place -> the same into memory of their own."""
+
+COMPARISONS: Mapping[type[ast.cmpop], Callable[[Any, Any], bool]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+}
+
+PLAIN = (bool, int, float, str, nn.Module, type(None))
+"""Types of the attributes whose comparison says which way a method goes."""
 
 
 @dataclass(frozen=True)
@@ -314,7 +325,7 @@ class _Cleaner:
 
     Attributes:
         own: name of the argument that is the module.
-        unreached: parts of the method that an attribute of the module switches off.
+        unreached: parts of the method that settings of the module switch off.
     """
 
     def __init__(self, method: Method, module: nn.Module, gone: set[str]) -> None:
@@ -328,6 +339,7 @@ class _Cleaner:
     ) -> tuple[list[ast.stmt], set[str]]:
         """The statements that are needed, and the names that they read; `live` are read later."""
         kept: list[ast.stmt] = []
+        self.unreached += self._unreached_after(statements)
         for statement in reversed(statements):
             needed, live = self._one(statement, live)
             kept += [] if needed is None else [needed]
@@ -361,6 +373,16 @@ class _Cleaner:
             case _:
                 return statement, live | _read(statement)
 
+    def _unreached_after(self, statements: Sequence[ast.stmt]) -> Sequence[ast.stmt]:
+        """Return the statements that follow an `if` which always returns."""
+        for position, statement in enumerate(statements):
+            if isinstance(statement, ast.If):
+                switched = self._switch(statement.test)
+                taken = [] if switched is None else statement.body if switched else statement.orelse
+                if taken and isinstance(taken[-1], (ast.Return, ast.Raise)):
+                    return statements[position + 1 :]
+        return []
+
     def look_at_choices(self) -> None:
         """Note what `a if self.flag else b` does not reach."""
         for node in ast.walk(self._method.definition):
@@ -368,13 +390,34 @@ class _Cleaner:
                 self.unreached.append(node.orelse if switched else node.body)
 
     def _switch(self, test: ast.expr) -> bool | None:
-        """The value of a test that is a flag of the module, or not that; None for others."""
+        """The value of a test that asks for nothing but settings of the module; None for others."""
         if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
             value = self._switch(test.operand)
             return None if value is None else not value
-        path = _path(test, self.own) if isinstance(test, ast.Attribute) else None
-        value = vars(self._module).get(path) if path and path != "training" else None
-        return value if isinstance(value, bool) else None
+        if isinstance(test, ast.BoolOp):
+            values = [self._switch(part) for part in test.values]
+            settled = isinstance(test.op, ast.Or)
+            if settled in values:
+                return settled
+            return None if None in values else not settled
+        if isinstance(test, ast.Compare) and len(test.ops) == 1:
+            compare = COMPARISONS.get(type(test.ops[0]))
+            sides = [self._setting(side) for side in (test.left, *test.comparators)]
+            if compare is None or not all(sides):
+                return None
+            return bool(compare(*(value for side in sides for value in side)))
+        setting = self._setting(test)
+        return setting[0] if setting and isinstance(setting[0], bool) else None
+
+    def _setting(self, node: ast.expr) -> tuple[Any, ...]:
+        """The value of a constant or of a plain attribute of the module; () for others."""
+        if isinstance(node, ast.Constant):
+            return (node.value,)
+        path = _path(node, self.own) if isinstance(node, ast.Attribute) else None
+        if not path or path == "training":
+            return ()
+        value = getattr(self._module, path, self)
+        return (value,) if isinstance(value, PLAIN) else ()
 
     def _assigned(
         self, statement: ast.stmt, targets: list[ast.expr], value: ast.expr, live: set[str]

@@ -194,7 +194,11 @@ def _pending(
     done = {spec.module for spec in due(structures, plan)} | without
     left = {number: axis.group for number, axis in meaning.items() if isinstance(axis, Units)}
     return tuple(
-        replace(spec, groups=tuple(left[group] for group in spec.groups if group in left))
+        replace(
+            spec,
+            groups=tuple(left[group] for group in spec.groups if group in left),
+            stuck=tuple((left[group], why) for group, why in spec.stuck if group in left),
+        )
         for spec in structures.restated
         if spec.module not in done
     )
@@ -213,9 +217,13 @@ def settled(structures: Structures, plan: KeepPlan) -> set[str]:
 
 
 def due(structures: Structures, plan: KeepPlan) -> tuple[Restated, ...]:
-    """The modules whose class a plan calls to be derived."""
+    """The modules whose class a plan calls to be derived, with what stops them now."""
     cut = {number for number, mask in enumerate(present(structures, plan)) if not bool(mask.all())}
-    return tuple(r for r in structures.restated if cut.intersection(r.groups))
+    return tuple(
+        replace(spec, stuck=tuple(each for each in spec.stuck if each[0] in cut))
+        for spec in structures.restated
+        if cut.intersection(spec.groups)
+    )
 
 
 def above(name: str) -> list[str]:

@@ -43,10 +43,10 @@ def states_of(spec: Restated) -> list[State]:
     """The edits that a module needs.
 
     Raises:
-        UnsupportedError: nobody knows where it states its lengths.
+        UnsupportedError: it cannot follow the lengths of a group that loses units.
     """
-    if spec.problem is not None:
-        raise UnsupportedError(f"the forward of {spec.module} cannot follow: {spec.problem}")
+    if spec.stuck:
+        raise UnsupportedError(f"the forward of {spec.module} cannot follow: {spec.stuck[0][1]}")
     return [State(place, sizes) for place, sizes in spec.sizes]
 
 
