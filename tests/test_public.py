@@ -43,9 +43,9 @@ def test_what_a_discovery_tells() -> None:
     assert names == set(
         """
         abandon attained benefits evaluation expected_complexity finish finished follow full_macs
-        full_params keep_probs load_state_dict logical_macs macs model nu original params passed
-        phase polarised prices removals settle skipped state_dict step structure structures
-        undecided
+        full_params keep_probs load_state_dict log logical_macs macs model nu original params passed
+        phase polarised prices removals settle skipped standing state_dict step structure structures
+        summary undecided
         """.split()
     )
 

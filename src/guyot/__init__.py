@@ -67,6 +67,10 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
     if name == "export":
         return import_module("guyot.results.export")
+    if name == "__version__":
+        from importlib.metadata import version  # with it comes a parser of e-mails
+
+        return version("guyot")
     if name not in _HOMES:
         raise AttributeError(f"module 'guyot' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -205,9 +205,15 @@ def test_a_model_with_gates_is_refused(name: str, tmp_path: Path):
         WRITERS[name](model, inputs, tmp_path / name)
 
 
+@pytest.mark.parametrize("name", WRITERS)
+def test_one_tensor_is_enough(name: str, tmp_path: Path):
+    written = WRITERS[name](CASES["mlp"].build(), CASES["mlp"].inputs(), tmp_path / f"net.{name}")
+    assert written.difference < 1e-4
+
+
 def test_inputs_that_do_not_fit_are_refused(tmp_path: Path):
-    with pytest.raises(MisconfiguredError, match="example_inputs is one tensor"):
-        export.to_program(CASES["mlp"].build(), CASES["mlp"].inputs(), tmp_path / "net.pt2")
+    with pytest.raises(MisconfiguredError, match="example input 0 is a scalar"):
+        export.to_program(CASES["mlp"].build(), torch.tensor(1.0), tmp_path / "net.pt2")
 
 
 def test_a_program_has_its_ending(tmp_path: Path):

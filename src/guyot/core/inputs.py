@@ -1,4 +1,4 @@
-"""What a model is called with: positional arguments, or keyword arguments as a mapping."""
+"""What a model is called with: one tensor, positional arguments, or a mapping of keywords."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from guyot.core.errors import MisconfiguredError
 
-Inputs = Sequence[Any] | Mapping[str, Any]
-"""Positional arguments of a `forward`, or its keyword arguments."""
+Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
+"""The only argument of a `forward`, its positional arguments, or its keyword arguments."""
 
 
 def call_model(model: nn.Module, inputs: Inputs) -> Any:
@@ -40,6 +40,8 @@ def arguments(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[s
         >>> arguments(Text(), {"mask": 1, "ids": 0})
         ((), {'ids': 0, 'mask': 1, 'use_cache': False})
     """
+    if isinstance(inputs, Tensor):
+        inputs = (inputs,)
     args = () if isinstance(inputs, Mapping) else tuple(inputs)
     given = dict(inputs) if isinstance(inputs, Mapping) else {}
     names = list(inspect.signature(model.forward).parameters)
@@ -119,17 +121,12 @@ def evaluation_mode(model: nn.Module) -> Generator[None]:
 
 def check_inputs(model: nn.Module, example_inputs: Inputs) -> None:
     """Refuse example inputs on another device than the model or without a batch dimension."""
-    if isinstance(example_inputs, Tensor):
-        raise MisconfiguredError(
-            "example_inputs is one tensor; pass a tuple of the arguments of the model's forward, "
-            'e.g. (images,), or its keyword arguments, e.g. {"input_ids": ids}'
-        )
     tensors = tensors_of(example_inputs)
     if not tensors:
         raise MisconfiguredError(
             f"example_inputs={type(example_inputs).__name__} holds no tensor; "
-            "pass a tuple of the arguments of the model's forward, e.g. (images,), or its keyword "
-            'arguments, e.g. {"input_ids": ids}'
+            "pass a tensor, a tuple of the arguments of the model's forward, e.g. (ids, mask), or "
+            'its keyword arguments, e.g. {"input_ids": ids}'
         )
     parameter = next(model.parameters(), None)
     if parameter is None:

@@ -9,13 +9,15 @@ use this numbering, which `GateIndex` holds.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from guyot.core.outline import Item, names_text, tree_lines
 from guyot.core.reasons import Reason, ReasonKind
 
 
@@ -105,6 +107,23 @@ class UnitGroup:
     tied: tuple[str, ...] = ()
     stride: int = 1
     block: Fixed | Units = Fixed(1)
+
+    @property
+    def writers(self) -> tuple[Slot, ...]:
+        """The members that do not read: they make the units, or pass them on."""
+        readers = set(self.readers)
+        return tuple(slot for slot in self.members if slot not in readers)
+
+    @property
+    def relations(self) -> tuple[tuple[str, list[str]], ...]:
+        """Which modules make the units, which read them, and which groups are tied to them."""
+        made, read = _modules(self.writers), _modules(self.readers)
+        return ("made by", made), ("read by", read), ("tied to", list(self.tied))
+
+
+def _modules(slots: Iterable[Slot]) -> list[str]:
+    """Return the modules of some tensors; a parameter of the root is named itself."""
+    return list(dict.fromkeys(slot.tensor.rpartition(".")[0] or slot.tensor for slot in slots))
 
 
 @dataclass(frozen=True)
@@ -276,6 +295,18 @@ class Frozen:
         return tuple(cls(name, reason.text, reason.kind) for name, reason in reasons.items())
 
 
+_SHOWN = 4
+"""How many names of many the tree shows."""
+
+
+def _item(group: UnitGroup) -> Item:
+    """Describe a group: its units, who makes them and who reads them."""
+    below = [
+        Item(f"{title} {names_text(names, _SHOWN)}") for title, names in group.relations if names
+    ]
+    return Item(f"{group.name}: {group.size} units", below)
+
+
 @dataclass(frozen=True)
 class Structures:
     """What can go in a network, and what everything costs.
@@ -301,6 +332,47 @@ class Structures:
     input_shapes: tuple[tuple[int, ...], ...] = ()
     kernels: tuple[Kernel, ...] = ()
     restated: tuple[Restated, ...] = ()
+
+    def __str__(self) -> str:
+        """Return the tree of what can go, and what stays; `guyot inspect` shows it with costs."""
+        below: dict[str | None, list[UnitGroup | Layer]] = defaultdict(list)
+        for around, found in self.nested:
+            below[around].append(found)
+
+        def items(around: str | None) -> list[Item]:
+            return [
+                Item(f"layer {found.name}", items(found.name))
+                if isinstance(found, Layer)
+                else _item(found)
+                for found in below[around]
+            ]
+
+        stays: dict[str, list[str]] = defaultdict(list)
+        for frozen in self.frozen:
+            stays[frozen.reason].append(frozen.name)
+        kept = [Item(f"{names_text(names, _SHOWN)}: {reason}") for reason, names in stays.items()]
+        tail = ["stays", *tree_lines(kept)] if kept else []
+        units = sum(group.size for group in self.groups)
+        head = f"{units} units in {len(self.groups)} groups, {len(self.layers)} layers"
+        return "\n".join([head, *tree_lines(items(None)), *tail])
+
+    @cached_property
+    def nested(self) -> tuple[tuple[str | None, UnitGroup | Layer], ...]:
+        """Groups and layers in the order of the network, each with the layer that holds it."""
+        order = {tensor.name: number for number, tensor in enumerate(self.tensors)}
+        found: list[tuple[int, int, str | None, UnitGroup | Layer]] = []
+        for group in self.groups:
+            home = self.home_of(group)
+            around = None if home is None else self.layers[home].name
+            found.append((min(order[slot.tensor] for slot in group.members), 1, around, group))
+        for number, layer in enumerate(self.layers):
+            held = frozenset.intersection(*(self.holders[name] for name in layer.tensors))
+            homes = sorted(held - {number}, key=lambda other: len(self.layers[other].tensors))
+            around = self.layers[homes[0]].name if homes else None
+            first = min(order[tensor] for tensor in layer.tensors)
+            found.append((first, -len(layer.tensors), around, layer))
+        ordered = sorted(found, key=lambda entry: entry[:2])
+        return tuple((around, entry) for _, _, around, entry in ordered)
 
     @cached_property
     def index(self) -> GateIndex:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +36,9 @@ from guyot.discovery.checks import (
     warn_missed,
     warn_skipped,
 )
+from guyot.discovery.closures import with_gradients
 from guyot.discovery.snapshot import DiscoveryState, checked, identity, snapshot
+from guyot.discovery.standing import BlockTable, Standing, by_block
 from guyot.gates.bank import Gates
 from guyot.gates.calibration import calibrated, most_probable
 from guyot.gates.checks import check_model
@@ -145,7 +147,7 @@ class Discovery:
     def _before_optimizer(self, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Measure, before a removal, what its certificate needs once gradients are there."""
         if self._gates is not None and self._state.step % self._controller.interval == 0:
-            return _with_gradients(functools.partial(self._measure, self._gates), args, kwargs)
+            return with_gradients(functools.partial(self._measure, self._gates), args, kwargs)
         return None
 
     def _measure(self, gates: Gates) -> None:
@@ -361,6 +363,28 @@ class Discovery:
     # -- figures of the network as it is now, and of every structure in it --------------------
 
     @property
+    def standing(self) -> Standing:
+        """Return where the run is."""
+        step, steps = self._state.step, self._controller.phases.total_steps
+        sizes = (self.macs, self.full_macs, self.params, self.full_params)
+        gates = (self.expected_complexity, self.undecided, self.nu, self.skipped)
+        return Standing(self.phase, step, steps, *sizes, *gates)
+
+    def __repr__(self) -> str:
+        return f"<Discovery: {self.standing}>"
+
+    def _repr_html_(self) -> str:
+        return self.summary().html
+
+    def summary(self) -> BlockTable:
+        """Return a table of what is left of every block, to be printed."""
+        return by_block(self.standing, self.original, self.structures)
+
+    def log(self) -> dict[str, float]:
+        """Return MACs, parameters, phase, undecided gates and nu as numbers for a logger."""
+        return self.standing.log()
+
+    @property
     def finished(self) -> bool:
         """Say whether `finish` or `abandon` was called, maybe before a checkpoint."""
         return self._state.finished
@@ -539,30 +563,3 @@ class Discovery:
         self._state = self._state.restored(state["counters"])
         if self.finished:
             self._end()
-
-
-def _with_gradients(
-    measure: Callable[[], None], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Measure gradients now, or after the closure that makes them.
-
-    Args:
-        measure: called when gradients are there.
-        args: of the optimiser's `step`, the optimiser first.
-        kwargs: of the same.
-
-    Returns:
-        Other arguments for `step`; None: the same.
-    """
-    optimizer, *rest = args
-    closure = rest[0] if rest else kwargs.get("closure")
-    if closure is None:
-        measure()
-        return None
-
-    def measured() -> Any:
-        loss = closure()
-        measure()
-        return loss
-
-    return (optimizer,), {"closure": measured}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guyot.core.types import Slot, Structures, UnitGroup
+from guyot.core.types import Layer, Structures, UnitGroup
 from guyot.costs.complexity import Complexity
 from guyot.planning.candidates import SearchSpace
 
@@ -41,12 +41,6 @@ class GroupEntry:
     group: UnitGroup
     layer: str | None
     unit: Price
-
-    @property
-    def writers(self) -> tuple[Slot, ...]:
-        """The members that do not read: they make the units, or pass them on."""
-        readers = set(self.group.readers)
-        return tuple(slot for slot in self.group.members if slot not in readers)
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,7 @@ class Inspection:
                     "layer": entry.layer,
                     "macs_per_unit": entry.unit.macs,
                     "params_per_unit": entry.unit.params,
-                    "writers": [vars(slot) for slot in entry.writers],
+                    "writers": [vars(slot) for slot in entry.group.writers],
                     "readers": [vars(slot) for slot in entry.group.readers],
                     "tied": list(entry.group.tied),
                 }
@@ -140,23 +134,16 @@ def inspection_of(structures: Structures) -> Inspection:
     index = structures.index
     complexity = Complexity(structures, alpha=0.0)
     macs, params = (_prices(cost, index.total) for cost in (complexity.macs, complexity.params))
-    layers = structures.layers
-    order = {tensor.name: number for number, tensor in enumerate(structures.tensors)}
-    found: list[tuple[int, int, GroupEntry | LayerEntry]] = []
-    for number, group in enumerate(structures.groups):
-        home = structures.home_of(group)
-        gate = index.offsets[number]
-        name = None if home is None else layers[home].name
-        entry = GroupEntry(group, name, Price(macs[gate], params[gate]))
-        first = min(order[slot.tensor] for slot in group.members)
-        found.append((first, 1, entry))
-    for number, layer in enumerate(layers):
-        held = frozenset.intersection(*(structures.holders[name] for name in layer.tensors))
-        around = sorted(held - {number}, key=lambda other: len(layers[other].tensors))
-        gate = index.layer(number)
-        name = layers[around[0]].name if around else None
-        entry = LayerEntry(layer.name, name, Price(macs[gate], params[gate]))
-        found.append((min(order[tensor] for tensor in layer.tensors), -len(layer.tensors), entry))
+    gates = {group.name: index.offsets[number] for number, group in enumerate(structures.groups)}
+    layers = {layer.name: index.layer(number) for number, layer in enumerate(structures.layers)}
+
+    def entry(around: str | None, found: UnitGroup | Layer) -> GroupEntry | LayerEntry:
+        if isinstance(found, UnitGroup):
+            gate = gates[found.name]
+            return GroupEntry(found, around, Price(macs[gate], params[gate]))
+        gate = layers[found.name]
+        return LayerEntry(found.name, around, Price(macs[gate], params[gate]))
+
     frozen: dict[str, list[str]] = defaultdict(list)
     for item in structures.frozen:
         frozen[item.reason].append(item.name)
@@ -164,7 +151,7 @@ def inspection_of(structures: Structures) -> Inspection:
         structures.input_shapes,
         Price(round(complexity.full.macs), round(complexity.full.params)),
         _least(structures, complexity),
-        tuple(entry for *_, entry in sorted(found, key=lambda item: item[:2])),
+        tuple(entry(*pair) for pair in structures.nested),
         {reason: tuple(names) for reason, names in frozen.items()},
     )
 

@@ -53,7 +53,8 @@ def save(
         Linear(in_features=8, out_features=3, bias=True)
     """
     folder = Path(folder)
-    text = json_text({**structure, "inputs": _described(example_inputs)})
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+    text = json_text({**structure, "inputs": _described(inputs)})
     if (folder / STRUCTURE).exists():
         raise MisconfiguredError(
             f"folder={str(folder)!r} holds a network already: give another one, nothing is "

@@ -2,13 +2,13 @@
 
 import textwrap
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
-from guyot.core.types import Slot
+from guyot.core.outline import names_text
 from guyot.report import GroupEntry, Inspection, LayerEntry, Price, count_text
 
 _WIDTH = 80
@@ -97,22 +97,10 @@ def _figure(cost: int, full: int) -> str:
 def _slots(entry: GroupEntry, shown: int | None, depth: int) -> Iterator[str]:
     """Who makes the units and who reads them, as modules."""
     room = _WIDTH - _GUIDE * (depth + 1)
-    kinds = (("made by", _modules(entry.writers)), ("read by", _modules(entry.group.readers)))
-    for title, modules in (*kinds, ("tied to", list(entry.group.tied))):
-        if modules:
-            listed = _listed(modules, shown)
-            yield textwrap.fill(f"{title} {listed}", room, subsequent_indent="  ")
-
-
-def _modules(slots: Iterable[Slot]) -> list[str]:
-    """The modules of some tensors; a parameter of the root is named itself."""
-    return list(dict.fromkeys(slot.tensor.rpartition(".")[0] or slot.tensor for slot in slots))
-
-
-def _listed(names: Sequence[str], shown: int | None) -> str:
-    if shown is None or len(names) <= shown + 1:
-        return ", ".join(names)
-    return f"{', '.join(names[:shown])} and {len(names) - shown} more"
+    for title, names in entry.group.relations:
+        if names:
+            text = f"{title} {names_text(names, shown)}"
+            yield textwrap.fill(text, room, subsequent_indent="  ")
 
 
 def _frozen(seen: Inspection, shown: int | None) -> Iterator[str]:
@@ -121,7 +109,7 @@ def _frozen(seen: Inspection, shown: int | None) -> Iterator[str]:
         yield ""
         yield "stays"
     for reason, names in seen.frozen.items():
-        text = f"{_listed(names, shown)}: {reason}"
+        text = f"{names_text(names, shown)}: {reason}"
         yield from textwrap.wrap(text, _WIDTH, initial_indent="  ", subsequent_indent="    ")
     yield ""
     yield from textwrap.wrap(
