@@ -49,6 +49,7 @@ def test_own_loop(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_timm_finetune() -> None:
     output = run("timm_finetune.py", "--epochs", "6")
     macs, params = shares(output)
@@ -56,6 +57,7 @@ def test_timm_finetune() -> None:
     assert accuracy(output) > 90
 
 
+@pytest.mark.slow
 def test_transformer() -> None:
     output = run("transformer.py", "--steps", "150")
     macs, params = shares(output)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from arena.job import Job, Run, loss_of
 from arena.task import EIGHT, Task
@@ -246,7 +246,7 @@ class CutInProgress:
         if self.penalty is not None:
             self.penalty.regularize(self.job.model)
 
-    def after_step(self) -> None:
+    def after_step(self, loss: Callable[[], Tensor]) -> None:
         if self.job.step == self.when:
             self.penalty = None
             self._carry_out()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from arena.cuts import Cut
 from arena.job import Job, Json, Run
@@ -22,8 +22,8 @@ class Progress(Protocol):
         """After the backward pass of a step."""
         ...
 
-    def after_step(self) -> None:
-        """After the optimiser's step; gradients are cleared."""
+    def after_step(self, loss: Callable[[], Tensor]) -> None:
+        """After the optimiser's step; gradients are cleared. ``loss`` is that of its batch."""
         ...
 
     def finish(self) -> Json:
@@ -49,7 +49,7 @@ class Plain:
     def before_optimizer(self) -> None:
         pass
 
-    def after_step(self) -> None:
+    def after_step(self, loss: Callable[[], Tensor]) -> None:
         pass
 
     def finish(self) -> Json:
@@ -127,8 +127,8 @@ class GuyotInProgress:
     def before_optimizer(self) -> None:
         pass
 
-    def after_step(self) -> None:
-        self.discovery.step()
+    def after_step(self, loss: Callable[[], Tensor]) -> None:
+        self.discovery.step(loss=loss)
         self.job.macs = self.discovery.macs
 
     def finish(self) -> Json:
@@ -167,9 +167,11 @@ GUYOT: dict[str, Mapping[str, Any]] = {
     "guyot-taylor": {"estimator": "taylor"},
     "guyot-beta0": {"beta": 0.0},
     "guyot-early": {"warmup": 0.02, "discovery_end": 0.3},
+    "guyot-fisher": {"estimator": "fisher", "beta": 0.0},
+    "guyot-fisher-units": {"estimator": "fisher", "beta": 0.0, "layers": False},
 }
 """Settings of discoveries by name."""
-ABOUT_BRANCHES = ("guyot-units", "guyot-beta0")
+ABOUT_BRANCHES = ("guyot-units", "guyot-beta0", "guyot-fisher-units")
 """Those that change nothing where there are no residual branches."""
 
 

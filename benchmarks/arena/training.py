@@ -106,7 +106,7 @@ def train(
             job.optimizer.zero_grad()
             job.step += 1
             job.spent += job.macs
-            progress.after_step()
+            progress.after_step(lambda: loss_of(job.model, inputs, labels)[0])  # noqa: B023
             total += loss.detach()
             if job.step == job.total:
                 break

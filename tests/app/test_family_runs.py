@@ -236,6 +236,7 @@ def test_settings_of_a_family_can_be_used_again(tmp_path: Path) -> None:
         RunConfig.from_dict(config().to_dict() | {"targets": "0.5"})
 
 
+@pytest.mark.slow
 def test_the_command_is_interrupted_and_goes_on(tmp_path: Path) -> None:
     """In processes of their own, with a real Ctrl-C while the second member is trained."""
     run = tmp_path / "run"

@@ -119,6 +119,7 @@ def test_train_within_milliseconds(
     assert made.milliseconds(left) == pytest.approx(0.4, rel=0.1)
 
 
+@pytest.mark.slow
 def test_a_sweep_counts_latency(
     tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

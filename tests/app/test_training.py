@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -60,11 +61,13 @@ def test_discovery_is_stepped_once_per_step_with_cleared_gradients():
     recipe = Recipe(epochs=1, bf16=False, warmup_epochs=0)
     optimizer = training.make_optimizer(model, recipe)
     calls: list[bool] = []
+    again: list[float] = []
     losses: list[tuple[int, float]] = []
 
     class Spy:
-        def step(self) -> None:
+        def step(self, *, loss: Callable[[], torch.Tensor]) -> None:
             calls.append(all(parameter.grad is None for parameter in model.parameters()))
+            again.append(float(loss().detach()))
 
     batches = [(torch.randn(3, 1, 2, 2), torch.tensor([0, 1, 0])) for _ in range(5)]
     result = training.train_epoch(
@@ -77,6 +80,8 @@ def test_discovery_is_stepped_once_per_step_with_cleared_gradients():
         on_step=lambda step, loss: losses.append((step, loss)),
     )
     assert calls == [True] * 5
+    # the loss is that of the same batch, after the step
+    assert all(after < before for after, (_, before) in zip(again, losses, strict=True))
     assert result.steps == 5
     assert [step for step, _ in losses] == [1, 2, 3, 4, 5]
     assert result.loss == pytest.approx(sum(loss for _, loss in losses) / 5, rel=1e-6)

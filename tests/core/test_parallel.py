@@ -83,6 +83,7 @@ def test_a_rank_that_is_lost_ends_the_others(how: str, message: str) -> None:
     assert re.search(message, said), said
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_numbers_of_processes(tmp_path: Path) -> None:
     """2 processes, one of which is killed; then 1, stopped; then 2 again, to the end."""
     run = tmp_path / "run"

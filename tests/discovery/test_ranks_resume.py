@@ -62,6 +62,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return undisturbed_by(2, tmp_path_factory.mktemp("runs") / "undisturbed")
 
 
+@pytest.mark.slow
 def test_both_processes_are_killed_in_the_middle_of_discovery(
     tmp_path: Path, undisturbed: Path
 ) -> None:

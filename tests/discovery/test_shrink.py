@@ -15,7 +15,7 @@ import guyot
 from guyot import DiscoveryConfig, GuyotWarning, MisconfiguredError
 from guyot.discovery.shrink import shrink
 from guyot.gates.bank import Gates
-from guyot.planning.benefits import SideMeans, SideSums, fisher, with_branches
+from guyot.planning.benefits import Homes, SideMeans, SideSums, fisher, with_branches
 from guyot.structures import find_structures
 
 EXACT = DiscoveryConfig(round_to=1)
@@ -199,7 +199,7 @@ def test_a_last_unit_before_a_normalisation_is_worth_its_branch() -> None:
     layer = structures.index.layer(structures.home_of(structures.groups[number]))
     assert benefit[layer] > 1e-3
     assert abs(float(benefit[unit])) < 1e-2 * float(benefit[layer])
-    found = with_branches(benefit, gates.sampled > 0, structures)
+    found = with_branches(benefit, gates.sampled > 0, Homes.of(structures))
     assert found[unit] == pytest.approx(float(benefit[layer]), rel=2e-2)
 
 
@@ -212,7 +212,7 @@ def test_units_of_a_branch_share_what_it_earns_beyond_them() -> None:
     benefit[units] = torch.tensor([1.0, 2.0, 3.0, -1.0, 4.0])
     benefit[index.layer(1)] = 20.0
     on[units.start + 4] = False  # three of those that are on contribute 6, the branch 20
-    shared = with_branches(benefit, on, structures)[units]
+    shared = with_branches(benefit, on, Homes.of(structures))[units]
     torch.testing.assert_close(shared, benefit[units] + 14 / 16)
     benefit[index.layer(1)] = 5.0
-    assert torch.equal(with_branches(benefit, on, structures), benefit)
+    assert torch.equal(with_branches(benefit, on, Homes.of(structures)), benefit)

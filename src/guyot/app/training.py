@@ -28,8 +28,11 @@ from guyot.core.errors import MisconfiguredError
 class Stepper(Protocol):
     """What the loop needs of a `Discovery`: to be told that an optimiser step is over."""
 
-    def step(self) -> Any:
-        """Called once per optimiser step, after the gradients were cleared."""
+    def step(self, *, loss: Callable[[], Tensor]) -> Any:
+        """Called once per optimiser step, after the gradients were cleared.
+
+        ``loss`` runs the model on the same batch again.
+        """
         ...
 
 
@@ -179,11 +182,19 @@ def train_step(
     ``images`` ``(N, C, H, W)``, ``labels`` int64 ``(N,)``. Returns the detached mean loss (nats,
     float32 scalar) and the number of correct predictions (int64 scalar).
     """
+    loss, logits = batch_loss(model, images, labels, recipe)
+    loss.backward()
+    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+
+
+def batch_loss(
+    model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, recipe: Recipe
+) -> tuple[Tensor, Tensor]:
+    """Mean loss of one batch (nats, float32 scalar), and its logits ``(N, classes)``."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.bf16):
         logits = model(images)
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-    loss.backward()
-    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+    return loss, logits
 
 
 def train_epoch(
@@ -212,7 +223,7 @@ def train_epoch(
         optimizer.zero_grad()
         scheduler.step()
         if discovery is not None:
-            discovery.step()
+            discovery.step(loss=lambda: batch_loss(model, images, labels, recipe)[0])  # noqa: B023
         tally.add(loss, hits, len(labels))
         if on_step is not None:
             on_step(tally.steps, float(loss))

@@ -24,6 +24,7 @@ from guyot.costs.complexity import Cost
 from guyot.costs.widths import physical_plan
 from guyot.discovery.checks import (
     NO_GRADIENT,
+    NO_LOSS,
     NO_PRICE,
     NOT_FINITE,
     check_copy,
@@ -37,6 +38,7 @@ from guyot.discovery.checks import (
     warn_skipped,
 )
 from guyot.discovery.closures import with_gradients
+from guyot.discovery.layer_benefits import Loss, layer_benefits, untouched
 from guyot.discovery.snapshot import DiscoveryState, checked, identity, snapshot
 from guyot.discovery.standing import BlockTable, Standing, by_block
 from guyot.gates.bank import Gates
@@ -158,15 +160,19 @@ class Discovery:
     def _after_optimizer(self, *_: object) -> None:
         self._pending += 1
 
-    def step(self, *, grad_scale: float | None = None) -> None:
+    def step(self, *, grad_scale: float | None = None, loss: Loss | None = None) -> None:
         """Move the gates after an optimiser step; structures may go.
 
         Args:
             grad_scale: the factor by which the loss was multiplied (a `GradScaler`'s
                 `get_scale()` at the time); the scaler may have skipped the optimiser's step.
+            loss: runs the model on the batch of this step again and returns the mean loss, nats.
+                It is called without gradients, now and then, to measure what layers earn.
+                `estimator="fisher"` needs it where there are layers to gate.
 
         Raises:
             SequenceError: after `finish()`, or twice for one optimiser step.
+            MisconfiguredError: `loss` is missing.
         """
         if self.finished:
             raise SequenceError("step() after finish(): make a new Discovery for another run")
@@ -176,9 +182,12 @@ class Discovery:
                 "call it once after every optimizer.step(), with grad_scale if a GradScaler may "
                 "skip it"
             )
+        fisher = self._controller.config.estimator == "fisher"
+        if loss is None and fisher and self.structures.layers and not self._state.settled:
+            raise MisconfiguredError(NO_LOSS)
         self._pending = 0
         if self._gates is not None:
-            self._discover(self._gates, grad_scale or 1.0)
+            self._discover(self._gates, grad_scale or 1.0, loss)
         self._change(step=self._state.step + 1)
         if self._state.settled:
             return
@@ -213,7 +222,7 @@ class Discovery:
         gates.probable.copy_(most_probable(state.theta, state.alive, self.structures))
         gates.zero_grad()
 
-    def _discover(self, gates: Gates, grad_scale: float) -> None:
+    def _discover(self, gates: Gates, grad_scale: float, loss: Loss | None) -> None:
         """Let the controller move the gates; remove what can go."""
         sums = self._sums(gates, grad_scale)
         if sums.silent or not sums.finite:
@@ -221,6 +230,8 @@ class Discovery:
             reason = NO_GRADIENT if sums.silent else NOT_FINITE
             warn_skipped(self.skipped, self._state.step, *reason)
         else:
+            if loss is not None:
+                self._measure_layers(gates, loss)
             removable = self._controller.advance(sums, self._state.step)
             due = self._state.step % self._controller.interval == 0
             if due:
@@ -233,6 +244,14 @@ class Discovery:
                     self._cut(keep)
                     gates = self._attach()
         self._draw(gates)
+
+    def _measure_layers(self, gates: Gates, loss: Loss) -> None:
+        """Measure what some layers earn, if it is their turn."""
+        due = self._controller.layers_due(self._state.step)
+        if len(due):
+            with untouched(self.model):
+                rises = layer_benefits(gates, due, loss)
+            self._controller.take_layers(due, self._ranks.mean(rises.to(self._device)).cpu())
 
     def _sums(self, gates: Gates, grad_scale: float = 1.0) -> SideSums:
         """Return the gate gradients of this step, over all ranks."""

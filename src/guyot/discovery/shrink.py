@@ -17,9 +17,10 @@ from guyot.core.types import Structures
 from guyot.costs.complexity import Complexity, Cost
 from guyot.costs.widths import physical_plan, quanta_of
 from guyot.discovery.checks import check_prunable, warn_missed
+from guyot.discovery.layer_benefits import layer_benefits, untouched
 from guyot.gates.bank import Gates
 from guyot.gates.checks import check_model
-from guyot.planning.benefits import SideMeans, SideSums, fisher, with_branches
+from guyot.planning.benefits import Homes, SideMeans, SideSums, fisher, with_branches
 from guyot.planning.candidates import SearchSpace
 from guyot.planning.choice import Choice, trim
 from guyot.planning.config import Dials, DiscoveryConfig
@@ -204,33 +205,27 @@ def _measured(
             benefit[index.layer_slice] = _of_layers(model, gates, first, loss)
     finally:
         gates.detach()
-    return with_branches(benefit, torch.ones(index.total, dtype=torch.bool), structures)
+    on = torch.ones(index.total, dtype=torch.bool)
+    return with_branches(benefit, on, Homes.of(structures))
 
 
-@torch.no_grad()
 def _of_layers(model: nn.Module, gates: Gates, batches: list[Any], loss: Loss) -> Tensor:
     """Return C(0) - C(1) of every layer, nats, shape (layers,)."""
 
     def mean() -> float:
         return sum(float(loss(model, batch)) for batch in batches) / len(batches)
 
-    where = range(gates.structures.index.total)[gates.structures.index.layer_slice]
-    full, rises = mean() if where else 0.0, []
-    for layer in where:
-        gates.sampled[layer] = 0
-        rises.append(mean() - full)
-        gates.sampled[layer] = 1
-    return torch.tensor(rises)
+    index = gates.structures.index
+    return layer_benefits(gates, torch.arange(index.total)[index.layer_slice], mean)
 
 
 @contextlib.contextmanager
 def _measuring(model: nn.Module) -> Generator[None]:
     """Let gates work and BatchNorm use the statistics of batches; else as in evaluation.
 
-    Modes, buffers and gradients are as before afterwards.
+    Modes, buffers, gradients and sources of random numbers are as before afterwards.
     """
     modes = {module: module.training for module in model.modules()}
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     gradients = [(p, p.grad) for p in model.parameters()]
     model.eval()
     for module in (model, *batch_norms(model)):
@@ -238,11 +233,9 @@ def _measuring(model: nn.Module) -> Generator[None]:
     for parameter, _ in gradients:
         parameter.grad = None
     try:
-        yield
+        with untouched(model):
+            yield
     finally:
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                buffer.copy_(buffers[name])
         for parameter, gradient in gradients:
             parameter.grad = gradient
         for module, mode in modes.items():

@@ -25,7 +25,7 @@ from guyot.planning.vectors import GateState
 from guyot.surgery import shrink
 from guyot.surgery.record import Record, Removal
 
-VERSION = 3
+VERSION = 4
 """Of the tree."""
 
 _DO = "build the model and the Discovery as for the first start"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -241,7 +242,33 @@ def fisher(means: SideMeans, theta: Tensor) -> Tensor:  # noqa: ARG001  (as abov
     return torch.where(means.weight_one > 0, bend_one / 2 - one, -bend_zero / 2 - zero)
 
 
-def with_branches(benefit: Tensor, on: Tensor, structures: Structures) -> Tensor:
+@dataclass(frozen=True)
+class Homes:
+    """Say which group a unit belongs to, and which layer holds all of that group.
+
+    Attributes:
+        group: number of the group, int64, shape (units,).
+        gate: gate of the layer, int64, shape (groups,); 0 where there is none.
+        inside: there is one, bool, shape (groups,).
+    """
+
+    group: Tensor
+    gate: Tensor
+    inside: Tensor
+
+    @classmethod
+    def of(cls, structures: Structures) -> Homes:
+        """Return them for some structures."""
+        index = structures.index
+        homes = [structures.home_of(group) for group in structures.groups]
+        return cls(
+            group=index.group_of_gate[: index.layer_slice.start],
+            gate=torch.tensor([0 if h is None else index.layer(h) for h in homes]).long(),
+            inside=torch.tensor([h is not None for h in homes]).bool(),
+        )
+
+
+def with_branches(benefit: Tensor, on: Tensor, homes: Homes) -> Tensor:
     r"""Return benefits in which the units of a branch add up to it when they are few.
 
     What the units of a group contribute one by one, S in sum, is less than what their branch b_l
@@ -257,18 +284,58 @@ def with_branches(benefit: Tensor, on: Tensor, structures: Structures) -> Tensor
     Args:
         benefit: nats, shape (gates,).
         on: which gates are 1, bool, shape (gates,).
-        structures: what there is.
+        homes: the branch of every group.
     """
-    found = benefit.clone()
-    for number, group in enumerate(structures.groups):
-        home = structures.home_of(group)
-        where = structures.index.units(number)
-        count = int(on[where].sum())
-        if home is not None and count:
-            units = benefit[where][on[where]].clamp(min=0).sum()
-            whole = benefit[structures.index.layer(home)]
-            found[where] += (whole - units).clamp(min=0) / count**2
-    return found
+    units, groups = len(homes.group), len(homes.gate)
+    active = on[:units].to(benefit)
+
+    def summed(values: Tensor) -> Tensor:
+        return benefit.new_zeros(groups).index_add(0, homes.group, values)
+
+    count = summed(active)
+    missing = (benefit[homes.gate] - summed(active * benefit[:units].clamp(min=0))).clamp(min=0)
+    extra = torch.where(homes.inside & (count > 0), missing / count.clamp(min=1).square(), 0)
+    return torch.cat([benefit[:units] + extra[homes.group], benefit[units:]])
+
+
+@dataclass(frozen=True)
+class LayerMeans(GateState):
+    """Keep running means of what layers earn, measured by forward passes with and without them.
+
+    The first measurements of a layer have equal weights, later ones `RATE`. Structures that were
+    not measured have none.
+
+    Attributes:
+        mean: C(0) - C(1), nats, float32, shape (gates,).
+        count: how often it was measured, int32, shape (gates,).
+    """
+
+    RATE: ClassVar[float] = 0.2
+
+    mean: Tensor
+    count: Tensor
+
+    @classmethod
+    def start(cls, total: int) -> LayerMeans:
+        """Return means without any measurement, for a number of gates."""
+        return cls(torch.zeros(total), torch.zeros(total, dtype=torch.int32))
+
+    def updated(self, gates: Tensor, rises: Tensor) -> LayerMeans:
+        """Return the means with one more measurement of some gates.
+
+        Args:
+            gates: numbers, int64, shape (n,).
+            rises: C(0) - C(1), nats, shape (n,); what is not finite does not count.
+        """
+        gates, rises = gates[rises.isfinite()], rises[rises.isfinite()]
+        count = self.count.index_add(0, gates, torch.ones_like(gates, dtype=torch.int32))
+        rate = (1 / count[gates]).clamp(min=self.RATE)
+        old = self.mean[gates]
+        return LayerMeans(self.mean.index_copy(0, gates, old + rate * (rises - old)), count)
+
+    def over(self, benefit: Tensor) -> Tensor:
+        """Return benefits, shape (gates,), with what was measured in the place of estimates."""
+        return torch.where(self.count > 0, self.mean, benefit)
 
 
 _RULES: dict[str, Callable[[SideMeans, Tensor], Tensor]] = dict(

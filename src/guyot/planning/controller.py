@@ -18,7 +18,14 @@ from guyot.core.types import Structures
 from guyot.costs.complexity import Complexity, Cost
 from guyot.costs.widths import protect, quanta_of
 from guyot.planning import dynamics
-from guyot.planning.benefits import SideMeans, SideSums, benefit
+from guyot.planning.benefits import (
+    Homes,
+    LayerMeans,
+    SideMeans,
+    SideSums,
+    benefit,
+    with_branches,
+)
 from guyot.planning.budget import Budget, BudgetState
 from guyot.planning.candidates import SearchSpace
 from guyot.planning.choice import Choice, choose
@@ -28,6 +35,12 @@ from guyot.planning.vectors import GateState, GateValues
 
 _FORGET = 0.99
 """Per measurement, how fast the running upper bound of gradients follows smaller ones."""
+
+MEASURE_EVERY = 10
+"""Steps from one measurement of layers to the next."""
+
+MEASURE_LAYERS = 3
+"""Layers of one measurement."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,7 @@ class ControllerState(GateState):
         still: steps in a row in which all gates were decided.
         skip: see `Phases`.
         estimator: means of the gates' gradients.
+        layers: what layers earn, where it was measured.
         zeros: steps that each theta has been 0.
         budget: None without a target.
     """
@@ -61,6 +75,7 @@ class ControllerState(GateState):
     still: int
     skip: int
     estimator: SideMeans
+    layers: LayerMeans
     zeros: ZeroSteps
     budget: BudgetState | None
 
@@ -87,6 +102,7 @@ class ControllerState(GateState):
             still=0,
             skip=phases.skip,
             estimator=SideMeans.start(total),
+            layers=LayerMeans.start(total),
             zeros=ZeroSteps.start(total),
             budget=BudgetState() if budget else None,
         )
@@ -140,6 +156,7 @@ class Controller:
             for group, quantum in zip(structures.groups, self.quanta, strict=True)
         }
         self._space = SearchSpace(structures, self.complexity, self.quanta)
+        self._homes = Homes.of(structures)
         self.least = self._space.least
         self._budget: Budget | None = None
         if dials.target is not None:
@@ -188,11 +205,19 @@ class Controller:
         return GateValues(
             theta=state.theta,
             alive=state.alive,
-            benefit=benefit(self.config.estimator, state.estimator, state.theta),
+            benefit=self._benefit(),
             price=state.prices,
             reference_price=state.reference,
             gradient=state.gradient,
         )
+
+    def _benefit(self) -> Tensor:
+        """Return what every gate earns, nats, shape (gates,)."""
+        state, estimator = self.state, self.config.estimator
+        found = state.layers.over(benefit(estimator, state.estimator, state.theta))
+        if estimator != "fisher":
+            return found
+        return with_branches(found, (state.theta >= 0.5) & state.alive, self._homes)
 
     @property
     def undecided(self) -> int:
@@ -243,6 +268,27 @@ class Controller:
         bound = torch.maximum(_FORGET * self.state.bound, gradient_norm)
         bound = torch.where(bound.isfinite(), bound, self.state.bound)
         self.state = replace(self.state, norm=weight_norm, bound=bound)
+
+    def layers_due(self, step: int) -> Tensor:
+        """Return the gates of the layers that are to be measured after a step, int64, shape (n,).
+
+        A few at a time, so that a measurement costs little more than a step does, in turn.
+        """
+        index = self.structures.index
+        if step % MEASURE_EVERY or not index.layers:
+            return torch.zeros(0, dtype=torch.int64)
+        first = step // MEASURE_EVERY * MEASURE_LAYERS
+        turn = torch.arange(first, first + min(MEASURE_LAYERS, index.layers)) % index.layers
+        return index.layer_slice.start + turn
+
+    def take_layers(self, gates: Tensor, rises: Tensor) -> None:
+        """Take in what some layers earn.
+
+        Args:
+            gates: of `layers_due`.
+            rises: of the loss without each of them, nats, the same shape.
+        """
+        self.state = replace(self.state, layers=self.state.layers.updated(gates, rises))
 
     def advance(self, sums: SideSums, step: int) -> Tensor:
         """Take one step of the method: gradients -> benefits -> keep probabilities.
@@ -333,6 +379,7 @@ class Controller:
         )
         self.complexity = Complexity(structures, self.dials.alpha, self.dials.beta, self.full)
         self._space = SearchSpace(structures, self.complexity, self.quanta)
+        self._homes = Homes.of(structures)
         self.state = self.state.select(gates)
         self.price()
 

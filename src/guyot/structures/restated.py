@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from torch import fx
@@ -87,10 +88,9 @@ def restated(
                 stuck |= dict.fromkeys(concerned[module], reason)
                 continue
             earlier = sizes.setdefault(place, stated)
-            sizes[place] = tuple(
-                size if size == other else None for size, other in zip(stated, earlier, strict=True)
-            )
-            for size, other in zip(stated, earlier, strict=True):
+            pairs = list(zip_longest(stated, earlier))
+            sizes[place] = tuple(size if size == other else None for size, other in pairs)
+            for size, other in pairs:
                 if size != other:
                     reason = f"it states other lengths by {name_of(node)} every time"
                     following = [held for held, name in names.items() if name in (size, other)]

@@ -1,0 +1,66 @@
+"""What layers earn, measured exactly: forward passes with and without each of them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator
+
+import torch
+from torch import Tensor, nn
+
+from guyot.core.randomness import random_state, set_random_state
+from guyot.gates.bank import Gates
+
+Loss = Callable[[], Tensor | float]
+"""Run the model on one batch and return the mean loss, nats."""
+
+
+@torch.no_grad()
+def layer_benefits(gates: Gates, where: Tensor, loss: Loss) -> Tensor:
+    """Measure C(0) - C(1) of some layers in the network that the gates make now.
+
+    All passes see the same batch and draw the same random numbers, so that the differences are
+    those that the layers make. The gates are as before afterwards.
+
+    Args:
+        gates: on the model.
+        where: gates of the layers, int64, shape (n,).
+        loss: the model is in training mode.
+
+    Returns:
+        nats, float32, shape (n,), on the CPU.
+    """
+    if not len(where):
+        return torch.zeros(0)
+    state = random_state()
+
+    def measured() -> float:
+        set_random_state(state)
+        return float(loss())
+
+    present, rises = measured(), list[float]()
+    for gate in where.tolist():
+        on = bool(gates.sampled[gate])
+        gates.sampled[gate] = not on
+        other = measured()
+        gates.sampled[gate] = on
+        rises.append(other - present if on else present - other)
+    return torch.tensor(rises)
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Generator[None]:
+    """Leave a model's buffers and the sources of random numbers as they were.
+
+    Args:
+        model: a forward pass in training mode changes its buffers, as BatchNorm's statistics.
+    """
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
