@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -173,3 +175,37 @@ def test_a_resumed_run_measures_as_one_in_one_piece() -> None:
     assert losses[0] == losses[1]
     means = [d._controller.state.layers for d in (first, second)]
     assert torch.equal(means[0].mean, means[1].mean) and int(means[0].count.sum()) > 9
+
+
+class WithLoss(nn.Module):
+    """A model that returns its loss by name, or as an attribute, when it is given labels."""
+
+    def __init__(self, *, mapping: bool) -> None:
+        super().__init__()
+        self.net, self.mapping = network(), mapping
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
+        logits = self.net(x)
+        if labels is None:
+            return logits
+        loss = F.cross_entropy(logits, labels)
+        return {"loss": loss} if self.mapping else SimpleNamespace(loss=loss)
+
+
+@pytest.mark.parametrize("mapping", [True, False])
+def test_a_model_that_returns_its_loss_needs_no_closure(mapping: bool) -> None:
+    model, (x, y) = WithLoss(mapping=mapping), batch()
+    discovery = discovery_of(model, 300)
+    copies: list[nn.Module] = []
+    for _ in range(80):
+        output = model(x, labels=y)
+        (output["loss"] if mapping else output.loss).backward()
+        discovery._optimizer.step()
+        discovery._optimizer.zero_grad()
+        discovery.step()
+        copies = [copy.deepcopy(model)]
+    index, state = discovery.structures.index, discovery._controller.state
+    assert state.layers.count[index.layer_slice].min() > 1
+    copies[0].train()(x, labels=y)  # a copy is watched by nobody
+    discovery.finish()
+    assert not model._forward_hooks

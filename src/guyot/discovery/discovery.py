@@ -38,7 +38,7 @@ from guyot.discovery.checks import (
     warn_skipped,
 )
 from guyot.discovery.closures import with_gradients
-from guyot.discovery.layer_benefits import Loss, layer_benefits, untouched
+from guyot.discovery.layer_benefits import Loss, OwnLoss, layer_benefits, untouched
 from guyot.discovery.snapshot import DiscoveryState, checked, identity, snapshot
 from guyot.discovery.standing import BlockTable, Standing, by_block
 from guyot.gates.bank import Gates
@@ -139,6 +139,7 @@ class Discovery:
         self._ranks.agree("settings or model", repr(identity(self.original, self._controller)))
         self._record = Record(self.original)
         self._followers: list[nn.Module] = []
+        self._own_loss = OwnLoss(self.model)
         self._state = DiscoveryState(settled=not with_gates)
         self._pending = 0
         self._hooks = [
@@ -168,7 +169,8 @@ class Discovery:
                 `get_scale()` at the time); the scaler may have skipped the optimiser's step.
             loss: runs the model on the batch of this step again and returns the mean loss, nats.
                 It is called without gradients, now and then, to measure what layers earn.
-                `estimator="fisher"` needs it where there are layers to gate.
+                `estimator="fisher"` needs it where there are layers to gate, unless the model
+                itself returns its loss, as those of transformers do.
 
         Raises:
             SequenceError: after `finish()`, or twice for one optimiser step.
@@ -182,9 +184,10 @@ class Discovery:
                 "call it once after every optimizer.step(), with grad_scale if a GradScaler may "
                 "skip it"
             )
-        fisher = self._controller.config.estimator == "fisher"
-        if loss is None and fisher and self.structures.layers and not self._state.settled:
-            raise MisconfiguredError(NO_LOSS)
+        if self._controller.config.estimator == "fisher":
+            loss = loss or self._own_loss.again
+            if loss is None and self.structures.layers and not self._state.settled:
+                raise MisconfiguredError(NO_LOSS)
         self._pending = 0
         if self._gates is not None:
             self._discover(self._gates, grad_scale or 1.0, loss)
@@ -296,6 +299,7 @@ class Discovery:
         """
         if self._state.settled:
             return
+        self._own_loss.stop()
         if self._gates is None:
             self._change(settled=True)
             return
@@ -375,6 +379,7 @@ class Discovery:
 
     def _end(self) -> nn.Module:
         self._change(finished=True)
+        self._own_loss.stop()
         for hook in self._hooks:
             hook.remove()
         return self.model

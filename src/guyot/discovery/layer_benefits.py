@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,3 +65,55 @@ def untouched(model: nn.Module) -> Generator[None]:
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
+
+
+class OwnLoss:
+    """Repeat the last training call of a model that returns its loss, as those of transformers do.
+
+    Args:
+        model: watched until `stop`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._call: tuple[nn.Module, Any, Any] | None = None
+        hook: Any = self  # an object, so that copies of the model get one of their own
+        self._hook = model.register_forward_hook(hook, with_kwargs=True)
+
+    @torch.compiler.disable
+    def __call__(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Note a call."""
+        if model.training and torch.is_grad_enabled():
+            self._call = None if _loss_in(output) is None else (model, args, kwargs)
+
+    @property
+    def again(self) -> Loss | None:
+        """Return what computes the loss of the last call once more; None if it returned none."""
+        if self._call is None:
+            return None
+        model, args, kwargs = self._call
+
+        def loss() -> Tensor:
+            found = _loss_in(model(*args, **kwargs))
+            assert found is not None
+            return found
+
+        return loss
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._hook.remove()
+        self._call = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        """Return what watches nothing, for copies of the model."""
+        return _ignore
+
+
+def _ignore(*_: Any) -> None:
+    pass
+
+
+def _loss_in(output: Any) -> Tensor | None:
+    """Return the loss that an output holds by name."""
+    found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    return found if isinstance(found, Tensor) and found.dim() == 0 else None
