@@ -115,7 +115,7 @@ removed layers: stages.0.1
 
 1 MAC = 1 multiply-accumulate = 2 FLOPs. Latency: one forward pass in float32 on
 cpu, 2 threads; median and quartiles of at least 50 passes, in turns. The
-network before was never trained alone (--no-discovery does that)."""
+network before was never trained alone (--baseline full does that)."""
 
 
 def test_the_table():

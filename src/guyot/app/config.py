@@ -31,6 +31,8 @@ DATA = ("digits", "cifar10", "cifar100", "imagefolder:DIR")
 MODELS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "digits")
 """Guyot's own networks."""
 PATTERNS = ("ignore", "freeze", "tie")
+BASELINES = ("full", "slim")
+"""Networks that are trained like the run without discovery; with the second, both are."""
 GOALS = ("nu", "target", "targets", "target_ms")
 MAX_THREADS = 1024
 MAX_IMAGE_SIZE = 4096
@@ -61,6 +63,7 @@ _SEEDS = Rule(lambda value: value >= 0, "give an integer from 0 to 2147483647")
 _THREADS = Rule(
     lambda value: 1 <= value <= MAX_THREADS, f"give at least 1 and at most {MAX_THREADS}"
 )
+_SLIM = Rule(lambda value: 0 < value <= 1, "give the share of the MACs to keep, such as 0.5")
 _KEPT = Rule(lambda value: value >= 0, "give how many checkpoints stay, 0 for none")
 
 
@@ -170,6 +173,19 @@ class RunConfig:
         (), _FIND, "Groups that lose the same units: 'a,b' or 'blocks.*.fc1'"
     )
     discovery: bool = setting(True, _FIND, "Train the full network")
+    slim: float | None = setting(
+        None,
+        _FIND,
+        "With --no-discovery: the same share of every width, and at least this share of the MACs",
+        rule=_SLIM,
+    )
+    baseline: str | None = setting(
+        None,
+        _RUN,
+        "Then train to compare: full, the full network, or slim, a uniformly slimmer one, too",
+        choices=BASELINES,
+    )
+    seeds: int = setting(1, _RUN, "Repeat everything with so many seeds", rule=AT_LEAST_1)
     seed: int = setting(0, _RUN, "Decides everything that is random", rule=_SEEDS)
     device: str = setting("auto", _RUN, "cpu, cuda, cuda:1, ...", shown="a GPU if there is one")
     threads: int | None = setting(
@@ -193,6 +209,7 @@ class RunConfig:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
             problems += _data_problems(self)
             problems += _discovery_problems(self) if self.discovery else _without_discovery(self)
+            problems += _comparison_problems(self)
         if problems:
             raise MisconfiguredError(*problems)
 
@@ -241,6 +258,25 @@ class RunConfig:
             )
         return cls(**values)
 
+    def baseline_of(self, kind: str, share: float) -> RunConfig:
+        """The same recipe for a network that is compared with the one of this run.
+
+        Args:
+            kind: one of `BASELINES`.
+            share: of the full network's MACs that the run kept.
+        """
+        without: dict[str, Any] = dict.fromkeys((*GOALS, "cost", "latency_table", "baseline"))
+        without |= {"targets": (), "discovery": False}
+        if kind == "full":
+            without |= dict.fromkeys(PATTERNS, ())
+        slim = share if kind == "slim" else None
+        return dataclasses.replace(self, **without, slim=slim)
+
+    @property
+    def cuts(self) -> bool:
+        """Whether widths change."""
+        return self.discovery or self.slim is not None
+
     @property
     def name(self) -> str:
         """What the run is about, fit for the name of a folder."""
@@ -269,10 +305,26 @@ def _data_problems(config: RunConfig) -> list[str]:
     return problems
 
 
+def _comparison_problems(config: RunConfig) -> list[str]:
+    problems: list[str] = []
+    if config.slim is not None and config.discovery:
+        problems.append(
+            f"slim={config.slim} is for a network that keeps its structure: give target, or "
+            "discovery=False as well"
+        )
+    for name, value in (("baseline", config.baseline), ("seeds", config.seeds)):
+        if config.targets and value not in (None, 1):
+            problems.append(
+                f"{name}={value} is for one size, and targets names several: leave one of them out"
+            )
+    return problems
+
+
 def _without_discovery(config: RunConfig) -> list[str]:
+    useless = (*GOALS, "cost", "latency_table", "baseline")
     return [
         f"{name}={value} has no effect without discovery: leave it out"
-        for name in (*GOALS, "cost", "latency_table", *PATTERNS)
+        for name in (useless if config.slim is not None else (*useless, *PATTERNS))
         if (value := getattr(config, name)) not in (None, ())
     ]
 

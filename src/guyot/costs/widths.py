@@ -7,8 +7,9 @@ units that are gone stay as exact zeros until a whole quantum of their group can
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from math import gcd
+from math import ceil, gcd
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from guyot.core.axis import best
 from guyot.core.errors import MisconfiguredError
 from guyot.core.patterns import chosen
 from guyot.core.types import KeepPlan, Structures, Units
+from guyot.costs.polynomial import Polynomial, macs_of
 
 
 def quanta_of(structures: Structures, round_to: int | Mapping[str, int]) -> tuple[int, ...]:
@@ -124,3 +126,43 @@ def physical_plan(structures: Structures, alive: Tensor, quanta: Sequence[int]) 
             kept[number] = best(rows.flatten().to(torch.int8), width, blocks)
     gone = frozenset(n for n in range(len(structures.layers)) if not bool(alive[index.layer(n)]))
     return KeepPlan(kept, gone)
+
+
+def uniform_plan(structures: Structures, macs: float, quanta: Sequence[int]) -> KeepPlan:
+    """Plan the slimmest network that keeps the same share of every group and at least some MACs.
+
+    Widths are rounded up to whole quanta. No layer goes.
+
+    Args:
+        structures: what there is.
+        macs: of one sample.
+        quanta: per group.
+
+    Example:
+        >>> from torch import nn
+        >>> from guyot import find_structures
+        >>> mlp = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> found = find_structures(mlp, torch.ones(2, 8))
+        >>> len(uniform_plan(found, macs=100, quanta=[1]).kept[0])  # of 16, 12 MACs each
+        9
+    """
+    rows = [group.size // structures.blocks_of(group) for group in structures.groups]
+    shares = sorted({(kept + 1) / size for size in rows for kept in range(size)})
+    total = Polynomial(macs_of(structures), structures.index)
+    layers = torch.ones(len(structures.layers))
+
+    def plan(share: float) -> KeepPlan:
+        alive = torch.ones(structures.index.total, dtype=torch.bool)
+        for number, size in enumerate(rows):
+            units = alive[structures.index.units(number)].view(-1, size)
+            units[:, ceil(share * size - 1e-9) :] = False
+        return physical_plan(structures, alive, quanta)
+
+    def enough(share: float) -> bool:
+        kept = plan(share).kept
+        sizes = enumerate(structures.index.group_sizes)
+        widths = torch.tensor([len(kept[n]) if n in kept else size for n, size in sizes])
+        return float(total.at(widths, layers)) >= macs
+
+    place = bisect_left(shares, True, key=enough)
+    return plan(shares[place]) if place < len(shares) else KeepPlan()

@@ -1,6 +1,7 @@
 """What a run tells: measured latency, what was found, the table before => after, the page."""
 
 from guyot.costs.timing import Latency, measure
+from guyot.report.comparison import compare, compare_lines
 from guyot.report.describe import Width, widths
 from guyot.report.history import TRIALS, History, read_runs
 from guyot.report.inspection import GroupEntry, Inspection, LayerEntry, Price, inspection_of
@@ -27,6 +28,8 @@ __all__ = [
     "Outcome",
     "Price",
     "Width",
+    "compare",
+    "compare_lines",
     "count_text",
     "inspection_of",
     "latency_notes",

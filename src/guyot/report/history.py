@@ -5,6 +5,7 @@ The run is finished, was stopped, was killed, or is still under way.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ Line = Mapping[str, Any]
 TRIALS = "trials"
 """Folder of a sweep that holds the folders of its runs."""
 
+BASELINES = ("full", "slim")
+"""Folders in that of a run: networks that were trained to compare it with."""
+
 
 @dataclass(frozen=True)
 class History:
@@ -32,6 +36,7 @@ class History:
         network: the full network.
         lines: all lines in order.
         result: the figures before and after; None while there are none.
+        full: `result` of the full network that was trained in the same way; None: there is none.
     """
 
     name: str
@@ -39,6 +44,7 @@ class History:
     network: Line
     lines: Sequence[Line]
     result: Line | None
+    full: Line | None = None
 
     def of(self, event: str) -> list[Line]:
         """Return the lines of an event."""
@@ -60,6 +66,11 @@ class History:
         return "unfinished" if self.result is None else str(self.result["status"])
 
     @property
+    def full_network(self) -> bool:
+        """Whether the full network was trained, and nothing went."""
+        return not self.config["discovery"] and self.config.get("slim") is None
+
+    @property
     def groups(self) -> Sequence[Line]:
         """Unit groups of the full network; empty without discovery."""
         return self.network.get("groups", ())
@@ -78,7 +89,10 @@ class History:
     def before(self) -> Network:
         """The full network; its latency and accuracy are known when the run ended."""
         if self.result is not None:
-            return Network.from_dict(self.result["before"])
+            before = Network.from_dict(self.result["before"])
+            if self.full is None:
+                return before
+            return dataclasses.replace(before, test_accuracy=self.full["after"]["test_accuracy"])
         return Network(self.network["macs"], self.network["params"])
 
     @cached_property
@@ -168,6 +182,14 @@ def read_runs(folders: Iterable[str | Path]) -> list[History]:
 def _expanded(path: Path, name: str, several: bool) -> list[tuple[Path, str]]:
     """Return the run, or those of a family or sweep that have begun, ordered by their dials."""
     prefix = f"{name}: " if several else ""
+    if seeds := sorted(path.glob("seed-*/metrics.jsonl"), key=lambda file: len(file.parts[-2])):
+        return [
+            pair
+            for file in seeds
+            for pair in _with_baselines(file.parent, f"{prefix}{file.parts[-2].replace('-', ' ')}")
+        ]
+    if any((path / kind / "metrics.jsonl").exists() for kind in BASELINES):
+        return _with_baselines(path, name if several else "")
     if members := _members(path):
         return [(run, f"{prefix}target {run.name}") for run in members]
     trials = [run.parent for run in sorted(path.glob(f"{TRIALS}/*/metrics.jsonl"))]
@@ -184,6 +206,13 @@ def _expanded(path: Path, name: str, several: bool) -> list[tuple[Path, str]]:
         names = [run.name for run in trials]
     order = sorted(range(len(trials)), key=lambda n: [(v is None, v) for v in values[n]])
     return [(trials[n], prefix + names[n]) for n in order]
+
+
+def _with_baselines(path: Path, name: str) -> list[tuple[Path, str]]:
+    """Return a run and the networks that it is compared with, as far as they have begun."""
+    begun = [kind for kind in BASELINES if (path / kind / "metrics.jsonl").exists()]
+    prefix = f"{name}: " if name else ""
+    return [(path, f"{prefix}found"), *((path / kind, f"{prefix}{kind}") for kind in begun)]
 
 
 def _members(path: Path) -> list[Path]:
@@ -205,9 +234,15 @@ def _read(folder: Path, name: str) -> History:
     network = next((line for line in lines if line["event"] == "network"), None)
     if network is None:
         raise ValueError("metrics.jsonl does not describe the network: train it again")
+    full = _result(folder / BASELINES[0])
+    if full is not None and full["status"] != "finished":
+        full = None
+    return History(name, config, network, lines, _result(folder), full)
+
+
+def _result(folder: Path) -> Line | None:
     path = folder / "result.json"
-    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return History(name, config, network, lines, result)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

@@ -53,6 +53,7 @@ class Outcome:
         device: where it ran.
         threads: of the CPU.
         interrupted: None, or the phase in which the run was stopped.
+        test_images: how many the test accuracies count.
     """
 
     model: str
@@ -69,6 +70,7 @@ class Outcome:
     device: str
     threads: int
     interrupted: str | None = None
+    test_images: int = 0
 
 
 def to_dict(outcome: Outcome) -> dict[str, Any]:

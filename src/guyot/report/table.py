@@ -161,13 +161,19 @@ def member_lines(members: Sequence[Mapping[str, Any]]) -> list[str]:
         if "after" in member:
             before, after = member["before"], member["after"]
             accuracy, latency = after["test_accuracy"], after["latency"].get("1")
+            worse = accuracy is not None and any(
+                accuracy < other["after"]["test_accuracy"]
+                for other in members
+                if other["target"] < member["target"] and other["status"] == "finished"
+            )
+            folder = f"{member['folder']}{', worse than a smaller one' * worse}"
             figures = [
                 count_text(after["macs"]),
                 f"{after['macs'] / before['macs']:.2f}",
                 count_text(after["params"]),
                 "-" if accuracy is None else f"{accuracy:.2%}",
                 "-" if latency is None else _ms(latency["median"]),
-                member["folder"] if member["status"] == "finished" else member["status"],
+                folder if member["status"] == "finished" else member["status"],
             ]
         rows.append([f"{member['target']:g}", *figures])
     wide = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
@@ -229,5 +235,5 @@ def _notes(outcome: Outcome) -> Sequence[str]:
     latencies = (outcome.before.latency, outcome.after.latency)
     notes = ["1 MAC = 1 multiply-accumulate = 2 FLOPs.", *latency_notes(latencies, where)]
     if outcome.before.test_accuracy is None and outcome.after.test_accuracy is not None:
-        notes.append("The network before was never trained alone (--no-discovery does that).")
+        notes.append("The network before was never trained alone (--baseline full does that).")
     return textwrap.wrap(" ".join(notes), _COLUMNS)

@@ -117,6 +117,8 @@ class Display:
 def _goal(config: RunConfig) -> str:
     threads = f"{config.threads} thread{'s' * (config.threads != 1)}"
     place = f"{config.device}, {threads}, {'bf16' if config.bf16 else 'float32'}"
+    if config.slim is not None:
+        return f"uniformly slimmer network, no discovery; {config.epochs} epochs on {place}"
     if not config.discovery:
         return f"full network, no discovery; {config.epochs} epochs on {place}"
     goal = f"nu {config.nu}" if config.target is None else f"target {config.target:.0%}"

@@ -68,5 +68,5 @@ def configured(file: Path | None, settings: dict[str, Any]) -> RunConfig:
         return RunConfig.with_defaults(settings)
     found = read_settings(file, RunConfig)
     if set(GOALS) & settings.keys() or settings.get("discovery") is False:
-        found = {name: value for name, value in found.items() if name not in GOALS}
+        found = {name: value for name, value in found.items() if name not in (*GOALS, "baseline")}
     return RunConfig.with_defaults(found | settings)

@@ -26,7 +26,7 @@ from guyot.core.trees import difference
 from guyot.discovery.checkpoint import Checkpointer
 from guyot.discovery.family import Family
 
-_MAY_CHANGE = {"checkpoint_every", "keep", "latency_table", "max_nan_steps"}
+_MAY_CHANGE = {"baseline", "checkpoint_every", "keep", "latency_table", "max_nan_steps", "seeds"}
 """Settings that do not change what comes out; what a latency table holds, the discovery checks."""
 
 

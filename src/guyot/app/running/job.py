@@ -18,7 +18,7 @@ from guyot.app.models import build, count_macs
 from guyot.app.running.course import Course
 from guyot.app.running.folder import RunFolder
 from guyot.app.running.journal import Journal
-from guyot.app.running.setup import check_forward, cost_of
+from guyot.app.running.setup import check_forward, cost_of, slimmed
 from guyot.app.running.together import (
     SharedStep,
     share_buffers,
@@ -81,6 +81,10 @@ class Job:
         self.full = copy.deepcopy(self.model)
         self.example = images.to(config.device)
         self.before = Network(count_macs(self.full, self.example), _params(self.full))
+        self.slim = None
+        if config.slim is not None:
+            self.slim = slimmed(self.model, self.example, config, config.slim * self.before.macs)
+        self.size = (count_macs(self.model, self.example), _params(self.model))
         self.optimizer = make_optimizer(self.model, self.recipe)
         self.scheduler = make_scheduler(self.optimizer, self.recipe, len(self.batches))
         self.trained = wrapped(self.model, ranks)
@@ -131,7 +135,8 @@ class Job:
             family: to keep branches for; None: for none.
         """
         size, steps = (self.before.macs, self.before.params), len(self.batches)
-        journal = Journal(folder, watcher, self.discovery, self.config.epochs * steps, size)
+        total = self.config.epochs * steps
+        journal = Journal(folder, watcher, self.discovery, total, size, self.size)
         course = self._course(folder, journal, family)
         if begin is not None:
             begin(course)
@@ -217,9 +222,9 @@ class Job:
 
     @property
     def _structure(self) -> Mapping[str, Any]:
-        if self.discovery is None:
-            return {"units": {}, "removed_layers": []}
-        return self.discovery.structure
+        if self.discovery is not None:
+            return self.discovery.structure
+        return {"units": {}, "removed_layers": []} if self.slim is None else self.slim.structure
 
     @contextlib.contextmanager
     def _evaluation(self, epoch: int) -> Generator[None]:
@@ -253,8 +258,8 @@ class Job:
             loss=result.loss,
             accuracy=result.accuracy,
             validation_accuracy=accuracy,
-            macs=self.before.macs if discovery is None else discovery.macs,
-            params=self.before.params if discovery is None else discovery.params,
+            macs=self.size[0] if discovery is None else discovery.macs,
+            params=self.size[1] if discovery is None else discovery.params,
             undecided=0 if discovery is None else discovery.undecided,
             expected_complexity=1.0 if discovery is None else discovery.expected_complexity,
             phase=self._phase,
@@ -277,8 +282,9 @@ class Job:
         return self._accuracy()
 
     def _outcome(self, interrupted: str | None, accuracy: float, course: Course) -> Outcome:
+        cut = self.slim if self.discovery is None else self.discovery
         found = () if self.discovery is None else self.discovery.original.layers
-        kept = () if self.discovery is None else widths(self.discovery.original, self._structure)
+        kept = () if cut is None else widths(cut.original, self._structure)
         return Outcome(
             model=self.config.model,
             data=self.config.data,
@@ -308,10 +314,11 @@ class Job:
         before = dataclasses.replace(
             outcome.before,
             latency=times["before"],
-            test_accuracy=accuracy if self.discovery is None else None,
+            test_accuracy=accuracy if self.discovery is None and self.slim is None else None,
         )
         after = dataclasses.replace(outcome.after, latency=times["after"], test_accuracy=accuracy)
-        return dataclasses.replace(outcome, before=before, after=after)
+        images = len(self.dataset.test)
+        return dataclasses.replace(outcome, before=before, after=after, test_images=images)
 
 
 def _until(

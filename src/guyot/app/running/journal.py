@@ -37,6 +37,7 @@ class Journal:
         discovery: None without one.
         steps: optimiser steps of the whole run.
         size: MACs and parameters of the full network.
+        trained: those of the network that trains without a discovery.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class Journal:
         discovery: Discovery | None,
         steps: int,
         size: tuple[int, int],
+        trained: tuple[int, int],
     ) -> None:
         self._folder, self._watcher, self._discovery = folder, watcher, discovery
-        self._steps, self._full = steps, size
+        self._steps, self._full, self._trained = steps, size, trained
         self._interval = ceil(steps / _INTERVALS)
         self._losses: list[float] = []
         self._times: list[float] = []
@@ -140,7 +142,7 @@ class Journal:
             self._gates.load_state_dict(state["gates"])
 
     def _figures(self, step: int) -> None:
-        macs, params = self._full
+        macs, params = self._trained
         expected = 1.0
         if self._discovery is not None:
             macs, params = self._discovery.macs, self._discovery.params

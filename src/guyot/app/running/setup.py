@@ -18,6 +18,10 @@ from guyot.core.randomness import isolated
 from guyot.costs.complexity import Cost, weights_of
 from guyot.costs.latency import LatencyTable
 from guyot.costs.quantum import measure_quantum
+from guyot.costs.widths import quanta_of, uniform_plan
+from guyot.structures import find_structures
+from guyot.surgery import operate
+from guyot.surgery.record import Record
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -41,7 +45,7 @@ def resolve(config: RunConfig) -> RunConfig:
     bf16 = prefers_bf16(name) if config.bf16 is None else config.bf16
     table = table_of(config)
     round_to = config.round_to
-    if round_to is None and config.discovery:
+    if round_to is None and config.cuts:
         dtype, threads = torch.bfloat16 if bf16 else torch.float32, torch.get_num_threads()
         round_to = remembered(lambda: measure_quantum(name, dtype), name, dtype, threads)
         round_to = max(round_to, table.quantum if table is not None else 1)
@@ -129,3 +133,23 @@ def check_forward(model: nn.Module, images: Tensor, config: RunConfig, classes: 
         raise MisconfiguredError(
             f"{problem}: its output is {found}, not a tensor of (2, {classes}) logits; {remedy}"
         )
+
+
+def slimmed(model: nn.Module, images: Tensor, config: RunConfig, macs: float) -> Record:
+    """Cut a network to the same share of every width before it is trained.
+
+    Args:
+        model: is cut in place.
+        images: example inputs.
+        config: says what stays, and of what widths are multiples.
+        macs: of one image that the network keeps at least.
+
+    Returns:
+        What went.
+    """
+    tie = [patterns.split(",") for patterns in config.tie]
+    structures = find_structures(model, images, ignore=config.ignore, freeze=config.freeze, tie=tie)
+    plan = uniform_plan(structures, macs, quanta_of(structures, config.round_to or 1))
+    record = Record(structures)
+    record.add(0, structures, plan, operate(model, structures, plan), round(macs))
+    return record

@@ -36,7 +36,7 @@ def resolve_together(config: RunConfig, ranks: Ranks) -> RunConfig:
             f"batch_size={config.batch_size} images per step cannot be split evenly over "
             f"{ranks.size} processes: give a multiple of {ranks.size}"
         )
-    measured = config.round_to is None and config.discovery
+    measured = config.round_to is None and config.cuts
     with ranks.together():
         others = measured and ranks.rank
         config = resolve(dataclasses.replace(config, round_to=1) if others else config)

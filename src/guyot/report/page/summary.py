@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from guyot.report.comparison import Compared, compare, difference_text
 from guyot.report.history import History, Line
 from guyot.report.page.curves import percent
 from guyot.report.table import UNKNOWN, Figure, count_text, figures, latency_notes, latency_text
@@ -30,8 +31,10 @@ def goal(run: History) -> str:
     The share of a complexity, a price of accuracy, or nothing but training.
     """
     config = run.config
-    if not config["discovery"]:
+    if run.full_network:
         return "full network"
+    if not config["discovery"]:
+        return f"uniformly slimmer, {100 * config['slim']:.3g} % of the MACs"
     if config["target_ms"] is not None:
         return f"target {config['target_ms']:g} ms"
     if config["target"] is None:
@@ -98,7 +101,14 @@ def sentence(run: History) -> str:
     }[run.status]
     text = f"{state} {percent(macs)} of its MACs and {percent(params)} of its parameters."
     if run.test_accuracy is not None:
-        return f"{text} Its test accuracy is {percent(run.test_accuracy)}."
+        text = f"{text} Its test accuracy is {percent(run.test_accuracy)}."
+        if run.full is not None and run.before.test_accuracy is not None:
+            more = 100 * (run.test_accuracy - run.before.test_accuracy)
+            text += (
+                f" The full network, trained in the same way, has "
+                f"{percent(run.before.test_accuracy)}: a difference of {more:+.1f} points."
+            )
+        return text
     if run.validation_accuracy is not None:
         return f"{text} Its validation accuracy is {percent(run.validation_accuracy)}."
     return text
@@ -124,10 +134,11 @@ def table(runs: Sequence[History]) -> Table:
         *(f"latency, batch {batch}" for batch in batches),
         "test accuracy", "validation", "branches", "epochs", "time",
     ]  # fmt: skip
-    return Table(columns, [_row(run, batches) for run in runs])
+    pairs = zip(compare(runs), runs, strict=True)
+    return Table(columns, [_row(one, run, batches) for one, run in pairs])
 
 
-def _row(run: History, batches: Sequence[int]) -> list[str]:
+def _row(one: Compared, run: History, batches: Sequence[int]) -> list[str]:
     latency = run.after.latency
     layers, gone = len(run.layers), len(run.removed_layers)
     done = len(run.of("epoch"))
@@ -136,12 +147,22 @@ def _row(run: History, batches: Sequence[int]) -> list[str]:
         f"{count_text(run.macs)} ({percent(run.macs / run.before.macs)})",
         f"{count_text(run.params)} ({percent(run.params / run.before.params)})",
         *(latency_text(latency[b]).replace(" (", "\n(") if b in latency else "–" for b in batches),
-        "–" if run.test_accuracy is None else percent(run.test_accuracy),
+        _tested(one, run),
         "–" if run.validation_accuracy is None else percent(run.validation_accuracy),
         f"{layers - gone} of {layers}" if layers else "–",
         f"{done}" if run.status == "finished" else f"{done}, {run.status}",
         "–" if run.result is None else _duration(run.result["seconds"]),
     ]
+
+
+def _tested(one: Compared, run: History) -> str:
+    """Write the accuracy with the interval that so many test images give."""
+    if run.test_accuracy is None:
+        return "–"
+    if one.score is None:
+        return percent(run.test_accuracy)
+    low, high = (100 * bound for bound in one.score.interval)
+    return f"{percent(run.test_accuracy)}\n({low:.1f}–{high:.1f})"
 
 
 def notes(runs: Sequence[History]) -> list[str]:
@@ -154,9 +175,18 @@ def notes(runs: Sequence[History]) -> list[str]:
         found.append(f"MACs are those of one image of {' or '.join(shapes)}.")
     machines = dict.fromkeys(_machine(run.config) for run in runs if run.after.latency)
     latencies = [network.latency for run in runs for network in (run.before, run.after)]
+    scores = compare(runs)
+    if images := sorted({one.score.images for one in scores if one.score is not None}):
+        counts = " or ".join(f"{count:,}" for count in images)
+        low_high = _tested(scores[0], runs[0]).partition("\n")[2]
+        where = f"95 % interval {low_high}" if len(runs) == 1 else "in brackets their 95 % interval"
+        found.append(f"Test accuracies count {counts} images; {where}.")
+    differences = [f"{one.name} {difference_text(one.above)}" for one in scores if one.above]
+    if differences and any(run.full_network for run in runs):
+        found.append(f"Against the full network: {', '.join(differences)}.")
     found += latency_notes(latencies, "; ".join(machines))
     if any(run.before.test_accuracy is None and run.test_accuracy for run in runs):
-        found.append("The networks before were not trained alone (--no-discovery does that).")
+        found.append("The networks before were not trained alone (--baseline full does that).")
     if len({_subject(run) for run in runs}) > 1:
         found.append("These runs differ in model or data: compare their accuracies with care.")
     return [" ".join(found)] if found else []

@@ -42,7 +42,7 @@ Storage = Annotated[
 
 
 @app.command()
-@takes_settings(leave_out={*GOALS, "alpha", "beta", "discovery"})
+@takes_settings(leave_out={*GOALS, "alpha", "baseline", "beta", "discovery", "seeds", "slim"})
 def sweep(  # noqa: PLR0913 - one parameter per option
     settings: dict[str, Any],
     out: Out,

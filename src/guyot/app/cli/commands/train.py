@@ -58,6 +58,7 @@ def train(
         from guyot.app import running
 
         start = running.resume_family if running.is_family(resume) else running.resume
+        start = running.resume_compared if running.is_compared(resume) else start
         _run(resume, partial(start, resume, timeout=timeout), quiet, json)
         return
     wanted = configured(config, settings)
@@ -65,6 +66,8 @@ def train(
     from guyot.app import running
 
     start = running.train_family if wanted.targets else running.train
+    if wanted.baseline is not None or wanted.seeds > 1:
+        start = running.train_compared
     start = partial(start, wanted, folder, tensorboard=tensorboard, timeout=timeout)
     _run(folder, start, quiet, json)
 
@@ -109,6 +112,13 @@ def _run(folder: Path, start: Callable[..., Any], quiet: bool, json: bool) -> No
     if isinstance(outcome, report.Outcome):
         interrupted, values = outcome.interrupted is not None, report.to_dict(outcome)
         lines = report.lines(outcome)
+    elif isinstance(outcome, bool):
+        interrupted, runs = not outcome, report.read_runs([folder])
+        values = {
+            "status": "finished" if outcome else "interrupted",
+            "runs": [one.to_dict() for one in report.compare(runs)],
+        }
+        lines = report.compare_lines(runs)
     else:
         interrupted, values = outcome["status"] != "finished", outcome
         lines = report.member_lines(outcome["members"])

@@ -1,0 +1,186 @@
+"""The job of `guyot train --baseline` and `--seeds`: runs that are to be compared, in one folder.
+
+A run with a baseline has the networks it is compared with beside its own files:
+
+full/      the full network, trained the same way from the same seed
+slim/      one of the same share of every width, with at least the MACs that the run kept
+
+With several seeds the folder holds
+
+config.json              the `RunConfig`, with `seeds`
+seed-0/ seed-1/ ...      a run each
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from guyot.app.config import BASELINES, TIMEOUT, RunConfig
+from guyot.app.launch import local_device, processes
+from guyot.app.running.start import resume, train
+from guyot.app.running.together import open_folder
+from guyot.app.running.watcher import Watcher
+from guyot.core.errors import MisconfiguredError
+from guyot.core.parallel import Ranks
+from guyot.core.storage import read_json, replaced
+from guyot.core.trees import json_text
+
+
+def is_compared(folder: Path) -> bool:
+    """Whether `guyot train` wrote a folder with `--baseline` or `--seeds`."""
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    if not isinstance(config, dict):
+        return False
+    return bool(config.get("baseline")) or config.get("seeds", 1) != 1
+
+
+def train_compared(
+    config: RunConfig,
+    out: str | Path,
+    watcher: Watcher | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    *,
+    tensorboard: bool = False,
+    timeout: float = TIMEOUT,
+) -> bool:
+    """Train a network, and what it is to be compared with, for one or several seeds.
+
+    Args:
+        config: with `baseline` or `seeds`.
+        out: the folder; does not exist or is empty.
+        watcher: told how it goes, one run after the other.
+        stop: as for `train`.
+        tensorboard: as for `train`, in the folder of every run.
+        timeout: as for `train`.
+
+    Returns:
+        Whether everything is finished.
+
+    Raises:
+        GuyotError: what the user can put right.
+    """
+    return _Runs(Path(out), watcher, stop, tensorboard, timeout).all(config)
+
+
+def resume_compared(
+    folder: str | Path,
+    watcher: Watcher | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    *,
+    timeout: float = TIMEOUT,
+) -> bool:
+    """Continue from the latest checkpoint; runs that are finished stay.
+
+    Args:
+        folder: that `train_compared` wrote.
+        watcher: told how it goes.
+        stop: as for `train`.
+        timeout: as for `train`.
+
+    Returns:
+        Whether everything is finished.
+
+    Raises:
+        GuyotError: what the user can put right.
+    """
+    return _Runs(Path(folder), watcher, stop, False, timeout).all(None)
+
+
+class _Runs:
+    """Trains one run after the other, in one process or on every rank of several."""
+
+    def __init__(
+        self,
+        path: Path,
+        watcher: Watcher | None,
+        stop: Callable[[], bool],
+        tensorboard: bool,
+        timeout: float,
+    ) -> None:
+        self._path, self._watcher, self._stop = path, watcher, stop
+        self._tensorboard, self._timeout = tensorboard, timeout
+
+    def all(self, config: RunConfig | None) -> bool:
+        """Train all that is not finished; a new folder if there is a configuration."""
+        then = f"guyot train --resume {self._path} continues it, with any number of processes"
+        device = local_device("auto" if config is None else config.device)
+        with processes(device, self._timeout, then) as ranks:
+            with ranks.together():
+                if config is None:
+                    config = RunConfig.from_dict(read_json(self._path / "config.json"))
+                    if self._finished(self._path, config.seeds, config.baseline):
+                        raise MisconfiguredError(
+                            f"resume={str(self._path)!r} is finished, there is nothing to "
+                            f"continue: guyot compare {self._path} shows what came out"
+                        )
+            if config.seeds == 1:
+                return self._run(config, self._path, ranks)
+            return self._repeat(config, ranks)
+
+    def _repeat(self, config: RunConfig, ranks: Ranks) -> bool:
+        """Train the runs of all seeds."""
+        with ranks.together():
+            known = (self._path / "config.json").is_file()
+            whole = open_folder(ranks, self._path, False, resumed=known)
+        with whole.locked(), contextlib.closing(whole):
+            if not ranks.rank and not known:
+                replaced(self._path / "config.json", json_text(config.to_dict()))
+            for seed in range(config.seed, config.seed + config.seeds):
+                own = dataclasses.replace(config, seed=seed, seeds=1)
+                if not self._run(own, self._path / f"seed-{seed}", ranks):
+                    return False
+        return True
+
+    def _run(self, config: RunConfig, folder: Path, ranks: Ranks) -> bool:
+        """Train a run and its baselines; whether they are finished."""
+        if not self._trained(config, folder, ranks):
+            return False
+        with ranks.together():
+            settled = RunConfig.from_dict(read_json(folder / "config.json"))
+            result: Any = read_json(folder / "result.json")
+            share = result["after"]["macs"] / result["before"]["macs"]
+        for kind in _kinds(config.baseline):
+            if not self._trained(settled.baseline_of(kind, share), folder / kind, ranks):
+                return False
+        return True
+
+    def _trained(self, config: RunConfig, folder: Path, ranks: Ranks) -> bool:
+        """Train one network, or what is left of its training; whether it is finished."""
+        if ranks.told(_ended(folder)):
+            return True
+        if ranks.any(self._stop()):
+            return False
+        begun = ranks.told((folder / "config.json").is_file())
+        if begun:
+            found = resume(folder, self._watcher, self._stop, timeout=self._timeout)
+        else:
+            options: dict[str, Any] = {"tensorboard": self._tensorboard, "timeout": self._timeout}
+            found = train(config, folder, self._watcher, self._stop, **options)
+        return found.interrupted is None
+
+    def _finished(self, folder: Path, seeds: int, baseline: str | None) -> bool:
+        """Say whether everything in a folder is there."""
+        runs = [folder]
+        if seeds > 1:
+            runs = [path for path in folder.glob("seed-*") if path.is_dir()]
+        kinds = _kinds(baseline)
+        ended = [_ended(run) and all(_ended(run / kind) for kind in kinds) for run in runs]
+        return len(runs) == seeds and all(ended)
+
+
+def _kinds(baseline: str | None) -> tuple[str, ...]:
+    return () if baseline is None else BASELINES[: BASELINES.index(baseline) + 1]
+
+
+def _ended(folder: Path) -> bool:
+    file = folder / "result.json"
+    found: Any = read_json(file) if file.exists() else None
+    return isinstance(found, dict) and found.get("status") == "finished"

@@ -1,0 +1,258 @@
+"""Runs of one task side by side: what each costs, and how sure their accuracies are."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from guyot.costs.timing import Latency
+from guyot.report.history import History
+from guyot.report.table import UNKNOWN, count_text, latency_notes, latency_text
+
+_Z = 1.959964
+"""Of the normal distribution, for 95 %."""
+_INTERVALS = (
+    "The interval is that of Wilson. That of the difference is Newcombe's: where it holds 0, these "
+    "test images do not tell the two apart."
+)
+
+
+@dataclass(frozen=True)
+class Hits:
+    """An accuracy on so many test images.
+
+    Attributes:
+        right: predictions that are right.
+        images: how many there are.
+    """
+
+    right: int
+    images: int
+
+    @property
+    def accuracy(self) -> float:
+        """In [0, 1]."""
+        return self.right / self.images
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of Wilson (1927) for the accuracy on images like these.
+
+        Example:
+            >>> [round(bound, 3) for bound in Hits(356, 359).interval]
+            [0.976, 0.997]
+        """
+        n, p = self.images, self.accuracy
+        middle = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+        wide = _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
+        return max(0.0, min(p, middle - wide)), min(1.0, max(p, middle + wide))  # not by rounding
+
+    def above(self, other: Hits) -> tuple[float, float, float]:
+        """Return by how much it is better, and the 95 % interval of Newcombe (1998), method 10.
+
+        It takes the two as independent; on the same images it is a little too wide.
+
+        Example:
+            >>> [round(bound, 3) for bound in Hits(56, 70).above(Hits(48, 80))]
+            [0.2, 0.052, 0.334]
+        """
+        (low, high), (less, more) = self.interval, other.interval
+        p, q = self.accuracy, other.accuracy
+        down, up = math.hypot(p - low, more - q), math.hypot(high - p, q - less)
+        return p - q, p - q - down, p - q + up
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The figures of one run.
+
+    Attributes:
+        name: of the run.
+        goal: what it was asked for; runs that differ in the seed only have the same.
+        score: on test images; None: not tested, or by a version that did not count them.
+        above: difference to the accuracy of the run it is compared with, and its interval.
+        macs: of one image.
+        share: of the full network's MACs.
+        params: trainable parameters.
+        latency: by batch size.
+        seconds: of training with validation; None: it is not over.
+    """
+
+    name: str
+    goal: str
+    score: Hits | None
+    above: tuple[float, float, float] | None
+    macs: int
+    share: float
+    params: int
+    latency: dict[int, Latency]
+    seconds: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        score, latency = self.score, self.latency
+        return {
+            "name": self.name,
+            "goal": self.goal,
+            "test_accuracy": None if score is None else score.accuracy,
+            "test_images": None if score is None else score.images,
+            "interval": None if score is None else list(score.interval),
+            "difference": None if self.above is None else list(self.above),
+            "macs": self.macs,
+            "share": self.share,
+            "params": self.params,
+            "latency": {batch: vars(found) for batch, found in latency.items()},
+            "seconds": self.seconds,
+        }
+
+
+def compare(runs: Sequence[History]) -> list[Compared]:
+    """Return the figures of runs, each beside the one that `reference` names."""
+    scores = [score_of(run) for run in runs]
+    found: list[Compared] = []
+    for number, (run, score) in enumerate(zip(runs, scores, strict=True)):
+        place = reference(runs, number)
+        other = None if place == number else scores[place]
+        found.append(
+            Compared(
+                name=run.name,
+                goal=_kind(run),
+                score=score,
+                above=None if score is None or other is None else score.above(other),
+                macs=run.macs,
+                share=run.macs / run.before.macs,
+                params=run.params,
+                latency=dict(run.after.latency),
+                seconds=None if run.result is None else run.result["seconds"],
+            )
+        )
+    return found
+
+
+def reference(runs: Sequence[History], number: int) -> int:
+    """Return with which run one is compared: a full network, best of the same seed, or the first.
+
+    Args:
+        runs: all of them.
+        number: of the run.
+    """
+    seed = runs[number].config["seed"]
+    full = [n for n, run in enumerate(runs) if run.full_network]
+    same = [n for n in full if runs[n].config["seed"] == seed]
+    return (same or full or [0])[0]
+
+
+def score_of(run: History) -> Hits | None:
+    """Return the score of a run on its test images."""
+    images = 0 if run.result is None else run.result.get("test_images", 0)
+    if run.test_accuracy is None or not images:
+        return None
+    return Hits(round(run.test_accuracy * images), images)
+
+
+def _kind(run: History) -> str:
+    """Name what a run shares with those that differ in the seed only."""
+    config = {k: v for k, v in run.config.items() if k not in ("seed", "baseline", "keep")}
+    slim = config.get("slim") is not None  # how much follows from the run it is compared with
+    return json.dumps(config | {"slim": slim, "latency_table": None}, sort_keys=True)
+
+
+def compare_lines(runs: Sequence[History], *, notes: bool = True) -> list[str]:
+    """Return the comparison as lines of text, mean and spread of several seeds included.
+
+    Args:
+        runs: side by side.
+        notes: say how to read it, too.
+    """
+    found = compare(runs)
+    full = any(run.full_network for run in runs)
+    against = f"against {'full network' if full else runs[0].name}"
+    rows = [["accuracy on test data", "", "95 % interval", "wrong", against]]
+    rows += [[one.name, *_accuracy(one)] for one in found]
+    costs = [["cost", "MACs", "share", "parameters", "latency, batch 1", "training"]]
+    costs += [[one.name, *_costs(one)] for one in found]
+    lines = [*_aligned(rows), "", *_aligned(costs)]
+    if spread := _spread(found):
+        head = ["over seeds", "runs", "mean", "from", "to", "deviation"]
+        lines += ["", *_aligned([head, *spread])]
+    return [*lines, "", *_notes(runs)] if notes else lines
+
+
+def _notes(runs: Sequence[History]) -> list[str]:
+    found = [_INTERVALS]
+    if len({(run.config["model"], run.config["data"]) for run in runs}) > 1:
+        found.append("These runs differ in model or data: their accuracies do not compare.")
+    where = "; ".join(dict.fromkeys(map(_machine, runs)))
+    found += latency_notes([run.after.latency for run in runs], where)
+    return textwrap.wrap(" ".join(found), 80)
+
+
+def _machine(run: History) -> str:
+    threads = run.config["threads"]
+    return f"{run.config['device']}, {threads} thread{'s' * (threads != 1)}"
+
+
+def _accuracy(one: Compared) -> list[str]:
+    if one.score is None:
+        return [UNKNOWN] * 4
+    low, high = (100 * bound for bound in one.score.interval)
+    wrong = one.score.images - one.score.right
+    return [
+        f"{one.score.accuracy:.2%}",
+        f"{low:.1f}-{high:.1f}",
+        f"{wrong} of {one.score.images}",
+        "" if one.above is None else difference_text(one.above),
+    ]
+
+
+def difference_text(above: tuple[float, float, float]) -> str:
+    """Write a difference of accuracies in percentage points.
+
+    Example:
+        >>> difference_text((-0.0028, -0.021, 0.015))
+        '-0.3 points (-2.1 to +1.5)'
+    """
+    middle, low, high = (100 * value for value in above)
+    return f"{middle:+.1f} points ({low:+.1f} to {high:+.1f})"
+
+
+def _costs(one: Compared) -> list[str]:
+    latency = one.latency.get(1)
+    return [
+        count_text(one.macs),
+        f"{one.share:.2f}",
+        count_text(one.params),
+        UNKNOWN if latency is None else latency_text(latency),
+        UNKNOWN if one.seconds is None else f"{one.seconds:.0f} s",
+    ]
+
+
+def _spread(found: Sequence[Compared]) -> list[list[str]]:
+    """Return a row for all runs that differ in the seed only, where there are several."""
+    groups: dict[str, list[Compared]] = {}
+    for one in found:
+        if one.score is not None:
+            groups.setdefault(one.goal, []).append(one)
+    rows: list[list[str]] = []
+    for group in groups.values():
+        values = [one.score.accuracy for one in group if one.score is not None]
+        if len(values) > 1:
+            name = group[0].name.rpartition(": ")[2]
+            spread = statistics.stdev(values)
+            figures = [statistics.fmean(values), min(values), max(values)]
+            cells = [f"{value:.2%}" for value in figures]
+            rows.append([name, str(len(values)), *cells, f"{100 * spread:.2f} points"])
+    return rows
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([f"{first:<{wide[0]}}", *map(str.rjust, others, wide[1:])]).rstrip()
+        for first, *others in rows
+    ]
