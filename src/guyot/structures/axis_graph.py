@@ -64,6 +64,7 @@ class AxisGraph:
         trace: the exported graph.
         model: the network that was traced.
         rule_for: the rule of an operator, or None.
+        beside: the graph of the same network in another mode, whose tensors these are as well.
 
     Attributes:
         dims: node -> dims of its tensor result.
@@ -74,7 +75,11 @@ class AxisGraph:
     """
 
     def __init__(
-        self, trace: Trace, model: nn.Module, rule_for: Callable[[Any], Rule | None]
+        self,
+        trace: Trace,
+        model: nn.Module,
+        rule_for: Callable[[Any], Rule | None],
+        beside: AxisGraph | None = None,
     ) -> None:
         self.trace, self._rule_for = trace, rule_for
         self.tensors: dict[str, DimVars] = {}
@@ -99,6 +104,10 @@ class AxisGraph:
         for name, tensor in named_tensors(model).items():
             if self.canonical[name] == name:
                 self.tensors[name] = tuple(DimVar(size) for size in tensor.shape)
+        if beside is not None:
+            self.tensors, self.contracted = beside.tensors, beside.contracted
+            self.own_units, self.blocked = beside.own_units, beside.blocked
+            self.attributes = beside.attributes
 
     def name(self, node: fx.Node) -> str:
         """Return the module that made the node, for messages."""

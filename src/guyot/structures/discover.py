@@ -20,7 +20,7 @@ from guyot.structures.branches import Branch, find_branches
 from guyot.structures.control import Ignored, by_user, frozen_by, tie_groups
 from guyot.structures.inference import Inference, infer, name_groups
 from guyot.structures.rules import rule_for
-from guyot.structures.trace import Trace, trace
+from guyot.structures.trace import Trace, trace, trace_of_training
 from guyot.structures.verify.remedies import Remedies
 from guyot.structures.verify.verify import Verifier
 from guyot.structures.ways import Callers, ways_of
@@ -72,6 +72,9 @@ def find_structures(
         exported = trace(model, example_inputs)
         graph = AxisGraph(exported, model, rule_for)
         graph.run()
+        training = trace_of_training(model, example_inputs, exported)
+        if training is not None:
+            AxisGraph(training, model, rule_for, beside=graph).run()
         ignored = Ignored(graph, model, ignore)
         names = name_groups(graph)
         tie_groups(names, tie)
@@ -89,7 +92,7 @@ def find_structures(
             return infer(graph, names, [ways[0] for ways in choices], model, remedies)
 
         inference = build()
-        verifier = Verifier(model, example_inputs, exported) if verify else None
+        verifier = Verifier(model, example_inputs, exported, training) if verify else None
         while verifier and (
             bad := verifier.bad_groups(
                 inference, remedies.retryable(inference.structures, inference.stating)

@@ -57,7 +57,7 @@ class Trace:
     """The exported graph in terms of the user's own names.
 
     Attributes:
-        graph: operators of one forward pass in evaluation mode.
+        graph: operators of one forward pass.
         tensors: placeholder name -> qualified name of the parameter or buffer it stands for.
         constants: placeholder name -> a tensor that `forward` made up.
         inputs: placeholder names of the user's inputs, in order.
@@ -101,6 +101,33 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
     """
     check_inputs(model, example_inputs)
     first, second = copied(model).eval(), copied(model).eval()  # some keep caches
+    return _traced(first, second, example_inputs)
+
+
+def trace_of_training(model: nn.Module, example_inputs: Inputs, exported: Trace) -> Trace | None:
+    """Export the model in training mode if it has parameters that only run there.
+
+    Args:
+        model: the network.
+        example_inputs: its arguments.
+        exported: its graph in evaluation mode.
+
+    Returns:
+        None where evaluation mode uses every parameter, or where training mode cannot be traced.
+    """
+    used = {n.name for n in exported.graph.nodes if n.op == "placeholder" and n.users}
+    names = {name for key, name in exported.tensors.items() if key not in used}
+    if not names.intersection(name for name, _ in model.named_parameters()):
+        return None
+    first, second = copied(model).train(), copied(model).train()
+    try:
+        return _traced(first, second, example_inputs)
+    except (MisconfiguredError, UnsupportedError):
+        return None
+
+
+def _traced(first: nn.Module, second: nn.Module, example_inputs: Inputs) -> Trace:
+    """Export a copy of a model, in its mode; another one is watched while it runs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shapes = [tuple(x.shape) for x in tensors_of(example_inputs)]
@@ -117,7 +144,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
             program = torch.export.export(second, *arguments(second, example_inputs), strict=False)
         except Exception as error:
             raise UnsupportedError(
-                f"torch.export cannot trace {type(model).__name__}: "
+                f"torch.export cannot trace {type(second).__name__}: "
                 f"{str(error).strip().splitlines()[0]}; control flow that depends on data must "
                 "move out of forward (see torch.export's documentation of torch.cond)"
             ) from error

@@ -44,9 +44,18 @@ Suspect = tuple[str, int]
 
 
 class Verifier:
-    """Holds the perturbed copy and compares the three ways to leave structures out."""
+    """Holds the perturbed copy and compares the three ways to leave structures out.
 
-    def __init__(self, model: nn.Module, example_inputs: Inputs, trace: Trace) -> None:
+    Args:
+        model: the network.
+        example_inputs: its arguments.
+        trace: its graph in evaluation mode.
+        training: that in training mode, where this has more.
+    """
+
+    def __init__(
+        self, model: nn.Module, example_inputs: Inputs, trace: Trace, training: Trace | None = None
+    ) -> None:
         self.trace = trace
         self.model = _perturbed(model)
         self.given = changed(example_inputs, as_double)
@@ -58,6 +67,7 @@ class Verifier:
         )
         if may_narrow(trace.graph) or not self._runs(self.model, _forward):
             self.precision = double_precision  # looking at every operator doubles the time
+        self._training = training if training and self._trains() else None
 
     def bad_groups(
         self, inference: Inference, retryable: Callable[[int], bool] = lambda _: False
@@ -75,6 +85,7 @@ class Verifier:
         """
         self.structures = inference.structures
         self.replay = Replay(self.model, self.inputs, self.trace, inference, ())
+        self.training_replay = self._in_training(inference)
         groups = [("group", n) for n in range(len(self.structures.groups))]
         parts = [[groups[n] for n in part] for part in groups_apart(self.structures)]
         found = self._culprits([(part, []) for part in (groups, *parts)], retryable)
@@ -91,6 +102,7 @@ class Verifier:
         """
         self.structures = inference.structures
         self.replay = Replay(self.model, self.inputs, self.trace, inference, branches)
+        self.training_replay = self._in_training(inference)
         groups = [("group", n) for n in range(len(self.structures.groups))]
         layers = [("layer", n) for n in range(len(self.structures.layers))]
         if partly_gone := self._partly_gone():
@@ -101,27 +113,36 @@ class Verifier:
         found = self._culprits([(layers, groups), *trials], lambda _: False)
         return {number: reason for (_, number), reason in (found or self._silent(layers)).items()}
 
+    def _in_training(self, inference: Inference) -> Replay | None:
+        """The graph in training mode, to see which gates its outputs react to."""
+        if self._training is None:
+            return None
+        return Replay(self.model, self.inputs, self._training, inference, ())
+
     def _silent(self, suspects: Sequence[Suspect]) -> dict[Suspect, str]:
         """Suspects that no output reacted to: they are tried with other inputs until one does."""
         left = self._unmoved(suspects)
         found: dict[Suspect, str] = {}
-        inputs, replay = self.inputs, self.replay
+        inputs, replay, training = self.inputs, self.replay, self.training_replay
         for seed in range(1, DRAWS):
             if not left:
                 break
             self.inputs = drawn(self.model, self.given, self.trace, seed)
             self.replay = replay.on(self.inputs)
+            self.training_replay = training.on(self.inputs) if training else None
             for suspect in sorted(set(left) - set(still := self._unmoved(left))):
-                if trouble := self._trouble(self._plan([suspect]), train=False):
+                if trouble := self._trouble(self._plan([suspect]), train=training is not None):
                     found[suspect] = trouble
             left = still
-        self.inputs, self.replay = inputs, replay
+        self.inputs, self.replay, self.training_replay = inputs, replay, training
         return found | dict.fromkeys(left, "no output reacts to it, whatever the inputs")
 
     def _unmoved(self, suspects: Sequence[Suspect]) -> list[Suspect]:
         """Suspects that no output reacts to: nothing that was compared says anything about them."""
         with isolated(), self.precision():
             moving = self.replay.moving()
+            if self.training_replay is not None:
+                moving |= self.training_replay.moving()
             silent = [suspect for suspect in suspects if suspect not in moving]
             whole = self.replay.masked(KeepPlan()) if silent else []
             plans = {suspect: self._plan([suspect]) for suspect in silent}
@@ -132,11 +153,15 @@ class Verifier:
         trials: Sequence[tuple[list[Suspect], list[Suspect]]],
         retryable: Callable[[int], bool],
     ) -> dict[Suspect, str]:
-        """Try suspects, each time together with what is sound; first in training mode as well."""
+        """Try suspects, each time together with what is sound.
+
+        The first time training mode is compared as well, and always where it has more.
+        """
         found: dict[Suspect, str] = {}
         for number, (suspects, sound) in enumerate(trials):
             left = [suspect for suspect in suspects if suspect not in found]
-            self._search(left, sound, found, retryable, train=number == 0)
+            train = number == 0 or self._training is not None
+            self._search(left, sound, found, retryable, train=train)
         return found
 
     def _search(
@@ -234,6 +259,14 @@ class Verifier:
             tensor = tensor_at(module, name)
             tensor.data = tensor.data * scale
         return module
+
+    def _trains(self) -> bool:
+        """Whether a training step runs and leaves nothing to chance, so that it says something."""
+        with self.precision():
+            steps = [self._observed(_to_cut(self.model), seed) for seed in (0, 1)]
+        return steps[0] is not None and steps[1] is not None and agree(
+            steps[0].outputs, steps[1].outputs
+        )
 
     def _observed(self, model: nn.Module, seed: int = 0) -> Behaviour | None:
         """A training step of a copy; None where it does not run."""
