@@ -8,6 +8,7 @@ import pytest
 import torch
 from cases import CASES, clamped, gates_of, kept_part, random_plan
 from torch import Tensor, nn
+from torch.nn import functional
 
 from guyot import find_structures
 from guyot.core.types import KeepPlan
@@ -233,13 +234,14 @@ def test_narrow_weights_change_nothing(kind: type[nn.Conv2d], pixels: int, compi
     plain[2].weight.data[:, gone] = 0
     losses: list[Tensor] = []
     for network in (model, plain):
+        read: list[torch.dtype] = []
+        network[2].register_forward_hook(lambda m, *_, read=read: read.append(m.weight.dtype))
         run = torch.compile(network, backend="aot_eager") if compiled else network
         with torch.autocast("cpu", dtype=torch.bfloat16):
             losses.append(run(x).square().mean())
-            assert (network[2].weight.dtype is torch.bfloat16) == (
-                network is model and kind is nn.Conv2d
-            )
         losses[-1].backward()
+        narrow = network is model and kind is nn.Conv2d
+        assert read == [torch.bfloat16 if narrow else torch.float32]
     assert losses[0] == losses[1]
     weight, gradient = plain[2].weight, dict(model.named_parameters())["2.weight"].grad
     expected = weight.grad.index_fill(1, gone, 0)
@@ -308,3 +310,113 @@ def test_gates_of_frozen_norms_are_sampled() -> None:
             module.eval()
     model(x).square().mean().backward()
     assert bool((gates.gradient[gates.structures.index.layer_slice] != 0).all())
+
+
+class Tying(nn.Module):
+    """Reads the weight of a child in its own `forward`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(self.first(x).relu(), self.last.weight, self.last.bias)
+
+
+def test_outside_of_forward_a_weight_is_its_parameter() -> None:
+    model, x = Tying(), torch.randn(3, 4)
+    parameter = model.last.weight
+    gates = gated(model, x)
+    gates.sampled[:4] = 0
+    assert model.last.weight is parameter
+    with torch.no_grad():
+        model.last.weight.clamp_(-0.1, 0.1)
+        hidden = model.first(x).relu().double()
+        hidden[:, :4] = 0
+    expected = functional.linear(hidden, parameter.double(), model.last.bias.double())
+    y = model(x)
+    torch.testing.assert_close(y.double(), expected)
+    y.sum().backward()
+    assert model.last.weight.grad is parameter.grad is not None
+    assert not parameter.grad[:, :4].any() and parameter.grad[:, 4:].any()
+    with pytest.raises(RuntimeError, match="shapes"):
+        model(x[:, :3])
+    assert model.last.weight is parameter
+    twin = copy.deepcopy(model)
+    assert isinstance(twin.last.weight, nn.Parameter) and torch.equal(twin(x), y)
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_parts_that_are_called_alone_are_gated(direct: bool) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Sequential(nn.Linear(6, 2)))
+    gates = gated(model, torch.randn(3, 4))
+    gates.sampled[:] = 0
+    part = model[2]
+    out = part[0].forward(torch.ones(3, 6)) if direct else part(torch.ones(3, 6))
+    assert torch.equal(out, part[0].bias.expand(3, 2))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_a_hook_computes_from_weights_is_gated_as_well() -> None:
+    norm = nn.utils.weight_norm(nn.Linear(6, 2))  # pyright: ignore[reportDeprecated]
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), norm)
+    gates = gated(model, torch.randn(3, 4))
+    gates.sampled[2:] = 0
+    x = torch.randn(3, 6)
+    assert torch.equal(norm(x), norm(x.index_fill(1, torch.arange(2, 6), 9.0)))
+    assert norm.weight_v is dict(norm.named_parameters())["weight_v"]
+
+
+class Frozen(nn.Module):
+    """A norm of buffers alone, as detectors have."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "mean", "var"):
+            self.register_buffer(name, torch.rand(width) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = (self.weight, self.bias, self.mean, self.var)
+        weight, bias, mean, var = (buffer.view(1, -1, 1, 1) for buffer in own)
+        scale = weight * var.rsqrt()
+        return x * scale + (bias - mean * scale)
+
+
+class Residual(nn.Module):
+    """A branch that ends in a frozen norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.norm = nn.Conv2d(4, 6, 1), nn.Conv2d(6, 4, 1), Frozen(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.two(self.one(x).relu()))
+
+
+def test_a_branch_that_ends_in_buffers_is_gated_and_never_certified() -> None:
+    model, x = (
+        nn.Sequential(nn.Conv2d(3, 4, 1), Residual(), nn.Conv2d(4, 2, 1)),
+        torch.rand(2, 3, 4, 4),
+    )
+    gates = gated(model, x)
+    (layer,) = gates.structures.layers
+    assert layer.writers == ("1.norm.bias", "1.norm.weight")
+    place = gates.structures.index.layer(0)
+    model(x).square().sum().backward()
+    assert gates.gradient[place] != 0
+    norms = gates.norms(gates.gradient.abs(), torch.ones_like(gates.gradient))
+    assert norms.weight[place] > 0 and norms.gradient[place].isinf()
+    assert bool(norms.gradient[:place].isfinite().all()) and bool(norms.gradient[:place].any())
+    gates.sampled[place] = 0
+    torch.testing.assert_close(model(x), model[2](model[0](x)))
+    state = model.state_dict()
+    assert bool(state["1.norm.weight"].all())
+
+
+def test_weights_that_do_not_learn_are_never_certified() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(5, 4)
+    model[2].weight.requires_grad_(False)
+    gates = gated(model, x)
+    model(x).square().sum().backward()
+    norms = gates.norms(gates.gradient.abs(), torch.ones_like(gates.gradient))
+    assert bool(norms.gradient.isinf().all())

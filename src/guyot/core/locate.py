@@ -22,19 +22,18 @@ def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(path), key
 
 
-def raw_parameter(module: nn.Module, key: str) -> nn.Parameter:
-    """Return a module's own parameter, whatever a gate makes of the attribute of that name."""
-    parameter = module._parameters[key]  # pyright: ignore[reportPrivateUsage]
-    assert parameter is not None
-    return parameter
+def raw_tensor(module: nn.Module, key: str) -> Tensor:
+    """Return a module's own parameter or buffer, whatever a gate makes of the attribute."""
+    tensor = module._parameters.get(key)  # pyright: ignore[reportPrivateUsage]
+    if tensor is None:
+        tensor = module._buffers[key]  # pyright: ignore[reportPrivateUsage]
+    assert tensor is not None
+    return tensor
 
 
 def tensor_at(model: nn.Module, name: str) -> Tensor:
     """Return the parameter or buffer of a qualified name, without gates."""
-    module, key = owner_of(model, name)
-    if key in module._parameters:  # pyright: ignore[reportPrivateUsage]
-        return raw_parameter(module, key)
-    return module.get_buffer(key)
+    return raw_tensor(*owner_of(model, name))
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

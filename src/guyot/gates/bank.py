@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from guyot.core.axis import groups_in, spread
 from guyot.core.locate import first_names, tensor_at
 from guyot.core.types import Axis, Structures, Units, Within
-from guyot.gates.module import Gate, Mask, put_gate, remove_gates
+from guyot.gates.module import Gate, Host, Mask, put_gate, remove_gates
 from guyot.gates.predictions import Predictions
 
 Fold = Callable[[Tensor], Tensor]
@@ -30,7 +30,8 @@ class Norms(NamedTuple):
 
     Attributes:
         weight: ||w_j||.
-        gradient: ||dC/d(xi_j w_j)|| of the last backward pass; 0 where xi_j was 0.
+        gradient: ||dC/d(xi_j w_j)|| of the last backward pass; 0 where xi_j was 0, and infinite
+            where nobody knows it, since some of the weights are buffers or do not learn.
     """
 
     weight: Tensor
@@ -58,6 +59,7 @@ class Gates:
         self._places: list[tuple[Tensor, Gate, list[tuple[slice, Fold]]]] = []
         self._leaves: dict[tuple[int, tuple[int, ...]], tuple[slice, Tensor]] = {}
         self._predictions = Predictions()
+        self._host: Host | None = None
 
     def _mask(self, where: slice, shape: tuple[int, ...]) -> Mask:
         """Return some gates in a shape that broadcasts: an autograd leaf while training."""
@@ -113,20 +115,30 @@ class Gates:
                 masks[writer].append(self._mask(where, ()))
                 places[writer].append((where, torch.sum))
         aliases: dict[str, dict[tuple[nn.Module, str], None]] = defaultdict(dict)
+        running: dict[nn.Module, None] = {}
         for name, first in first_names(model).items():
             path, _, key = name.rpartition(".")
             aliases[first][model.get_submodule(path), key] = None
+            if first in masks or first in inputs:
+                steps = path.split(".")
+                paths = ("", *(".".join(steps[: n + 1]) for n in range(len(steps))))
+                running |= {model.get_submodule(each): None for each in paths}
+        self._host = host = Host(model)
         for name in dict.fromkeys((*masks, *inputs)):
             gate = Gate(masks[name], inputs.get(name))
             self._places.append((tensor_at(model, name), gate, places[name]))
             for module, key in aliases[name]:
                 self._attached.setdefault(module, type(module))
-                put_gate(module, key, gate, model)
+                put_gate(module, key, gate, host)
+        for module in running:
+            host.watch(module)
         self._predictions.attach(model)
 
     def detach(self) -> None:
         """Take the gates off; the modules are of their own classes again."""
         self._predictions.detach()
+        if self._host is not None:
+            self._host.forget()
         for module, plain in self._attached.items():
             remove_gates(module, plain)
         self._attached.clear()
@@ -151,16 +163,20 @@ class Gates:
         """
         active, share = active.to(self.sampled), share.to(self.sampled)
         weight, gradient, inner = (torch.zeros_like(self.sampled) for _ in range(3))
+        known = torch.ones_like(self.sampled)
         for parameter, _, places in self._places:
-            if parameter.grad is None:
-                continue
             for where, fold in places:
-                weight[where] += fold(parameter.square())
-                gradient[where] += fold(parameter.grad.square())
-                inner[where] += fold(parameter * parameter.grad)
-        scale = inner.abs().sum() / active.abs().sum().clamp(min=1e-30)
+                if not parameter.requires_grad:
+                    weight[where] += fold(parameter.square())
+                    known[where] = 0
+                elif parameter.grad is not None:
+                    weight[where] += fold(parameter.square())
+                    gradient[where] += fold(parameter.grad.square())
+                    inner[where] += fold(parameter * parameter.grad)
+        scale = (known * inner).abs().sum() / (known * active).abs().sum().clamp(min=1e-30)
         gradient = gradient.sqrt() / torch.where(share > 0, share, 1)
-        return Norms(weight.sqrt(), gradient / scale.clamp(min=1e-30))
+        gradient = torch.where(known > 0, gradient / scale.clamp(min=1e-30), torch.inf)
+        return Norms(weight.sqrt(), gradient)
 
     def _over(self, axes: Sequence[Axis], dim: int) -> Mask:
         """Return the mask over a dimension, differentiable in training mode."""

@@ -1,7 +1,9 @@
 """A gate on one parameter of a user's module: a property multiplies the weight by masks.
 
-The user's `forward` stays as it is. Where a linear layer or convolution reads fewer numbers than
-its weight has, what it reads is multiplied instead, which is the same sum.
+It does so while a forward pass runs. Otherwise `module.weight` is the parameter itself, which may be
+clipped, re-initialised or given to an optimiser. The user's `forward` stays as it is. Where a linear
+layer or convolution reads fewer numbers than its weight has, what it reads is multiplied instead,
+which is the same sum.
 """
 
 from __future__ import annotations
@@ -12,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
-from guyot.core.locate import raw_parameter
+from guyot.core.locate import raw_tensor
 from guyot.core.torch_private import attributes_as_weights, computes_as, convolve
 
 Mask = Callable[[bool], Tensor]
@@ -22,8 +25,8 @@ Mask = Callable[[bool], Tensor]
 Operator = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """Compute a module's output from the module, what it reads and its weight."""
 
-_MODEL = "_gated_model"
-"""The attribute of a gated module that leads to the model."""
+_HOST = "_gated_by"
+"""The attribute of a gated module that knows the model."""
 
 
 class Gate:
@@ -67,74 +70,119 @@ def _product(
     return tensor
 
 
-class ModeOwner:
-    """Point at the model whose mode counts for a gated module, also in copies.
+class Host:
+    """Say for the modules of a model whether a forward pass runs, and in which mode.
 
-    In a deep copy of the model it is the copy. A part that is copied alone has its own mode.
+    In a deep copy of the model it is the copy's. A part that is copied alone has its own mode.
+
+    Args:
+        model: whose mode counts; None: that of each part.
     """
 
     def __init__(self, model: nn.Module | None) -> None:
         self._model = model
+        self._depth = 0
+        self._handles: list[RemovableHandle] = []
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ModeOwner:
-        """Point at the copy of the model if `memo` knows one."""
-        return ModeOwner(memo.get(id(self._model)))
+    def __deepcopy__(self, memo: dict[int, Any]) -> Host:
+        """Belong to the copy of the model if `memo` knows one."""
+        return Host(memo.get(id(self._model)))
+
+    @property
+    def running(self) -> bool:
+        """Say whether a forward pass of the model or of a part of it runs."""
+        return self._depth > 0
 
     def training(self, part: nn.Module) -> bool:
         """Return the mode that counts for a part of the model."""
         return (part if self._model is None else self._model).training
+
+    def watch(self, module: nn.Module) -> None:
+        """Notice the calls of a module, also those that end in an error."""
+        enter = module.register_forward_pre_hook(self.enter, prepend=True)
+        leave = module.register_forward_hook(self.leave, always_call=True)
+        self._handles += [enter, leave]
+
+    def forget(self) -> None:
+        """Notice no more calls."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def enter(self, *_: Any) -> None:
+        """Note that a forward pass begins."""
+        self._depth += 1
+
+    def leave(self, *_: Any) -> None:
+        """Note that it ends."""
+        self._depth -= 1
 
 
 class Gated:
     """Mark the class of a module that has gates."""
 
 
-def put_gate(module: nn.Module, key: str, gate: Gate, model: nn.Module) -> None:
-    """Make the module's attribute `key` its parameter times a gate.
+def put_gate(module: nn.Module, key: str, gate: Gate, host: Host) -> None:
+    """Make the module's attribute `key` its parameter or buffer times a gate in a forward pass.
 
     The module gets a subclass of its own with a property of that name. The parameter stays where
     it is, so `parameters()` and `state_dict()` are the same as without gates.
 
     Example:
         >>> linear = nn.Linear(2, 1)
-        >>> put_gate(linear, "weight", Gate([lambda training: torch.zeros(1, 2)]), linear)
-        >>> bool(linear.weight.any()), isinstance(linear, nn.Linear), [*linear.state_dict()]
-        (False, True, ['weight', 'bias'])
+        >>> put_gate(linear, "weight", Gate([lambda training: torch.zeros(1, 2)]), Host(linear))
+        >>> bool((linear(torch.ones(2)) == linear.bias).all()), isinstance(linear, nn.Linear)
+        (True, True)
+        >>> type(linear.weight).__name__, bool(linear.weight.any()), [*linear.state_dict()]
+        ('Parameter', True, ['weight', 'bias'])
     """
 
-    def training(part: nn.Module) -> bool:
-        return part.__dict__[_MODEL].training(part)
-
     def gated(self: nn.Module) -> Tensor:
-        weight = raw_parameter(self, key)
-        return gate.masked(weight, training(self), _narrowed(weight) if operator else None)
+        own: Host = self.__dict__[_HOST]
+        weight = raw_tensor(self, key)
+        if not own.running:
+            return weight
+        return gate.masked(weight, own.training(self), _narrowed(weight) if operator else None)
 
-    def forward(self: nn.Module, input: Tensor) -> Tensor:  # noqa: A002  (the name that is known)
-        weight = raw_parameter(self, key)
+    def fewer(self: nn.Module, input: Tensor) -> Tensor:  # noqa: A002  (the name that is known)
+        weight = raw_tensor(self, key)
         if not _fewer(input, weight):
-            return plain.forward(self, input)
+            return running(self, input)
         assert operator is not None
-        return operator(self, *gate.between(input, weight, training(self), _narrowed(weight)))
+        training = self.__dict__[_HOST].training(self)
+        return operator(self, *gate.between(input, weight, training, _narrowed(weight)))
+
+    def running(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        own: Host = self.__dict__[_HOST]
+        own.enter()
+        try:
+            return plain.forward(self, *args, **kwargs)
+        finally:
+            own.leave()
 
     def recurrent(self: nn.RNNBase, *args: Any, **kwargs: Any) -> Any:
-        with attributes_as_weights(self):
-            return plain.forward(self, *args, **kwargs)
+        own: Host = self.__dict__[_HOST]
+        own.enter()
+        try:
+            with attributes_as_weights(self):
+                return plain.forward(self, *args, **kwargs)
+        finally:
+            own.leave()
 
     plain = type(module)
     operator = _operator(plain)
-    members: dict[str, Any] = {key: property(gated), "__module__": plain.__module__}
+    forward: Any = recurrent if nn.RNNBase in plain.__mro__ else running
     if operator and gate.inputs and key == "weight" and getattr(module, "groups", 1) == 1:
-        members["forward"] = forward
-    if nn.RNNBase in plain.__mro__:
-        members["forward"] = recurrent
+        forward = fewer
+    members = {key: property(gated), "forward": forward, "__module__": plain.__module__}
     module.__class__ = type(plain.__name__, (plain, Gated), members)
-    module.__dict__[_MODEL] = ModeOwner(model)
+    module.__dict__[_HOST] = host
 
 
 def remove_gates(module: nn.Module, plain: type[nn.Module]) -> None:
     """Take all gates off a module, which is of its own class again."""
     module.__class__ = plain
-    del module.__dict__[_MODEL]
+    del module.__dict__[_HOST]
 
 
 def _linear(module: Any, read: Tensor, weight: Tensor) -> Tensor:

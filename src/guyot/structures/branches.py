@@ -184,7 +184,7 @@ def find_branches(
     Args:
         trace: the exported graph.
         canonical: qualified name -> the first name of the same tensor.
-        trainable: first names of the parameters; buffers have no gates.
+        trainable: first names of the parameters; buffers have gates where no parameters end it.
     """
     firsts = {key: canonical[name] for key, name in trace.tensors.items()}
     parameters = {key: name for key, name in firsts.items() if name in trainable}
@@ -208,7 +208,14 @@ def find_branches(
             continue
         name = owner or "(root)"
         for operand, cone in sides:
-            writers = Writers(parameters, cone.nodes, fed).of(node.args[operand])
+            writers = next(
+                (
+                    found
+                    for names in (parameters, firsts)
+                    if (found := Writers(names, cone.nodes, fed).of(node.args[operand]))
+                ),
+                None,
+            )
             if writers is None:
                 continue
             name = name if name not in taken else f"{name}:{place + 1}"

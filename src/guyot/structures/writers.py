@@ -9,7 +9,7 @@ if its weight and bias are: `gamma * x` (LayerScale), `BatchNorm(x)`, `linear(x)
 from __future__ import annotations
 
 import operator
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ class Writers:
     """Finds the parameters that end a branch.
 
     Args:
-        names: placeholder -> parameter, by the first name of the tensor.
+        names: placeholder -> parameter (or buffer), by the first name of the tensor.
         inside: the operators of the branch.
         fed: the operators that depend on an input; all others compute from parameters alone.
     """
@@ -68,8 +68,13 @@ class Writers:
     ) -> None:
         self._names, self._inside, self._fed = names, inside, fed
 
-    def of(self, node: Any) -> frozenset[str] | None:
-        """Return the parameters that make the result of a node zero; None when there are none."""
+    def of(self, node: Any, zero: frozenset[str] = frozenset()) -> frozenset[str] | None:
+        """Return the tensors that make the result of a node zero; None when there are none.
+
+        Args:
+            node: an operand of the branch.
+            zero: tensors that are zero anyway, since other terms of a sum need them to be.
+        """
         if not isinstance(node, fx.Node):
             return None
         if node.op == "placeholder":
@@ -78,40 +83,49 @@ class Writers:
             return None
         target = node.target
         if target in _AFFINE:
-            return self._affine(node, _AFFINE[target])
+            return self._affine(node, _AFFINE[target], zero)
         if target in MULTIPLYING:
-            return self._factor(node.args[:2])
+            return self._factor(node.args[:2], zero)
         if target is aten._weight_norm.default:
-            return self.of(node.args[1])
+            return self.of(node.args[1], zero)
         if target is aten.addmm.default:
-            return _union([self.of(node.args[0]), self._factor(node.args[1:3])])
+            added = self.of(node.args[0], zero)
+            if added is None:
+                return None
+            product = self._factor(node.args[1:3], zero | added)
+            return None if product is None else added | product
         if target in KEEPS_ZERO:
-            return self.of(node.args[0])
+            return self.of(node.args[0], zero)
         if target in ADDING:
-            return _union([self.of(arg) for arg in node.args[:2] if arg != 0])
+            return self._every([arg for arg in node.args[:2] if arg != 0], zero)
         if target in JOINS:
-            return _union([self.of(arg) for arg in node.all_input_nodes])
+            return self._every(node.all_input_nodes, zero)
         return None
 
-    def _factor(self, factors: tuple[Any, ...]) -> frozenset[str] | None:
+    def _factor(self, factors: tuple[Any, ...], zero: frozenset[str]) -> frozenset[str] | None:
         """Choose a factor that is a parameter (LayerScale), else the one with fewer."""
-        found = [(arg in self._fed, part) for arg in factors if (part := self.of(arg))]
-        return min(found, key=lambda pair: (pair[0], len(pair[1])))[1] if found else None
+        found = [(arg in self._fed, part) for arg in factors if (part := self.of(arg, zero))]
+        if not found:
+            return None
+        return min(found, key=lambda pair: (pair[0], len(pair[1] - zero)))[1]
 
-    def _affine(self, node: fx.Node, positions: tuple[int, int]) -> frozenset[str] | None:
+    def _every(self, terms: Iterable[Any], zero: frozenset[str]) -> frozenset[str] | None:
+        """Return the tensors that make all terms zero."""
+        names = frozenset[str]()
+        for term in terms:
+            part = self.of(term, zero | names)
+            if part is None:
+                return None
+            names |= part
+        return names or None
+
+    def _affine(
+        self, node: fx.Node, positions: tuple[int, int], zero: frozenset[str]
+    ) -> frozenset[str] | None:
         given = [node.args[p] for p in positions if p < len(node.args)]
         tensors = [arg for arg in given if isinstance(arg, fx.Node)]
         if given and isinstance(given[0], fx.Node):
-            return _union([self.of(arg) for arg in tensors])
+            return self._every(tensors, zero)
         if tensors or (node.target is aten.batch_norm.default and node.args[3] is not None):
             return None
-        return self.of(node.args[0])
-
-
-def _union(parts: list[frozenset[str] | None]) -> frozenset[str] | None:
-    names: set[str] = set()
-    for part in parts:
-        if part is None:
-            return None
-        names |= part
-    return frozenset(names) if names else None
+        return self.of(node.args[0], zero)

@@ -264,8 +264,10 @@ class Verifier:
         """Whether a training step runs and leaves nothing to chance, so that it says something."""
         with self.precision():
             steps = [self._observed(_to_cut(self.model), seed) for seed in (0, 1)]
-        return steps[0] is not None and steps[1] is not None and agree(
-            steps[0].outputs, steps[1].outputs
+        return (
+            steps[0] is not None
+            and steps[1] is not None
+            and agree(steps[0].outputs, steps[1].outputs)
         )
 
     def _observed(self, model: nn.Module, seed: int = 0) -> Behaviour | None:
