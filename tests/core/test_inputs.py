@@ -105,3 +105,21 @@ def test_discovery_and_rebuild_with_keywords() -> None:
 def test_mistakes(inputs: Any, message: str) -> None:
     with pytest.raises(MisconfiguredError, match=message):
         find_structures(Text(), inputs)
+
+
+class Wrapper(nn.Module):
+    """Passes on what it does not know."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, ids: Tensor, **kwargs: Any) -> Any:
+        return self.inner(ids, **kwargs)
+
+
+def test_a_model_in_a_wrapper_is_called_without_its_cache() -> None:
+    assert arguments(Wrapper(Text()), (ids(),))[1] == {"use_cache": False}
+    given = {"ids": ids(), "use_cache": True}
+    assert arguments(Wrapper(Text()), given)[1] == given
+    assert arguments(Wrapper(nn.Linear(2, 2)), (ids(),))[1] == {}

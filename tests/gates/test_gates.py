@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -342,6 +343,7 @@ def test_outside_of_forward_a_weight_is_its_parameter() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         model(x[:, :3])
     assert model.last.weight is parameter
+    assert [*inspect.signature(model.last.forward).parameters] == ["input"]
     twin = copy.deepcopy(model)
     assert isinstance(twin.last.weight, nn.Parameter) and torch.equal(twin(x), y)
 

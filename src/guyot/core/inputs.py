@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -32,7 +33,8 @@ def arguments(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[s
     """Return the positional and keyword arguments, the latter in the order of the signature.
 
     A `forward` that takes `use_cache` (models of text) and is not given it gets False: a cache of
-    keys and values is no part of the network.
+    keys and values is no part of the network. So does one that takes any keyword arguments and has
+    such a model inside.
 
     Example:
         >>> class Text(nn.Module):
@@ -44,11 +46,19 @@ def arguments(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[s
         inputs = (inputs,)
     args = () if isinstance(inputs, Mapping) else tuple(inputs)
     given = dict(inputs) if isinstance(inputs, Mapping) else {}
-    names = list(inspect.signature(model.forward).parameters)
-    if "use_cache" in names[len(args) :]:
+    parameters = inspect.signature(model.forward).parameters
+    names = list(parameters)
+    free = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    inside = free and any(_takes_use_cache(type(module)) for module in model.modules())
+    if inside or "use_cache" in names[len(args) :]:
         given.setdefault("use_cache", False)
     known = [name for name in names if name in given]
     return args, {name: given[name] for name in dict.fromkeys([*known, *given])}
+
+
+@functools.lru_cache(1024)
+def _takes_use_cache(kind: type[nn.Module]) -> bool:
+    return "use_cache" in inspect.signature(kind.forward).parameters
 
 
 def changed(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -8,6 +8,7 @@ which is the same sum.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -174,6 +175,7 @@ def put_gate(module: nn.Module, key: str, gate: Gate, host: Host) -> None:
     forward: Any = recurrent if nn.RNNBase in plain.__mro__ else running
     if operator and gate.inputs and key == "weight" and getattr(module, "groups", 1) == 1:
         forward = fewer
+    forward = functools.wraps(plain.forward, updated=())(forward)  # it keeps its signature
     members = {key: property(gated), "forward": forward, "__module__": plain.__module__}
     module.__class__ = type(plain.__name__, (plain, Gated), members)
     module.__dict__[_HOST] = host
