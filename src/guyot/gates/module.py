@@ -1,9 +1,9 @@
 """A gate on one parameter of a user's module: a property multiplies the weight by masks.
 
-It does so while a forward pass runs. Otherwise `module.weight` is the parameter itself, which may be
-clipped, re-initialised or given to an optimiser. The user's `forward` stays as it is. Where a linear
-layer or convolution reads fewer numbers than its weight has, what it reads is multiplied instead,
-which is the same sum.
+It does so while a forward pass runs. Otherwise `module.weight` is the parameter itself, which may
+be clipped, re-initialised or given to an optimiser. The user's `forward` stays as it is. Where a
+linear layer or convolution reads fewer numbers than its weight has, what it reads is multiplied
+instead, which is the same sum.
 """
 
 from __future__ import annotations
