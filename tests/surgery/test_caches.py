@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from guyot import find_structures
 from guyot.core.types import KeepPlan
 from guyot.surgery import operate
-from guyot.surgery.caches import numbers_of, renumber
+from guyot.surgery.caches import layer_numbers, renumber
 
 hf = pytest.importorskip("transformers")
 SMALL = {
@@ -94,7 +94,7 @@ def test_only_what_takes_a_cache_moves_up_in_its_own_row() -> None:
             "shared": nn.ModuleList([Mixer(0), Mixer(0)]),
         }
     )
-    before = numbers_of(model)
+    before = layer_numbers(model)
     for name, number in (("decoder", 1), ("counting", 0), ("shared", 0)):
         model[name][number] = nn.Identity()
     del model["decoder"][1]

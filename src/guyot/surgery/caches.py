@@ -21,7 +21,7 @@ Row = tuple[Hashable, ...]
 """What tells attentions apart that cannot take each other's place."""
 
 
-def numbers_of(model: nn.Module) -> Mapping[Row, Mapping[str, int]]:
+def layer_numbers(model: nn.Module) -> Mapping[Row, Mapping[str, int]]:
     """Return the layer numbers of a model's attentions: row -> qualified name -> number."""
     found: dict[Row, dict[str, int]] = defaultdict(dict)
     for name, module in model.named_modules():
@@ -38,7 +38,7 @@ def renumber(model: nn.Module, before: Mapping[Row, Mapping[str, int]]) -> None:
 
     Args:
         model: after a removal.
-        before: what `numbers_of` gave for it before.
+        before: what `layer_numbers` gave for it before.
     """
     left = {name: module for name, module in model.named_modules() if _has_number(module)}
     for numbers in before.values():

@@ -17,7 +17,7 @@ from guyot.core.axis import kept_indices, size_of
 from guyot.core.errors import UnsupportedError
 from guyot.core.locate import tensor_at
 from guyot.core.types import KeepPlan, Restated, StandIn, Structures
-from guyot.surgery.caches import numbers_of, renumber
+from guyot.surgery.caches import layer_numbers, renumber
 from guyot.surgery.derive import derive
 from guyot.surgery.edits import Edit
 from guyot.surgery.heads import keep_off_fast_path
@@ -81,7 +81,7 @@ def operate(
     gone = {id(tensor_at(model, name)) for name in gone_names}
     for name, indices in sliced.items():
         _slice(model, name, indices, optimizers)
-    numbers = numbers_of(model) if gone_names else {}
+    numbers = layer_numbers(model) if gone_names else {}
     surgery.carry_out(model)
     renumber(model, numbers)
     for optimizer in optimizers:
