@@ -249,7 +249,9 @@ def test_step_out_of_turn() -> None:
 def test_after_finish() -> None:
     discovery = watched()
     train(discovery, 5)
-    with pytest.warns(GuyotWarning, match=r"nothing was removed in 5 steps.*nu.*target"):
+    with pytest.warns(
+        GuyotWarning, match=r"nothing was removed: gates begin at step 10 .* after 5;"
+    ):
         discovery.finish()
     discovery.optimizer_under_test.step()
     with pytest.raises(SequenceError, match=r"step\(\) after finish\(\): make a new Discovery"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -11,9 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from guyot.core.errors import GuyotWarning, MisconfiguredError, UnsupportedError
+from guyot.core.errors import (
+    GuyotWarning,
+    MisconfiguredError,
+    SequenceError,
+    UnsupportedError,
+)
 from guyot.core.locate import named_tensors
 from guyot.core.types import Structures
+from guyot.planning.dynamics import Phases
 
 
 def sgd_weight_decay(optimizer: torch.optim.Optimizer) -> float | None:
@@ -156,6 +163,42 @@ def warn_skipped(skipped: int, step: int, reason: str, way_out: str) -> None:
         )
 
 
+_EVIDENCE = 0.1
+"""Share of discovery's steps that must have measured something before a network is chosen."""
+
+
+def check_measured(step: int, skipped: int, phases: Phases, removing: bool) -> None:
+    """Refuse to choose a network when nearly nothing was measured: the choice would be arbitrary.
+
+    Args:
+        step: optimiser steps so far.
+        skipped: steps with gates that taught the gates nothing.
+        phases: of the run.
+        removing: something would go; if not, one step that measured is enough.
+
+    Raises:
+        SequenceError: too few steps measured what structures earn.
+    """
+    total = step - max(1, phases.discovery_start)
+    measured = max(0, total - skipped)
+    enough = math.ceil(_EVIDENCE * phases.discovery_steps) if removing else 1
+    if measured >= enough:
+        return
+    if skipped > total / 2:
+        why = (
+            f"{skipped} steps were skipped, because no gradient reached the gates, or because it "
+            "was NaN or inf: call loss.backward() in every step, and train in model.train() (to "
+            "freeze BatchNorm, set its modules alone to eval())"
+        )
+    else:
+        why = f"discovery ends at step {phases.discovery_stop}: train until then"
+    raise SequenceError(
+        f"no network can be chosen at step {step}: {measured} of {phases.discovery_steps} steps of "
+        f"discovery measured what units and layers are worth, and {enough} are needed; {why}. "
+        "abandon() ends the run without a choice"
+    )
+
+
 def warn_missed(target: float | None, attained: float, quanta: Sequence[int], left: bool) -> None:
     """Warn that a target was not met, and say why.
 
@@ -185,30 +228,27 @@ NO_PRICE = 1e-7
 
 
 def warn_extreme(
-    nu: float | None, steps: int, removed: bool, attained: float | None, least: float
+    nu: float | None,
+    steps: int,
+    phases: Phases,
+    removed: bool,
+    attained: float | None,
+    least: float,
 ) -> None:
     """Warn that nothing was removed, or all that can be, and say why; except for nu = 0.
 
     Args:
         nu: of the run; None with a target.
         steps: optimiser steps so far.
+        phases: of the run.
         removed: something was removed.
         attained: share of the complexity that is left; None if discovery did not end.
         least: the smallest share that can be.
     """
     if nu == 0:
         return  # plain training was asked for
-    if nu is not None and nu < NO_PRICE:
-        text = (
-            f"nothing was removed, no gate ever came on: nu={nu:g} is less than a float32 loss can "
-            f"show ({NO_PRICE:g}); raise nu, or give 0 for training without discovery"
-        )
-    elif not removed:
-        text = (
-            f"nothing was removed in {steps} steps: every structure earned its price, or "
-            "discovery never began; raise nu, give a target, or train for the total_steps that "
-            "were announced"
-        )
+    if not removed:
+        text = f"nothing was removed{_why_nothing(nu, steps, phases)}"
     elif nu is not None and attained is not None and attained <= 1.05 * least:
         text = (
             f"everything that could go is gone: {attained:.4f} of the complexity is left and "
@@ -218,3 +258,23 @@ def warn_extreme(
     else:
         return
     warnings.warn(text, GuyotWarning, stacklevel=3)
+
+
+def _why_nothing(nu: float | None, steps: int, phases: Phases) -> str:
+    """Say why nothing was removed, and what would help."""
+    if nu is not None and nu < NO_PRICE:
+        return (
+            f", no gate ever came on: nu={nu:g} is less than a float32 loss can "
+            f"show ({NO_PRICE:g}); raise nu, or give 0 for training without discovery"
+        )
+    if steps == 0:
+        return ": step() was never called; call it once after every optimizer.step()"
+    start = max(1, phases.discovery_start)
+    if steps < start:
+        return (
+            f": gates begin at step {start:,} of total_steps={phases.total_steps:,}, and training "
+            f"ended after {steps:,}; train for total_steps, or announce fewer"
+        )
+    return f" in {steps:,} steps: every structure earned its price; " + (
+        "give a target below 1" if nu is None else f"raise nu={nu:g}, or give a target"
+    )

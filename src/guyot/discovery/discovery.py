@@ -28,6 +28,7 @@ from guyot.discovery.checks import (
     NO_PRICE,
     NOT_FINITE,
     check_copy,
+    check_measured,
     check_optimizer,
     check_prunable,
     check_sliceable,
@@ -296,6 +297,9 @@ class Discovery:
         """End discovery now: decide what is undecided, remove what goes, take the gates off.
 
         Units that are chosen to go but fill no whole quantum stay as zeros that may grow again.
+
+        Raises:
+            SequenceError: nearly no step measured what structures are worth.
         """
         if self._state.settled:
             return
@@ -307,6 +311,7 @@ class Discovery:
         controller = self._controller
         choice, polarised = controller.choose(), controller.polarised
         left = bool((controller.state.alive & ~choice.mask).any())
+        check_measured(self._state.step, self.skipped, controller.phases, removing=left)
         controller.decide(choice.mask)
         self._gates.probable.copy_(choice.mask)
         self._gates.zero_unused()
@@ -367,14 +372,14 @@ class Discovery:
             GuyotWarning: nothing was removed, or everything that could go.
 
         Raises:
-            SequenceError: it is called twice.
+            SequenceError: it is called twice, or nearly no step measured what structures are worth.
         """
         if self.finished:
             raise SequenceError("finish() was called twice")
         self.settle()
         controller, step = self._controller, self._state.step
         nu, removed = controller.dials.nu, bool(self.removals)
-        warn_extreme(nu, step, removed, self.attained, controller.least)
+        warn_extreme(nu, step, controller.phases, removed, self.attained, controller.least)
         return self._end()
 
     def _end(self) -> nn.Module:
