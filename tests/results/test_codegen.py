@@ -18,6 +18,7 @@ from guyot.core.errors import GuyotWarning, UnsupportedError
 from guyot.results.codegen.leaves import constructor, written
 from guyot.results.codegen.markup import plain
 from guyot.results.codegen.operators import BINARY, FUNCTIONS, METHODS, SPECIAL, TORCH, expression
+from guyot.results.codegen.text import quoted, wrapped
 from guyot.results.export import to_source
 from guyot.structures import find_structures
 from guyot.surgery import operate
@@ -492,6 +493,99 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path):
     with pytest.raises(UnsupportedError, match=r"operator cond .*cannot be written.*pt2 or onnx"):
         to_source(Branching(), (torch.randn(2, 4),), tmp_path / "net")
     assert not (tmp_path / "net").exists()
+
+
+NASTY = st.text(
+    st.sampled_from("ab1_ -,()[]{}\"'\\\n\t\x01\x02\x03#é\ufb01{"), min_size=1, max_size=12
+)
+
+
+@given(NASTY)
+def test_a_text_is_quoted_as_what_it_is(text: str):
+    assert eval(quoted(text)) == text
+
+
+@given(st.lists(NASTY, min_size=6, max_size=12, unique=True))
+def test_lines_are_not_broken_inside_texts(texts: list[str]):
+    call = f"nn.ModuleDict({{{', '.join(f'{quoted(t)}: (1, {n})' for n, t in enumerate(texts))}}})"
+    nested = "\n".join(wrapped(f"f({call}, [{', '.join(map(quoted, texts))}])"))
+    found = eval(
+        nested,
+        {"f": lambda *given: given, "nn": nn.Module and type("nn", (), {"ModuleDict": dict})},
+    )
+    assert found == ({t: (1, n) for n, t in enumerate(texts)}, texts)
+
+
+class Named(nn.Module):
+    """Modules, a parameter, a buffer, a tie and a key of the output, all with the same odd name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.heads, self.plain, self.label = nn.ModuleDict(), nn.Linear(3, 3), name
+        self.inner, self.twin = nn.Module(), nn.Module()
+        self.heads[name] = nn.Linear(3, 3)
+        self.add_module(name, nn.Linear(3, 3))
+        self.inner.register_parameter(name, nn.Parameter(torch.randn(3)))
+        self.twin.register_parameter(name, self.inner.get_parameter(name))
+        self.twin.register_buffer(f"{name}+", torch.randn(3))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = getattr(self, self.label)(self.heads[self.label](self.plain(x)))
+        x = x + getattr(self.inner, self.label) * getattr(self.twin, f"{self.label}+")
+        return {self.label: x}
+
+
+ATTACK = '"); open("{file}", "w"); ("'
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        '5" screen',
+        "it's",
+        "back\\slash",
+        "a, b(c]",
+        'x"""y',
+        "\ufb01t",
+        "\n#",
+        ATTACK,
+        ATTACK.replace('"', "'"),
+    ],
+)
+def test_names_are_written_as_texts(name: str, tmp_path: Path):
+    mark = tmp_path / "ran"
+    name = name.replace("{file}", str(mark).replace(".", "_"))  # names of modules have no dot
+    source_of(Named(name).eval(), torch.randn(2, 3), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_name_of_a_class_is_no_code(tmp_path: Path):
+    text = 'Net"""\nopen("' + str(tmp_path / "ran") + '", "w")\n"""'
+    odd = type(text, (nn.Module,), {"forward": lambda self, x: self.a(x).relu()})()
+    odd.a = nn.Linear(3, 3)
+    outer = nn.Module.__new__(type(text, (nn.Module,), {"forward": lambda self, x: self.b(x) + 1}))
+    nn.Module.__init__(outer)
+    outer.b = odd
+    source_of(outer.eval(), torch.randn(2, 3), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+class Said(str):
+    """A text that shows itself as something else."""
+
+    def __repr__(self) -> str:
+        return "print('code ran')"
+
+
+def test_values_do_not_say_how_they_are_written():
+    assert plain(written(Said("zeros"))) == "'zeros'"
+    assert plain(
+        constructor(nn.Conv2d(3, 3, 3, padding=1, padding_mode=Said("reflect"))) or ""
+    ) == ("nn.Conv2d(3, 3, 3, padding=1, padding_mode='reflect')")
+    with pytest.raises(
+        UnsupportedError, match=r"a value of type .*Path cannot be written as source"
+    ):
+        written(Path("x"))
 
 
 def test_the_table_of_operators_is_sorted_out():

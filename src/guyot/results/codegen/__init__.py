@@ -5,6 +5,7 @@ from __future__ import annotations
 from guyot.results.codegen.calls import Scattered, Source, call_tree
 from guyot.results.codegen.classes import Classes
 from guyot.results.codegen.layout import Layout
+from guyot.results.codegen.text import remark
 
 __all__ = ["Source", "module_text"]
 
@@ -48,7 +49,7 @@ def module_text(source: Source) -> str:
         "from torch.nn import functional as F" if "F." in code else "",
     ]
     head = [
-        f'"""{type(source.model).__name__} as guyot left it: {count:,} parameters.',
+        f'"""{remark(type(source.model).__name__)} as guyot left it: {count:,} parameters.',
         "",
         f"Inputs, without the batch: {shapes}. Made from evaluation mode; needs PyTorch only, and",
         "safetensors to read the weights:",

@@ -14,7 +14,7 @@ from guyot.results.codegen.forward import Forward, forward_of
 from guyot.results.codegen.layout import Kind, Layout
 from guyot.results.codegen.leaves import written
 from guyot.results.codegen.markup import filled, number, numbers, renamed, template
-from guyot.results.codegen.text import is_name, wrapped
+from guyot.results.codegen.text import is_name, quoted, remark, wrapped
 
 _TAKEN = {"nn", "F", "torch", "load", "OrderedDict", "Path"}
 
@@ -91,7 +91,9 @@ class Classes:
             child = f"{path}.{name}" if path else name
             made = renamed(self._expression(child), name)
             init.append(
-                f"self.{name} = {made}" if is_name(name) else f'self.add_module("{name}", {made})'
+                f"self.{name} = {made}"
+                if is_name(name)
+                else f"self.add_module({quoted(name)}, {made})"
             )
         forwards = [forward_of(layout.source, call, layout) for call in layout.calls.get(path, [])]
         for call, forward in zip(layout.calls.get(path, []), forwards, strict=True):
@@ -121,9 +123,9 @@ class Classes:
             return (
                 f"self.{key} = {made}"
                 if is_name(key)
-                else f'self.register_parameter("{key}", {made})'
+                else f"self.register_parameter({quoted(key)}, {made})"
             )
-        return f'self.register_buffer("{key}", {zeros})'
+        return f"self.register_buffer({quoted(key)}, {zeros})"
 
     def _expression(self, path: str) -> str:
         """Write what makes the module."""
@@ -148,7 +150,9 @@ class Classes:
         texts = [renamed(self._expression(f"{prefix}{name}"), name) for name in names]
         if not named and names == [str(place) for place in range(len(names))]:
             return ", ".join(texts)
-        items = ", ".join(f'"{name}": {text}' for name, text in zip(names, texts, strict=True))
+        items = ", ".join(
+            f"{quoted(name)}: {text}" for name, text in zip(names, texts, strict=True)
+        )
         return f"{{{items}}}" if named else f"OrderedDict({{{items}}})"
 
     # -- one class ---------------------------------------------------------------------------
@@ -226,7 +230,7 @@ def _written(
             f"    def forward(self{taken}){_gives(draft.forward)}:",
             *(f"        {line}" for line in lines),
         ]
-    head = [f"class {name}({draft.base}):", f'    """{_where(drafts)}"""', ""]
+    head = [f"class {name}({draft.base}):", f'    """{remark(_where(drafts))}"""', ""]
     lines = [*head, f"    def __init__(self{signature}):", *body, *forward]
     return "\n".join(part for line in lines for part in wrapped(line))
 

@@ -18,7 +18,7 @@ from guyot.results.codegen.layout import Layout
 from guyot.results.codegen.leaves import written
 from guyot.results.codegen.markup import number, plain
 from guyot.results.codegen.operators import Expression, expression
-from guyot.results.codegen.text import is_name
+from guyot.results.codegen.text import is_name, quoted
 
 _FRESH = "xyzuvw"
 _LONGEST = 52  # characters of a value that is written inside another one
@@ -177,7 +177,7 @@ class _Writer:
         if isinstance(value, fx.Node):
             return self._node(value, tight)
         if isinstance(value, Mapping):
-            items = (f'"{key}": {self(item)}' for key, item in value.items())
+            items = (f"{_key(key)}: {self(item)}" for key, item in value.items())
             return f"{{{', '.join(items)}}}"
         if isinstance(value, list | tuple):
             items = ", ".join(self(item, hint) for item in value)
@@ -201,7 +201,7 @@ class _Writer:
         owner, _, key = name.rpartition(".")
         path = ".".join(part for part in (self._call.path, owner) if part)
         holder = self._layout.attribute(path, self._call.path)
-        return f"{holder}.{key}" if is_name(key) else f'{holder}.get_parameter("{key}")'
+        return f"{holder}.{key}" if is_name(key) else f"getattr({holder}, {quoted(key)})"
 
     def _length(self, node: fx.Node) -> str:
         """Write a number that depends on the inputs' shapes, from the shape of a variable."""
@@ -235,6 +235,11 @@ class _Writer:
             if isinstance(node.meta.get("val"), Tensor):
                 return f"{name}.device"
         return 'torch.device("cpu")'
+
+
+def _key(key: Any) -> str:
+    """Write the key of a mapping."""
+    return quoted(key) if isinstance(key, str) else plain(written(key))
 
 
 def _flat(values: Any) -> list[fx.Node]:

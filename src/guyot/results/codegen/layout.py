@@ -9,7 +9,7 @@ from torch import nn
 
 from guyot.results.codegen.calls import ModuleCall, Source, operands
 from guyot.results.codegen.leaves import constructor
-from guyot.results.codegen.text import is_name
+from guyot.results.codegen.text import is_name, quoted
 
 
 class Kind(enum.Enum):
@@ -85,12 +85,8 @@ class Layout:
         ties: list[str] = []
         for names in dict.fromkeys(self.source.tensors.values()):
             owners = [name.rpartition(".") for name in names]
-            there = [
-                f"{self.attribute(owner, '')}.{key}"
-                for owner, _, key in owners
-                if owner in self.kinds
-            ]
-            ties += [f"{other} = {there[0]}" for other in there[1:]]
+            there = [(self.attribute(at, ""), key) for at, _, key in owners if at in self.kinds]
+            ties += [_tied(*other, *there[0]) for other in there[1:]]
         return ties
 
     def text(self, path: str) -> str:
@@ -108,9 +104,9 @@ class Layout:
             if kind in (Kind.LIST, Kind.SEQUENTIAL) and part.isdigit():
                 text += f"[{part}]"
             elif kind is Kind.DICT:
-                text += f'["{part}"]'
+                text += f"[{quoted(part)}]"
             else:
-                text += f".{part}" if is_name(part) else f'.get_submodule("{part}")'
+                text += f".{part}" if is_name(part) else f".get_submodule({quoted(part)})"
             here = f"{here}.{part}" if here else part
         return text
 
@@ -124,6 +120,14 @@ class Layout:
         if self.uses(call) == 1:
             return f"{callee}({', '.join(arguments)})"
         return f"{callee}({', '.join([*arguments] * 3)}, need_weights=False)[0]"
+
+
+def _tied(owner: str, key: str, other: str, first: str) -> str:
+    """Write the statement that makes a parameter the first one."""
+    value = f"{other}.{first}" if is_name(first) else f"getattr({other}, {quoted(first)})"
+    return (
+        f"{owner}.{key} = {value}" if is_name(key) else f"setattr({owner}, {quoted(key)}, {value})"
+    )
 
 
 def _with_ancestors(path: str) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from guyot.core.errors import UnsupportedError
 from guyot.results.codegen.markup import literal, number
 
 _SHORT = {"channels": "", "features": "", "size": ""}
@@ -31,7 +33,8 @@ def constructor(module: nn.Module) -> str | None:
     for folded in (True, False):
         arguments = _arguments(module, kind, folded)
         if arguments is not None and _same(module, kind, arguments):
-            return _expression(kind, arguments)
+            with contextlib.suppress(UnsupportedError):
+                return _expression(kind, arguments)
     return None
 
 
@@ -110,8 +113,10 @@ def written(value: Any, hint: str = "") -> str:
         '[2, 0.5, float("inf"), torch.float32, None]'
     """
     match value:
-        case bool() | None | str():
+        case bool() | None:
             return repr(value)
+        case str():
+            return str.__repr__(value)
         case int():
             return number("_".join(_SHORT.get(part, part) for part in hint.split("_")), value)
         case float():
@@ -123,5 +128,10 @@ def written(value: Any, hint: str = "") -> str:
             return f"({', '.join(written(item, hint) for item in value)}{comma})"
         case torch.device():
             return f'torch.device("{value}")'
-        case _:
+        case torch.dtype() | torch.memory_format() | torch.layout():
             return str(value)  # torch.float32, torch.channels_last, torch.strided
+        case _:
+            raise UnsupportedError(
+                f"a value of type {type(value).__name__} cannot be written as source code: export "
+                "the model as pt2 or onnx"
+            )

@@ -29,13 +29,14 @@ def number(hint: str, value: float) -> str:
         >>> plain(f"nn.Linear({number('in', 3)}, {number('out', 5)})")
         'nn.Linear(3, 5)'
     """
-    text = repr(value)
+    text = int.__repr__(value) if isinstance(value, int) else float.__repr__(value)
+    hint = re.sub(r"\W", "_", hint)
     return f"\x01{hint}\x02{text}\x03" if text.strip("-").isdigit() else literal(value)
 
 
 def literal(value: float) -> str:
     """Return a float as an expression, not marked."""
-    return repr(value) if value - value == 0 else f'float("{value}")'
+    return float.__repr__(value) if value - value == 0 else f'float("{float.__repr__(value)}")'
 
 
 def numbers(text: str) -> tuple[Number, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import unicodedata
 from collections.abc import Iterator
 
 _WIDTH = 96
@@ -16,7 +17,30 @@ def is_name(text: str) -> bool:
         >>> [is_name(text) for text in ("conv1", "0", "a-b", "class")]
         [True, False, False, False]
     """
-    return text.isidentifier() and not keyword.iskeyword(text)
+    same = unicodedata.normalize("NFKC", text) == text  # Python reads names in this form
+    return same and text.isidentifier() and not keyword.iskeyword(text)
+
+
+def quoted(text: str) -> str:
+    r"""Return a text as a literal that holds nothing but the text.
+
+    Example:
+        >>> print(quoted("conv1"), quoted('5" screen'), quoted("a" + chr(10)))
+        "conv1" '5" screen' 'a\n'
+    """
+    plain = str.__repr__(text)
+    return f'"{plain[1:-1]}"' if plain == f"'{text}'" and '"' not in text else plain
+
+
+def remark(text: str) -> str:
+    """Return a text that can stand in a docstring.
+
+    Example:
+        >>> remark("blocks.0"), remark("c" + chr(34) + chr(92) + chr(10) + "d")
+        ('blocks.0', "c'/ d")
+    """
+    line = "".join(c if c.isprintable() else " " for c in text)
+    return line.replace("\\", "/").replace('"', "'")
 
 
 def wrapped(line: str) -> list[str]:
@@ -52,10 +76,10 @@ def wrapped(line: str) -> list[str]:
 def _brackets(line: str) -> Iterator[tuple[int, int]]:
     """Yield where brackets that hold something open and close."""
     open_at: list[int] = []
-    for position, character in enumerate(line):
+    for position, character in _outside_texts(line):
         if character in _PAIRS:
             open_at.append(position)
-        elif character in _PAIRS.values():
+        elif character in _PAIRS.values() and open_at:  # a rest may begin with what closes
             start = open_at.pop()
             if position > start + 1:
                 yield start, position
@@ -63,11 +87,23 @@ def _brackets(line: str) -> Iterator[tuple[int, int]]:
 
 def _split(text: str) -> list[str]:
     """Split at the commas outside brackets."""
-    parts, depth = [""], 0
-    for character in text:
+    depth, commas = 0, [-1]
+    for position, character in _outside_texts(text):
         depth += (character in _PAIRS) - (character in _PAIRS.values())
         if character == "," and not depth:
-            parts.append("")
-        else:
-            parts[-1] += character
+            commas.append(position)
+    parts = [text[a + 1 : b] for a, b in zip(commas, [*commas[1:], None], strict=True)]
     return [part.strip() for part in parts if part.strip()]
+
+
+def _outside_texts(line: str) -> Iterator[tuple[int, str]]:
+    """Yield the characters that are not part of a literal text, with their places."""
+    quote, escaped = "", False
+    for position, character in enumerate(line):
+        if quote:
+            quote = "" if character == quote and not escaped else quote
+            escaped = character == "\\" and not escaped
+        elif character in "\"'":
+            quote = character
+        else:
+            yield position, character
