@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import guyot
-from guyot import GuyotError, MisconfiguredError
+from guyot import GuyotError, GuyotWarning, MisconfiguredError
 
 
 def discovered(model: nn.Module, inputs: Any, steps: int = 100) -> guyot.Discovery:
@@ -112,6 +112,13 @@ def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     return edit
 
 
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
 def without_bias(folder: Path) -> None:
     state = load_file(folder / "model.safetensors")
     save_file({n: v for n, v in state.items() if n != "0.bias"}, folder / "model.safetensors")
@@ -138,11 +145,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no object": (
         lambda folder: (folder / "structure.json").write_text("[]"),
-        "structure.json has no 'units'",
+        r"structure.json describes no network \(it is a list of 0, expected a mapping",
     ),
     "no inputs": (
         edited(lambda structure: structure.pop("inputs")),
-        "structure.json has no 'inputs'",
+        r"structure.json describes no network \(inputs is missing",
     ),
     "unknown dtype": (
         edited(lambda structure: structure["inputs"][0].update(dtype="load")),
@@ -155,6 +162,38 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "other units": (
         edited(lambda structure: structure["units"].update({"0": [1, 2]})),
         r"do not fit what model_factory makes: 0.weight is .* expected .* of shape \(2, 7\)",
+    ),
+    "a unit twice": (
+        edited(lambda structure: structure["units"].update({"0": [1, 1]})),
+        r"units\.0 names something twice",
+    ),
+    "a fraction": (
+        edited(lambda structure: structure["units"].update({"0": [0, 1.7]})),
+        r"units\.0\[1\] is 1\.7, expected a whole number",
+    ),
+    "a truth": (
+        edited(lambda structure: structure["units"].update({"0": [True]})),
+        r"units\.0\[0\] is True, expected a whole number",
+    ),
+    "no unit": (
+        edited(lambda structure: structure["units"].update({"0": []})),
+        r"units\.0 is a list of 0, expected a list of 1 to",
+    ),
+    "inputs without end": (
+        edited(lambda structure: structure["inputs"][0].update(tensor=[2**20, 2**20])),
+        r"inputs\[0\] has 1099511627776 entries, more than",
+    ),
+    "inputs of a negative size": (
+        edited(lambda structure: structure["inputs"][0].update(tensor=[-1, 7])),
+        r"inputs\[0\]\.tensor\[0\] is -1",
+    ),
+    "inputs in inputs": (
+        edited(lambda structure: structure.update(inputs=nested(40))),
+        r"inputs.* lies too deep",
+    ),
+    "another fingerprint": (
+        edited(lambda structure: structure["fingerprint"].update(scale=True)),
+        r"fingerprint\.scale is True, expected a number",
     ),
     "a weight less": (without_bias, "do not fit what model_factory makes: 0.bias is missing"),
 }
@@ -177,3 +216,47 @@ def test_another_model_is_refused(tmp_path: Path):
 def test_a_folder_that_is_not_there(tmp_path: Path):
     with pytest.raises(MisconfiguredError, match=r"folder='.*nowhere' holds no complete network"):
         guyot.load(tmp_path / "nowhere", CASES["mlp"].build)
+
+
+class Bent(nn.Module):
+    """Two layers whose shapes do not tell what is between them."""
+
+    def __init__(self, bend: Callable[[Tensor], Tensor] = torch.relu, sigma: float = 0.0) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6, bias=False), nn.Linear(6, 3, bias=False)
+        self.bend, self.sigma = bend, sigma
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.bend(self.first(x))
+        return self.second(hidden + self.sigma * torch.randn_like(hidden))
+
+
+WHOLE: dict[str, Any] = {"units": {}, "removed_layers": []}
+
+
+def test_a_network_that_computes_something_else_is_refused(tmp_path: Path):
+    guyot.save(tmp_path, Bent(), (torch.zeros(2, 4),), WHOLE)  # zeros in, zeros out
+    assert guyot.load(tmp_path, Bent)(torch.ones(1, 4)).shape == (1, 3)
+    with pytest.raises(MisconfiguredError, match="is not the network that was saved: output 0 is"):
+        guyot.load(tmp_path, lambda: Bent(torch.nn.functional.gelu))
+
+
+def test_weights_that_were_exchanged_are_refused(tmp_path: Path):
+    guyot.save(tmp_path, Bent(), (torch.zeros(2, 4),), WHOLE)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file({n: v.flip(0).contiguous() for n, v in state.items()}, tmp_path / "model.safetensors")
+    with pytest.raises(MisconfiguredError, match="is not the network that was saved"):
+        guyot.load(tmp_path, Bent)
+
+
+def test_without_a_fingerprint_it_is_told(tmp_path: Path):
+    with pytest.warns(GuyotWarning, match="without a fingerprint.*differ from call to call"):
+        guyot.save(tmp_path, Bent(sigma=0.1), (torch.zeros(2, 4),), WHOLE)
+    with pytest.warns(GuyotWarning, match="has no fingerprint of outputs: compare some"):
+        assert guyot.load(tmp_path, lambda: Bent(sigma=0.1)) is not None
+
+
+def test_inputs_that_cannot_be_made_are_told(tmp_path: Path):
+    model = nn.Sequential(nn.Embedding(1, 4), nn.Linear(4, 2))  # no index 1
+    with pytest.warns(GuyotWarning, match="does not run on inputs made from their shapes"):
+        guyot.save(tmp_path, model, (torch.zeros(2, 3, dtype=torch.int64),), WHOLE)

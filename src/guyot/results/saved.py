@@ -1,22 +1,26 @@
 """A finished network in a folder: its weights and its structure, without any code.
 
 model.safetensors   the state dict
-structure.json      what it kept, and the shapes of example inputs, for `guyot.results.rebuild`
+structure.json      what it kept and the shapes of example inputs, for `guyot.results.rebuild`, and
+                    a fingerprint of its outputs
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from guyot.core.errors import MisconfiguredError, StorageError
+from guyot.core.contents import NETWORK
+from guyot.core.errors import GuyotWarning, MisconfiguredError, StorageError
 from guyot.core.inputs import Inputs
+from guyot.core.schema import misfit
 from guyot.core.storage import read_json, read_tensors, write_tensors
 from guyot.core.trees import difference, json_text
+from guyot.results.fingerprint import described, fingerprint_of, inputs_like, unlike
 from guyot.results.rebuild import rebuild
 
 WEIGHTS, STRUCTURE = "model.safetensors", "structure.json"
@@ -54,12 +58,14 @@ def save(
     """
     folder = Path(folder)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
-    text = json_text({**structure, "inputs": _described(inputs)})
+    description = described(inputs)
     if (folder / STRUCTURE).exists():
         raise MisconfiguredError(
             f"folder={str(folder)!r} holds a network already: give another one, nothing is "
             "overwritten"
         )
+    found = fingerprint_of(model, description)
+    text = json_text({**structure, "inputs": description, "fingerprint": found})
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_tensors(folder / f".{WEIGHTS}", model.state_dict())
@@ -82,17 +88,34 @@ def load(folder: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Modul
         model_factory: makes the full network as it was made for the run; its weights do not matter.
 
     Raises:
-        MisconfiguredError: a file is missing or damaged, or the factory makes another network.
+        MisconfiguredError: a file is missing or damaged, or the factory makes another network, if
+            only by what it computes.
+
+    Warns:
+        GuyotWarning: the folder has no fingerprint, so that outputs were not compared.
     """
     structure, state = read(folder)
     model = model_factory()
-    rebuild(model, _example(structure["inputs"]), structure)
+    rebuild(model, inputs_like(structure["inputs"]), structure)
     if found := difference(model.state_dict(), state):
         raise MisconfiguredError(
             f"the weights in {Path(folder) / WEIGHTS} do not fit what model_factory makes: {found};"
             " build the model as it was built for the run"
         )
     model.load_state_dict(state)
+    saved = structure.get("fingerprint")
+    if saved is None:
+        warnings.warn(
+            f"{Path(folder) / STRUCTURE} has no fingerprint of outputs: compare some outputs "
+            "of the network with known ones, or save it again",
+            GuyotWarning,
+            stacklevel=2,
+        )
+    elif gap := unlike(model, structure["inputs"], saved):
+        raise MisconfiguredError(
+            f"what was rebuilt from folder={str(folder)!r} is not the network that was saved: "
+            f"{gap}; build the model as it was built for the run, with the same version of guyot"
+        )
     return model.eval()
 
 
@@ -110,46 +133,9 @@ def read(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"folder={str(folder)!r} holds no complete network ({error}): give a folder that "
             "guyot.save or `guyot train` wrote"
         ) from error
-    needed = {"units": dict, "removed_layers": list, "inputs": (list, dict)}
-    for key, kind in needed.items():
-        if not isinstance(structure, dict) or not isinstance(structure.get(key), kind):
-            raise MisconfiguredError(
-                f"{folder / STRUCTURE} has no {key!r}, or it is of another kind: give a folder "
-                "that guyot.save or `guyot train` wrote"
-            )
+    if wrong := misfit(structure, NETWORK):
+        raise MisconfiguredError(
+            f"{folder / STRUCTURE} describes no network ({wrong}): give a folder that guyot.save "
+            "or `guyot train` wrote"
+        )
     return structure, state
-
-
-def _described(inputs: Any) -> Any:
-    """Describe inputs as plain data: a tensor is its shape and dtype."""
-    if isinstance(inputs, Tensor):
-        dtype = str(inputs.dtype).removeprefix("torch.")
-        return {"tensor": list(inputs.shape), "dtype": dtype}
-    if isinstance(inputs, Mapping):
-        return {name: _described(value) for name, value in inputs.items()}
-    if isinstance(inputs, Sequence) and not isinstance(inputs, str):
-        return [_described(value) for value in inputs]
-    if isinstance(inputs, str | int | float | bool | None):
-        return inputs
-    raise MisconfiguredError(
-        f"example_inputs holds a {type(inputs).__name__}: give tensors, numbers, strings, None, "
-        "and lists and mappings of them"
-    )
-
-
-def _example(inputs: Any) -> Any:
-    """Make inputs from what `_described` gave: zeros, and ones for indices and masks."""
-    if isinstance(inputs, dict) and inputs.keys() == {"tensor", "dtype"}:
-        dtype = getattr(torch, str(inputs["dtype"]), None)
-        if not isinstance(dtype, torch.dtype):
-            raise MisconfiguredError(
-                f"{STRUCTURE} names the dtype {inputs['dtype']!r}, which PyTorch does not have: "
-                "load it with the version that saved it"
-            )
-        fill = torch.zeros if dtype.is_floating_point else torch.ones
-        return fill(inputs["tensor"], dtype=dtype)
-    if isinstance(inputs, dict):
-        return {name: _example(value) for name, value in inputs.items()}
-    if isinstance(inputs, list):
-        return tuple(_example(value) for value in inputs)
-    return inputs

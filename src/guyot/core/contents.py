@@ -1,0 +1,75 @@
+"""The table of what the files may hold that others may have written.
+
+Settings (`config.json`) have a table of their own, from which options and their help are made:
+`guyot.app.config`. States of optimisers and of other parts are compared with fresh ones.
+
+| file | kind |
+|---|---|
+| structure.json of a network | `NETWORK` |
+| structure.json of a run folder | `RUN` |
+| structure.json of a checkpoint | equals that of the network that was restored |
+| manifest.json | `MANIFEST` |
+| state.json, entry `discovery.removals` | a list of `REMOVAL` |
+| state.json, entry `discovery.counters` | `COUNTERS` |
+| state.json, entry `discovery.controller` | `CONTROLLER`, and equal shapes |
+| state.json, entry `position` of a run | `POSITION` |
+"""
+
+from __future__ import annotations
+
+from guyot.core.schema import ByName, Each, Fields, Flag, Maybe, ModelInputs, Real, Text, Whole
+
+_UNITS = ByName(Each(Whole(0, 2**31 - 1), least=1, once=True))
+_LAYERS = Each(Text(), once=True)
+
+STRUCTURE = Fields({"units": _UNITS, "removed_layers": _LAYERS}, others=True)
+"""What is left of a network."""
+
+_OUTPUT = Fields({"shape": Each(Whole(), most=32), "values": Each(Maybe(Real()), most=256)})
+FINGERPRINT = Fields({"device": Text(40), "scale": Real(0), "outputs": Each(_OUTPUT)})
+"""What a network computes."""
+
+_SAVED = {**STRUCTURE.required, "inputs": ModelInputs()}
+NETWORK = Fields(_SAVED, {"fingerprint": Maybe(FINGERPRINT)}, others=True)
+
+_SIZE = Whole(1, 4096)
+_STATISTICS = Each(Real(), least=1, most=4096)
+RUN = Fields(
+    {
+        "model": Text(),
+        "classes": Whole(1, 10**6),
+        "mean": _STATISTICS,
+        "std": _STATISTICS,
+        "inputs": Each(
+            Fields({"tensor": Each(_SIZE, least=4, most=4), "dtype": Text(40)}), least=1, most=1
+        ),
+    },
+    others=True,
+)
+"""What a run adds: one batch of images."""
+
+MANIFEST = Fields(
+    {"format": Text(), "version": Whole(), "step": Whole(), "torch": Text()}, others=True
+)
+
+REMOVAL = Fields(
+    {"step": Whole(), "units": ByName(Each(Whole())), "layers": Each(Text()), "macs": Whole()}
+)
+
+CONTROLLER = Fields({"still": Whole(), "skip": Whole()}, others=True)
+
+_SHARE = Maybe(Real(0))
+COUNTERS = Fields(
+    {
+        "step": Whole(),
+        "skipped": Whole(),
+        "settled": Flag(),
+        "finished": Flag(),
+        "attained": _SHARE,
+        "polarised": _SHARE,
+    }
+)
+
+POSITION = Fields(
+    {"epoch": Whole(), "lines": Whole(), "seconds": Real(0), "data": Whole()}, others=True
+)
