@@ -170,7 +170,7 @@ def test_other_data_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch):
     (run / "structure.json").write_text(
         (run / "structure.json").read_text().replace('"classes": 10', '"classes": 7')
     )
-    monkeypatch.setattr(running.deploy, "load_run", lambda folder: torch.nn.Linear(1, 1))
+    monkeypatch.setattr(running.deploy, "load_run", lambda folder, trust: torch.nn.Linear(1, 1))
     with pytest.raises(MisconfiguredError, match=r"has 10 classes .*the network 7 and"):
         evaluate_run(run)
     (run / "config.json").write_text(json.dumps(config | {"data": "imagefolder:gone"}))

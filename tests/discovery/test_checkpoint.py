@@ -269,9 +269,27 @@ def test_truncated_and_flipped_files_are_named(saved: Path, name: str) -> None:
         ("state.json", set_to("extra", to=3), "extra is unexpected"),
         ("state.json", set_to("discovery", "run", "nu", to=3.0), "of another run: nu is 3.0, exp"),
         ("state.json", set_to("discovery", "controller", "still", to=[]), "still is a list of 0"),
+        *(
+            (
+                "state.json",
+                set_to("discovery", "removals", 0, "units", to={"0": [unit]}),
+                r"units\.0\[0\] is .*, expected a whole number",
+            )
+            for unit in (10**30, 1.7, True)
+        ),
         (
             "state.json",
-            set_to("discovery", "removals", 0, "units", to={"0": [10**30]}),
+            set_to("discovery", "counters", "step", to=True),
+            "counters.step is True, expected",
+        ),
+        (
+            "state.json",
+            set_to("discovery", "counters", "step", to=1.7),
+            "counters.step is 1.7, exp",
+        ),
+        (
+            "state.json",
+            set_to("discovery", "removals", 0, "units", to={"0": [10**9]}),
             "takes 1 units of '0', 0 of which are among its 12",
         ),
         (

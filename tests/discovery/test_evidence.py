@@ -20,9 +20,7 @@ class Loop:
 
     def __init__(self, **dials: float) -> None:
         torch.manual_seed(0)
-        self.model = nn.Sequential(
-            nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)
-        )
+        self.model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
         self.optimizer = torch.optim.SGD(self.model.parameters(), 0.5)
         self.discovery = Discovery(
             self.model,

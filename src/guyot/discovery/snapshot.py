@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guyot.core.contents import CONTROLLER, COUNTERS
 from guyot.core.errors import MisconfiguredError, SequenceError
+from guyot.core.schema import Fields, misfit
 from guyot.core.trees import difference, mapped
 from guyot.core.types import Structures
 from guyot.planning.controller import Controller
@@ -27,6 +29,8 @@ from guyot.surgery.record import Record, Removal
 
 VERSION = 4
 """Of the tree."""
+
+_NUMBERS = Fields({"counters": COUNTERS, "controller": CONTROLLER})
 
 _DO = "build the model and the Discovery as for the first start"
 
@@ -159,6 +163,7 @@ def checked(
     if isinstance(state.get("controller"), Mapping) and state["controller"].get("plan") is not None:
         expected["controller"]["plan"] = torch.empty(total, dtype=torch.bool)
     found = difference(expected, state)
+    found = found or misfit({n: state[n] for n in ("counters", "controller")}, _NUMBERS)
     if found is None and state["generator"] is not None:
         found = _unusable(state["generator"])
     if found:

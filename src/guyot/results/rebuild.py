@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from guyot.core.contents import STRUCTURE
 from guyot.core.errors import GuyotWarning, MisconfiguredError
 from guyot.core.inputs import Inputs
+from guyot.core.schema import misfit
 from guyot.core.types import KeepPlan
 from guyot.structures import find_structures
 from guyot.surgery import operate
@@ -36,6 +38,10 @@ def rebuild(model: nn.Module, example_inputs: Inputs, structure: Mapping[str, An
         >>> rebuild(mlp, (torch.ones(1, 8),), found)[2]
         Linear(in_features=3, out_features=4, bias=True)
     """
+    if wrong := misfit(structure, STRUCTURE):
+        raise MisconfiguredError(
+            f"the structure is none that Discovery.structure gave: {wrong}; give it as it was"
+        )
     with warnings.catch_warnings():  # the run said what cannot go
         warnings.simplefilter("ignore", GuyotWarning)
         structures = find_structures(model, example_inputs)  # verified: it tells what to restate
@@ -49,7 +55,7 @@ def rebuild(model: nn.Module, example_inputs: Inputs, structure: Mapping[str, An
                 f"{sorted(groups)}: build the model as it was built for the run"
             )
         number, group = groups[name]
-        if not indices or not 0 <= min(indices) <= max(indices) < group.size:
+        if max(indices) >= group.size:
             raise MisconfiguredError(
                 f"the structure keeps units {list(indices)[:3]}... of group {name!r}, which has "
                 f"{group.size}: build the model as it was built for the run"

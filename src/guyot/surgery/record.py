@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from guyot.core.contents import REMOVAL
 from guyot.core.errors import MisconfiguredError
+from guyot.core.schema import misfit
 from guyot.core.trees import describe
 from guyot.core.types import KeepPlan, Structures
 from guyot.surgery import Shrunk, present
@@ -47,15 +49,12 @@ class Removal:
         Raises:
             MisconfiguredError: these are not the values of a removal.
         """
-        try:
-            units = {str(n): tuple(int(i) for i in unit) for n, unit in values["units"].items()}
-            layers = tuple(str(name) for name in values["layers"])
-            return cls(int(values["step"]), units, layers, int(values["macs"]))
-        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        if wrong := misfit(values, REMOVAL):
             raise MisconfiguredError(
-                f"{describe(values)} is no removal ({type(error).__name__}: {error}): expected "
-                "step, units, layers and macs"
-            ) from error
+                f"{describe(values)} is no removal ({wrong}): expected step, units, layers and macs"
+            )
+        units = {name: tuple(indices) for name, indices in values["units"].items()}
+        return cls(values["step"], units, tuple(values["layers"]), values["macs"])
 
 
 class Record:

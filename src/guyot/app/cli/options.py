@@ -7,9 +7,16 @@ from typing import Annotated, Any
 
 from guyot.app.cli.app import option
 from guyot.app.config import GOALS, RunConfig
+from guyot.app.factories import check_trusted
 from guyot.app.settings import Setting, read_settings, settings_of
 
 SETTINGS = settings_of(RunConfig)
+
+
+Trust = Annotated[
+    bool,
+    option("Files of others", "Run the code of a model that a file names as its own.", "--trust"),
+]
 
 
 def takes_settings(
@@ -62,11 +69,18 @@ def option_of(setting: Setting) -> Any:
     return Annotated[str | None, option(setting.panel, setting.help, **told)]
 
 
-def configured(file: Path | None, settings: dict[str, Any]) -> RunConfig:
-    """Return the settings of a file if there is one, overruled by those that were typed."""
+def configured(file: Path | None, settings: dict[str, Any], trust: bool) -> RunConfig:
+    """Return the settings of a file if there is one, overruled by those that were typed.
+
+    Args:
+        file: of settings.
+        settings: that were typed.
+        trust: the file may name a function as the model.
+    """
     if file is None:
         return RunConfig.with_defaults(settings)
     found = read_settings(file, RunConfig)
+    check_trusted(file, {} if "model" in settings else found, trust)
     if set(GOALS) & settings.keys() or settings.get("discovery") is False:
         found = {name: value for name, value in found.items() if name not in (*GOALS, "baseline")}
     return RunConfig.with_defaults(found | settings)

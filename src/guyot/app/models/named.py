@@ -22,6 +22,7 @@ from typing import Any
 
 from torch import nn
 
+from guyot.app.factories import is_factory
 from guyot.app.models.cifar import MODELS
 from guyot.core.errors import MisconfiguredError
 
@@ -52,9 +53,8 @@ def build_with_inputs(
     name: str, num_classes: int = 10, image_shape: Sequence[int] | None = None
 ) -> tuple[nn.Module, Any]:
     """As `build`, with the example inputs if a factory of the user's returns a pair, else None."""
-    source, _, key = name.partition(":")
     try:
-        if key and source not in _ZOOS:
+        if is_factory(name):
             return _of_user(name, num_classes, image_shape)
         source, key = _find(name)
         return _ZOOS[source].build(key, num_classes, image_shape), None
@@ -78,8 +78,7 @@ def natural_shape(name: str) -> ImageShape | None:
         >>> natural_shape("resnet20"), natural_shape("digits"), natural_shape("my.module:factory")
         ((3, 32, 32), (1, 8, 8), None)
     """
-    source, _, key = name.partition(":")
-    if key and source not in _ZOOS:
+    if is_factory(name):
         return None
     source, key = _find(name)
     return _ZOOS[source].shape(key)
@@ -117,8 +116,7 @@ def natural_classes(name: str) -> int:
         >>> natural_classes("resnet20"), natural_classes("torchvision:resnet50")
         (10, 1000)
     """
-    source, _, key = name.partition(":")
-    if key and source not in _ZOOS:
+    if is_factory(name):
         return 10
     return 10 if _find(name)[0] == "guyot" else 1000
 

@@ -15,15 +15,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from guyot.app.config import BASELINES, TIMEOUT, RunConfig
+from guyot.app.factories import check_trusted
 from guyot.app.launch import local_device, processes
 from guyot.app.running.start import resume, train
-from guyot.app.running.together import open_folder
+from guyot.app.running.together import open_folder, resuming
 from guyot.app.running.watcher import Watcher
 from guyot.core.errors import MisconfiguredError
 from guyot.core.parallel import Ranks
@@ -34,8 +34,8 @@ from guyot.core.trees import json_text
 def is_compared(folder: Path) -> bool:
     """Whether `guyot train` wrote a folder with `--baseline` or `--seeds`."""
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        config: Any = read_json(folder / "config.json")
+    except MisconfiguredError:
         return False
     if not isinstance(config, dict):
         return False
@@ -67,7 +67,7 @@ def train_compared(
     Raises:
         GuyotError: what the user can put right.
     """
-    return _Runs(Path(out), watcher, stop, tensorboard, timeout).all(config)
+    return _Runs(Path(out), watcher, stop, tensorboard, timeout, trust=True).all(config)
 
 
 def resume_compared(
@@ -76,6 +76,7 @@ def resume_compared(
     stop: Callable[[], bool] = lambda: False,
     *,
     timeout: float = TIMEOUT,
+    trust: bool = False,
 ) -> bool:
     """Continue from the latest checkpoint; runs that are finished stay.
 
@@ -84,6 +85,7 @@ def resume_compared(
         watcher: told how it goes.
         stop: as for `train`.
         timeout: as for `train`.
+        trust: as for `guyot.app.running.resume`.
 
     Returns:
         Whether everything is finished.
@@ -91,7 +93,7 @@ def resume_compared(
     Raises:
         GuyotError: what the user can put right.
     """
-    return _Runs(Path(folder), watcher, stop, False, timeout).all(None)
+    return _Runs(Path(folder), watcher, stop, False, timeout, trust).all(None)
 
 
 class _Runs:
@@ -104,18 +106,19 @@ class _Runs:
         stop: Callable[[], bool],
         tensorboard: bool,
         timeout: float,
+        trust: bool,
     ) -> None:
         self._path, self._watcher, self._stop = path, watcher, stop
-        self._tensorboard, self._timeout = tensorboard, timeout
+        self._tensorboard, self._timeout, self._trust = tensorboard, timeout, trust
 
     def all(self, config: RunConfig | None) -> bool:
         """Train all that is not finished; a new folder if there is a configuration."""
-        then = f"guyot train --resume {self._path} continues it, with any number of processes"
+        then = resuming(self._path)
         device = local_device("auto" if config is None else config.device)
         with processes(device, self._timeout, then) as ranks:
             with ranks.together():
                 if config is None:
-                    config = RunConfig.from_dict(read_json(self._path / "config.json"))
+                    config = self._settings(self._path)
                     if self._finished(self._path, config.seeds, config.baseline):
                         raise MisconfiguredError(
                             f"resume={str(self._path)!r} is finished, there is nothing to "
@@ -144,7 +147,7 @@ class _Runs:
         if not self._trained(config, folder, ranks):
             return False
         with ranks.together():
-            settled = RunConfig.from_dict(read_json(folder / "config.json"))
+            settled = self._settings(folder)
             result: Any = read_json(folder / "result.json")
             share = result["after"]["macs"] / result["before"]["macs"]
         for kind in _kinds(config.baseline):
@@ -160,11 +163,19 @@ class _Runs:
             return False
         begun = ranks.told((folder / "config.json").is_file())
         if begun:
-            found = resume(folder, self._watcher, self._stop, timeout=self._timeout)
+            told: dict[str, Any] = {"timeout": self._timeout, "trust": self._trust}
+            found = resume(folder, self._watcher, self._stop, **told)
         else:
             options: dict[str, Any] = {"tensorboard": self._tensorboard, "timeout": self._timeout}
             found = train(config, folder, self._watcher, self._stop, **options)
         return found.interrupted is None
+
+    def _settings(self, folder: Path) -> RunConfig:
+        """Those of a folder."""
+        file = folder / "config.json"
+        config = RunConfig.from_dict(read_json(file))
+        check_trusted(file, config.to_dict(), self._trust)
+        return config
 
     def _finished(self, folder: Path, seeds: int, baseline: str | None) -> bool:
         """Say whether everything in a folder is there."""

@@ -20,8 +20,10 @@ from guyot.app.running.folder import RunFolder
 from guyot.app.running.journal import Journal
 from guyot.app.running.machine import environment
 from guyot.app.training import Tally
+from guyot.core.contents import POSITION
 from guyot.core.errors import DivergedError, GuyotWarning, MisconfiguredError, StorageError
 from guyot.core.parallel import Ranks
+from guyot.core.schema import misfit
 from guyot.core.trees import difference
 from guyot.discovery.checkpoint import Checkpointer
 from guyot.discovery.family import Family
@@ -186,16 +188,17 @@ class Course:
                 f"{path}: the training images of data={self._config.data!r} are not those of the "
                 "run: restore them, or start a new run"
             )
+        if wrong := misfit(position, POSITION):
+            raise MisconfiguredError(f"{path}: its position is not that of a run: {wrong}")
+        self.epoch, self._before = position["epoch"], float(position["seconds"])
         try:
-            self.epoch, self._before = int(position["epoch"]), float(position["seconds"])
             self.tally.load_state_dict(position["tally"])
             self._journal.load_state_dict(position["journal"])
-            lines = int(position["lines"])
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise MisconfiguredError(
                 f"{path}: its position is not that of a run ({type(error).__name__}: {error})"
             ) from error
-        self._folder.restart(lines, environment())
+        self._folder.restart(position["lines"], environment())
         self._saved = self.step, time.monotonic()
 
 

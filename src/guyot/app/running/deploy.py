@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from guyot.app.running.folder import load_run
 from guyot.app.running.setup import load_data
 from guyot.app.training import score
 from guyot.core.errors import GuyotWarning, MisconfiguredError
+from guyot.core.storage import read_json
 from guyot.report import Latency, measure
 from guyot.results import export
 from guyot.results.saved import STRUCTURE, WEIGHTS, read
@@ -88,19 +88,22 @@ class Delivery:
     threads: int = field(default_factory=torch.get_num_threads)
 
 
-def evaluate_run(folder: str | Path, data_dir: str | None = None) -> Evaluation:
+def evaluate_run(
+    folder: str | Path, data_dir: str | None = None, *, trust: bool = False
+) -> Evaluation:
     """Measure the network of a run on the run's test data.
 
     Args:
         folder: of a run that has ended.
         data_dir: where the data is now, if not where the run found it.
+        trust: call a function that the folder names as its model.
 
     Raises:
         MisconfiguredError: no such run, it has not ended, or its data is not there.
     """
     config, structure = _finished(Path(folder))
     config = _usable(config, data_dir)
-    model = load_run(folder).to(config.device).to(memory_format=torch.channels_last)
+    model = load_run(folder, trust=trust).to(config.device).to(memory_format=torch.channels_last)
     dataset = _as_trained(load_data(config), structure, config)
     test = Batches(dataset, dataset.test, _BATCH, augment=False)
     result = score(model, test.epoch(0), bf16=bool(config.bf16))
@@ -123,13 +126,20 @@ def evaluate_run(folder: str | Path, data_dir: str | None = None) -> Evaluation:
     )
 
 
-def export_run(folder: str | Path, format: str, output: str | Path | None = None) -> Delivery:  # noqa: A002
+def export_run(
+    folder: str | Path,
+    format: str,  # noqa: A002
+    output: str | Path | None = None,
+    *,
+    trust: bool = False,
+) -> Delivery:
     """Write the network of a run in another format.
 
     Args:
         folder: of a run that has ended.
         format: "onnx", "pt2" or "state-dict" (a Python module and its weights).
         output: what to write; by default `model.onnx`, `model.pt2` or `state-dict` in the folder.
+        trust: call a function that the folder names as its model.
 
     Raises:
         MisconfiguredError: no such run, it has not ended, an unknown format, the output exists, or
@@ -141,7 +151,7 @@ def export_run(folder: str | Path, format: str, output: str | Path | None = None
     folder = Path(folder)
     _, structure = _finished(folder)
     path = folder / _OUTPUTS[format] if output is None else Path(output)
-    model = load_run(folder)
+    model = load_run(folder, trust=trust)
     (described,) = structure["inputs"]
     shape = tuple(described["tensor"][1:])
     write = {"onnx": export.to_onnx, "pt2": export.to_program, "state-dict": export.to_source}
@@ -158,8 +168,8 @@ def export_run(folder: str | Path, format: str, output: str | Path | None = None
 def _finished(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
     """Settings and structure of a run that has ended."""
     try:
-        config = RunConfig.from_dict(json.loads((folder / "config.json").read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        config = RunConfig.from_dict(read_json(folder / "config.json"))
+    except MisconfiguredError as error:
         raise MisconfiguredError(
             f"{str(folder)!r} is not a run folder ({error}): give one that `guyot train` wrote"
         ) from error
@@ -175,11 +185,9 @@ def _finished(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
                 "`guyot train --resume` finish it"
             )
     structure, _ = read(folder)
-    try:
-        result = json.loads((folder / "result.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        result = {}
-    if phase := result.get("interrupted"):
+    file = folder / "result.json"
+    result: Any = read_json(file) if file.exists() else None
+    if isinstance(result, Mapping) and (phase := result.get("interrupted")):
         warnings.warn(
             f"the run in {str(folder)!r} was interrupted during {phase}: this is the network as it "
             "was then",

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 from guyot.app.config import TIMEOUT, RunConfig
+from guyot.app.factories import check_trusted
 from guyot.app.launch import local_device, processes
 from guyot.app.running.start import resume, train
-from guyot.app.running.together import open_folder
+from guyot.app.running.together import open_folder, resuming
 from guyot.app.running.watcher import Watcher
 from guyot.core.errors import GuyotError, MisconfiguredError
 from guyot.core.parallel import Ranks
@@ -61,7 +61,7 @@ def train_family(
     """
     if not config.targets:
         raise MisconfiguredError("targets=(): give the sizes of the family, such as (0.7, 0.5)")
-    return _Members(Path(out), watcher, stop, tensorboard, timeout).run(config)
+    return _Members(Path(out), watcher, stop, tensorboard, timeout, trust=True).run(config)
 
 
 def resume_family(
@@ -70,6 +70,7 @@ def resume_family(
     stop: Callable[[], bool] = lambda: False,
     *,
     timeout: float = TIMEOUT,
+    trust: bool = False,
 ) -> Summary:
     """Continue a family from its latest checkpoint; members that are finished stay.
 
@@ -80,18 +81,19 @@ def resume_family(
         watcher: told how it goes.
         stop: as for `train`.
         timeout: as for `train`.
+        trust: as for `guyot.app.running.resume`.
 
     Raises:
         GuyotError: what the user can put right.
     """
-    return _Members(Path(folder), watcher, stop, False, timeout).run()
+    return _Members(Path(folder), watcher, stop, False, timeout, trust).run()
 
 
 def is_family(folder: Path) -> bool:
     """Whether `guyot train --targets` wrote a folder."""
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        config: Any = read_json(folder / "config.json")
+    except MisconfiguredError:
         return False
     return isinstance(config, dict) and bool(config.get("targets"))
 
@@ -106,13 +108,14 @@ class _Members:
         stop: Callable[[], bool],
         tensorboard: bool,
         timeout: float,
+        trust: bool,
     ) -> None:
         self._path, self._watcher, self._stop = path, watcher, stop
-        self._tensorboard, self._timeout = tensorboard, timeout
+        self._tensorboard, self._timeout, self._trust = tensorboard, timeout, trust
 
     def run(self, config: RunConfig | None = None) -> Summary:
         """All members that are not finished; a new family if there is a configuration."""
-        then = f"guyot train --resume {self._path} continues it, with any number of processes"
+        then = resuming(self._path)
         device = local_device("auto" if config is None else config.device)
         with processes(device, self._timeout, then) as ranks:
             with ranks.together():
@@ -141,6 +144,7 @@ class _Members:
         file = self._path / "config.json"
         if config is None:
             config = RunConfig.from_dict(read_json(file))
+            check_trusted(file, config.to_dict(), self._trust)
             if not ranks.rank:
                 (self._path / "result.json").unlink(missing_ok=True)
         elif not ranks.rank:
@@ -169,7 +173,7 @@ class _Members:
         with ranks.together():
             if not ranks.rank and not (folder / "config.json").is_file():
                 self._begin(target, self._folder(family.smallest))
-        return resume(folder, self._watcher, self._stop, **options)
+        return resume(folder, self._watcher, self._stop, trust=self._trust, **options)
 
     def _begin(self, target: float, first: Path) -> None:
         """Make the run folder of a member as it would be had it gone its way from the start.

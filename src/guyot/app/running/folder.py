@@ -22,10 +22,13 @@ from typing import Any
 from torch import nn
 
 from guyot.app.config import RunConfig
+from guyot.app.factories import check_trusted, is_factory
 from guyot.app.models import build
 from guyot.app.running.tensorboard import Board
+from guyot.core.contents import RUN
 from guyot.core.errors import MisconfiguredError, StorageError
 from guyot.core.inputs import Inputs
+from guyot.core.schema import misfit
 from guyot.core.storage import read_json, replaced
 from guyot.core.trees import finite, json_text
 from guyot.costs.latency import LatencyTable
@@ -235,18 +238,28 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def load_run(folder: str | Path) -> nn.Module:
+def load_run(folder: str | Path, *, trust: bool = False) -> nn.Module:
     """The network of a run folder, in evaluation mode.
 
+    Args:
+        folder: of a run that has ended.
+        trust: call a function that the folder names as its model.
+
     Raises:
-        MisconfiguredError: the folder is not one, or is incomplete.
+        MisconfiguredError: the folder is not one, is incomplete, or names a function.
     """
-    structure, _ = read(folder)
-    name, classes = structure.get("model"), structure.get("classes")
-    if not isinstance(name, str) or not isinstance(classes, int):
+    structure, state = read(folder)
+    check_trusted(Path(folder) / STRUCTURE, structure, trust)
+    if wrong := misfit(structure, RUN):
         raise MisconfiguredError(
-            f"folder={str(folder)!r} was not written by `guyot train`: its network is read with "
-            "guyot.load(folder, model_factory)"
+            f"folder={str(folder)!r} was not written by `guyot train` ({wrong} in {STRUCTURE}): "
+            "its network is read with guyot.load(folder, model_factory)"
+        )
+    name, classes = structure["model"], structure["classes"]
+    if not is_factory(name) and not any(classes in tensor.shape for tensor in state.values()):
+        raise MisconfiguredError(
+            f"{Path(folder) / STRUCTURE} has classes={classes}, which is no size of any tensor in "
+            f"{WEIGHTS}: give the folder as `guyot train` wrote it"
         )
     image_shape = structure["inputs"][0]["tensor"][1:]
     return load(folder, lambda: build(name, classes, image_shape))

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 
 from guyot.app.config import TIMEOUT, RunConfig
+from guyot.app.factories import check_trusted
 from guyot.app.launch import local_device, processes
 from guyot.app.running.course import Course
 from guyot.app.running.job import Job
 from guyot.app.running.machine import environment
 from guyot.app.running.setup import load_data
-from guyot.app.running.together import open_folder, resolve_together
+from guyot.app.running.together import open_folder, resolve_together, resuming
 from guyot.app.running.watcher import Silent, Watcher
 from guyot.core.errors import MisconfiguredError
 from guyot.core.storage import read_json
@@ -55,7 +56,7 @@ def train(
             f"targets={','.join(f'{target:g}' for target in config.targets)} are those of several "
             "runs: train_family trains them"
         )
-    path, then = Path(out), f"guyot train --resume {out} continues it, with any number of processes"
+    path, then = Path(out), resuming(out)
     device = local_device(config.device)
     with _settings_restored(), processes(device, timeout, then) as ranks:
         with ranks.together():
@@ -76,6 +77,7 @@ def resume(
     *,
     timeout: float = TIMEOUT,
     family: Family | None = None,
+    trust: bool = False,
 ) -> Outcome:
     """Continue a run from its latest checkpoint, or from its start if there is none yet.
 
@@ -86,20 +88,23 @@ def resume(
         folder: of the run, or one of its checkpoints.
         watcher: told how it goes.
         stop: as for `train`.
-        timeout: as for `train`; the number of processes need not be what it was.
+        timeout: as for `train`; the number of processes need not be what it was,
+            but must divide `batch_size`.
         family: as for `train`.
+        trust: call a function that `config.json` names as the model.
 
     Raises:
         GuyotError: what the user can put right.
     """
     path, checkpoint = _run_of(Path(folder))
-    then = f"guyot train --resume {path} continues it, with any number of processes"
+    then = resuming(path)
     tensorboard = (path / "tensorboard").is_dir()
     device = local_device("auto")
     with _settings_restored(), processes(device, timeout, then) as ranks:
         with ranks.together():
             run = open_folder(ranks, path, tensorboard, resumed=True)
             config = RunConfig.from_dict(read_json(path / "config.json"))
+            check_trusted(path / "config.json", config.to_dict(), trust)
         with run.locked(), contextlib.closing(run):
             if not config.keep:
                 raise MisconfiguredError(

@@ -34,7 +34,8 @@ def resolve_together(config: RunConfig, ranks: Ranks) -> RunConfig:
     if config.batch_size % ranks.size:
         raise MisconfiguredError(
             f"batch_size={config.batch_size} images per step cannot be split evenly over "
-            f"{ranks.size} processes: give a multiple of {ranks.size}"
+            f"{ranks.size} processes: start {_divisors(config.batch_size)} processes, or a new run "
+            f"with a multiple of {ranks.size}"
         )
     measured = config.round_to is None and config.cuts
     with ranks.together():
@@ -44,6 +45,25 @@ def resolve_together(config: RunConfig, ranks: Ranks) -> RunConfig:
         found = torch.tensor([config.round_to or 1], device=config.device)
         config = dataclasses.replace(config, round_to=int(ranks.first(found)))
     return config
+
+
+def _divisors(number: int) -> str:
+    """Name the numbers of processes, up to some hundred, that share batches evenly.
+
+    Example:
+        >>> _divisors(12)
+        '1, 2, 3, 4, 6 or 12'
+    """
+    *found, last = [str(n) for n in range(1, min(number, 512) + 1) if number % n == 0]
+    return f"{', '.join(found)} or {last}" if found else last
+
+
+def resuming(path: str | Path) -> str:
+    """Say how a run is continued."""
+    return (
+        f"guyot train --resume {path} continues it, with any number of processes that divides "
+        "batch_size"
+    )
 
 
 def wrapped(model: nn.Module, ranks: Ranks) -> nn.Module:

@@ -17,6 +17,7 @@ from typing import Any
 from guyot.app import running
 from guyot.app.config import RunConfig
 from guyot.core.errors import MisconfiguredError
+from guyot.core.storage import read_json
 
 
 def run_trial(settings: dict[str, Any], place: str, parent: int) -> None:
@@ -76,7 +77,8 @@ def _train(config: RunConfig, folder: Path, stop: Callable[[], bool]) -> None:
         while not (free := _is_free(run)) and not stop():
             time.sleep(0.5)
         if free and result_of(folder) is None:
-            running.resume(folder, stop=stop)
+            there = RunConfig.from_dict(read_json(folder / "config.json"))
+            running.resume(folder, stop=stop, trust=there.model == config.model)
         return
     shutil.rmtree(folder, ignore_errors=True)  # a beginning without a checkpoint
     running.train(config, folder, stop=stop)

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from guyot.core.contents import MANIFEST
 from guyot.core.errors import GuyotError, GuyotWarning, MisconfiguredError, UnsupportedError
 from guyot.core.locate import unwrap, wrapper_of
 from guyot.core.parallel import Ranks
 from guyot.core.randomness import diverge, random_state
+from guyot.core.schema import misfit
 from guyot.core.storage import (
     published,
     read_json,
@@ -32,7 +34,7 @@ from guyot.core.storage import (
     write_tree,
 )
 from guyot.core.trees import difference
-from guyot.discovery.checkpoint.others import collected, misfit, own, warn_number
+from guyot.discovery.checkpoint.others import collected, misfit_of_ranks, own, warn_number
 from guyot.discovery.checkpoint.parts import REMEDY, Stateful, restore, restore_random
 from guyot.discovery.discovery import Discovery
 from guyot.discovery.snapshot import branched
@@ -324,7 +326,7 @@ class Checkpointer:
                 found["parts"] = dict.fromkeys(state["parts"], True)
         wrong = difference(expected, found, values=True)
         names = ["random", "position", "buffers", *(f"parts.{name}" for name in self._parts)]
-        if wrong := wrong or misfit(state["ranks"], names):
+        if wrong := wrong or misfit_of_ranks(state["ranks"], names):
             raise MisconfiguredError(f"{folder / 'state.json'}: {wrong}; {REMEDY}")
 
     def _check_structure(self, file: Path) -> None:
@@ -373,6 +375,8 @@ def _check_manifest(file: Path) -> None:
     """Refuse other formats and versions; warn of other versions of torch."""
     found = read_json(file)
     known = isinstance(found, Mapping) and found.get("format") == FORMAT
+    if known and (wrong := misfit(found, MANIFEST)):
+        raise MisconfiguredError(f"{file} is no manifest that guyot wrote: {wrong}")
     if not known or found.get("version") != VERSION:
         what = f"version {found.get('version')!r}" if known else "no checkpoint of guyot"
         raise MisconfiguredError(

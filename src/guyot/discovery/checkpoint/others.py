@@ -43,7 +43,7 @@ def own(others: Sequence[Mapping[str, Any]], ranks: Ranks) -> Mapping[str, Any] 
     return others[ranks.rank - 1] if ranks.rank else {}
 
 
-def misfit(others: Any, names: Sequence[str]) -> str | None:
+def misfit_of_ranks(others: Any, names: Sequence[str]) -> str | None:
     """Say in what the entry `ranks` of a checkpoint is not what `collected` gives; None if it is.
 
     Args:

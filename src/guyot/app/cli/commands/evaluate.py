@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from guyot.app.cli.app import Json, Quiet, app, option, print_json
+from guyot.app.cli.options import Trust
 
 _WHAT = "What to evaluate"
 
@@ -20,7 +21,13 @@ DataDir = Annotated[
 
 
 @app.command()
-def evaluate(run: Run, data_dir: DataDir = None, quiet: Quiet = False, json: Json = False) -> None:
+def evaluate(
+    run: Run,
+    data_dir: DataDir = None,
+    trust: Trust = False,
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
     """Measure a run's network: test accuracy, loss, size and latency.
 
     Data and precision are those of the run.
@@ -30,7 +37,7 @@ def evaluate(run: Run, data_dir: DataDir = None, quiet: Quiet = False, json: Jso
     from guyot.app import running
     from guyot.report import latency_notes, latency_text
 
-    found = running.evaluate_run(run, data_dir)
+    found = running.evaluate_run(run, data_dir, trust=trust)
     if json:
         print_json(dataclasses.asdict(found))
         return

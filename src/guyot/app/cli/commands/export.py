@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from guyot.app.cli.app import OUTPUT, Json, Quiet, app, option, print_json
+from guyot.app.cli.options import Trust
 
 Run = Annotated[
     Path, typer.Argument(metavar="RUN", help="Folder guyot train wrote.", show_default=False)
@@ -31,6 +32,7 @@ def export(
     run: Run,
     format: Format,  # noqa: A002 - the option is called that
     output: Output = None,
+    trust: Trust = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -45,7 +47,7 @@ def export(
     from guyot.app import running
     from guyot.report import latency_notes, latency_text
 
-    delivery = running.export_run(run, format, output)
+    delivery = running.export_run(run, format, output, trust=trust)
     if json:
         print_json(dataclasses.asdict(delivery))
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from guyot.app.cli.app import Json, Quiet, app, option, print_json, printable
-from guyot.app.cli.options import configured, takes_settings
+from guyot.app.cli.options import Trust, configured, takes_settings
 from guyot.app.config import GOALS
 from guyot.core.errors import MisconfiguredError
 
@@ -55,6 +55,7 @@ def sweep(  # noqa: PLR0913 - one parameter per option
     config: Config = None,
     workers: Workers = 1,
     storage: Storage = None,
+    trust: Trust = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -74,7 +75,7 @@ def sweep(  # noqa: PLR0913 - one parameter per option
     typed = {"target": target, "nu": nu, "alpha": alpha, "beta": beta}
     dials = {name: _values(name, text) for name, text in typed.items() if text is not None}
     wanted = Sweep(
-        configured(config, settings),
+        configured(config, settings, trust),
         {name: found for name, found in dials.items() if isinstance(found, list)},
         {name: found for name, found in dials.items() if isinstance(found, tuple)},
         trials,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from guyot.app.cli.app import Json, Quiet, app, option, print_json
-from guyot.app.cli.options import configured, takes_settings
+from guyot.app.cli.options import Trust, configured, takes_settings
 from guyot.app.config import TIMEOUT, RunConfig
 from guyot.core.errors import MisconfiguredError
 
@@ -33,13 +33,14 @@ TensorBoard = Annotated[
 
 @app.command()
 @takes_settings()
-def train(
+def train(  # noqa: PLR0913 - one parameter per option
     settings: dict[str, Any],
     config: Config = None,
     out: Out = None,
     resume: Resume = None,
     timeout: Timeout = TIMEOUT,
     tensorboard: TensorBoard = False,
+    trust: Trust = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -59,9 +60,9 @@ def train(
 
         start = running.resume_family if running.is_family(resume) else running.resume
         start = running.resume_compared if running.is_compared(resume) else start
-        _run(resume, partial(start, resume, timeout=timeout), quiet, json)
+        _run(resume, partial(start, resume, timeout=timeout, trust=trust), quiet, json)
         return
-    wanted = configured(config, settings)
+    wanted = configured(config, settings, trust)
     folder = out or _default_folder(wanted)
     from guyot.app import running
 
