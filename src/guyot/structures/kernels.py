@@ -33,7 +33,7 @@ def kernels_of(
         counts[node].append(tuple(axis(d) for d in dims if root_of(d) is not root_of(graph.batch)))
     homes: dict[fx.Node, list[int]] = defaultdict(list)
     for number, branch in enumerate(branches):
-        for node in (*branch.nodes, *(() if branch.layer.stand_ins else (branch.addition,))):
+        for node in _gone(branch):
             homes[node].append(number)
     moved: dict[fx.Node, tuple[Shape, ...]] = {}
 
@@ -60,6 +60,14 @@ def kernels_of(
             )
         )
     return tuple(kernels)
+
+
+def _gone(branch: Branch) -> list[fx.Node]:
+    """Return the operators that run no more: with stand-ins those in the modules replaced."""
+    if not branch.layer.stand_ins:
+        return [*branch.nodes, branch.addition]
+    inside = tuple(f"{spec.module}." for spec in branch.layer.stand_ins)
+    return [node for node in branch.nodes if f"{module_of(node)}.".startswith(inside)]
 
 
 def _runs(node: fx.Node) -> bool:
