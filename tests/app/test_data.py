@@ -209,6 +209,8 @@ def test_a_corrupt_image_is_named(tmp_path: Path):
     for part in ("train", "test"):
         (tmp_path / part / "cat").mkdir(parents=True)
         (tmp_path / part / "cat" / "bad.png").write_bytes(png()[:60])
+        (tmp_path / part / "dog").mkdir()
+        (tmp_path / part / "dog" / "good.png").write_bytes(png())
     with pytest.raises(MisconfiguredError, match=r"bad\.png is not a readable image"):
         load(f"imagefolder:{tmp_path}", cache_dir=tmp_path / "cache")
 
@@ -230,7 +232,7 @@ def test_bad_arguments(tmp_path: Path):
 
 
 def test_classes_of_the_test_folder_must_be_known(tmp_path: Path):
-    for name in ("train/cat", "test/cat", "test/yak"):
+    for name in ("train/cat", "train/dog", "test/cat", "test/yak"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "0.png").write_bytes(png())
     with pytest.raises(MisconfiguredError, match=r"classes that the training folder lacks: yak"):

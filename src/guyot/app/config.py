@@ -24,10 +24,13 @@ from guyot.app.settings import (
     setting,
     settings_of,
 )
+from guyot.app.user_code import is_function
 from guyot.core.errors import MisconfiguredError
 from guyot.planning.config import ESTIMATORS, problem_of, problem_of_targets
 
-DATA = ("digits", "cifar10", "cifar100", "imagefolder:DIR")
+DATA = ("digits", "cifar10", "cifar100", "imagefolder:DIR", "table:FILE.csv")
+AUGMENT = ("none", "flip", "crop", "flip+crop")
+OPTIMIZERS = ("sgd", "adamw")
 MODELS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "digits")
 """Guyot's own networks."""
 PATTERNS = ("ignore", "freeze", "tie")
@@ -44,6 +47,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "cifar10": {},
     "cifar100": {},
     "imagefolder": {},
+    "table": {"model": "mlp", "batch_size": 64, "lr": 0.05, "threads": 1},
 }
 """What differs between data sets; everything else is the default of the field. A step on digits is
 too short to be shared between threads: when another program holds a core, they mostly wait."""
@@ -116,17 +120,33 @@ class RunConfig:
         True
     """
 
-    data: str = setting("digits", _WHAT, f"One of {', '.join(DATA)}", offered=DATA)
+    data: str = setting(
+        "digits", _WHAT, f"{', '.join(DATA)}, or your own FILE.py:NAME", offered=DATA
+    )
     model: str = setting(
         "resnet20",
         _WHAT,
-        "resnet20 (or 32, 44, 56, 110), digits, a name of torchvision or timm, or your own "
+        "resnet20 (or 32, 44, 56, 110), digits, mlp, a name of torchvision or timm, or your own "
         "package.module:factory",
         shown="",
         offered=MODELS,
     )
     data_dir: str | None = setting(
         None, _WHAT, "Folder with CIFAR's parquet files", shown="download"
+    )
+    weights: str | None = setting(None, _WHAT, "Begin with the weights in this file (safetensors)")
+    pretrained: bool = setting(
+        False, _WHAT, "Begin with the weights that torchvision or timm download"
+    )
+    augment: str | None = setting(
+        None,
+        _WHAT,
+        f"Of training images: {', '.join(AUGMENT)}",
+        shown="flip+crop, digits crop",
+        choices=AUGMENT,
+    )
+    test_share: float | None = setting(
+        None, _WHAT, "Share of imagefolder's DIR/CLASS that becomes test data", rule=_HELD_OUT
     )
     image_size: int = setting(32, _WHAT, "Pixels, for imagefolder", rule=_PIXELS)
     validation: float = setting(0.1, _WHAT, "Share of training images held out", rule=_HELD_OUT)
@@ -135,7 +155,15 @@ class RunConfig:
     )
     epochs: int = setting(60, _HOW, "Passes over the training images", rule=AT_LEAST_1)
     batch_size: int = setting(128, _HOW, "Images per step", shown="128, digits 64", rule=AT_LEAST_1)
-    lr: float = setting(0.1, _HOW, "Peak learning rate of SGD", rule=POSITIVE_RATE)
+    optimizer: str = setting(
+        "sgd", _HOW, "sgd, adamw, or your own FILE.py:NAME of (parameters, lr)", offered=OPTIMIZERS
+    )
+    loss: str | None = setting(
+        None, _HOW, "Your own FILE.py:NAME of (logits, labels)", shown="cross entropy"
+    )
+    lr: float = setting(
+        0.1, _HOW, "Peak learning rate", shown="0.1, adamw 0.001", rule=POSITIVE_RATE
+    )
     weight_decay: float = setting(5e-4, _HOW, "L2 coefficient", rule=NOT_NEGATIVE)
     warmup_epochs: float = setting(1.0, _HOW, "Epochs of growing learning rate", rule=NOT_NEGATIVE)
     decay: str = setting(
@@ -229,7 +257,8 @@ class RunConfig:
             MisconfiguredError: a name that is no setting of a run, or a wrong value.
         """
         data = str(values.get("data", cls.data)).partition(":")[0]
-        settings = _DEFAULTS.get(data, {}) | dict(values)
+        adamw = {"lr": 1e-3} if values.get("optimizer") == "adamw" else {}
+        settings = _DEFAULTS.get(data, {}) | adamw | dict(values)
         given = [goal for goal in GOALS if settings.get(goal) not in (None, (), [])]
         if settings.get("discovery", True) is True and not given:
             settings["target"] = 0.5
@@ -280,7 +309,7 @@ class RunConfig:
     @property
     def name(self) -> str:
         """What the run is about, fit for the name of a folder."""
-        data = self.data.partition(":")[0]
+        data = re.sub(r"[^\w.-]+", "-", self.data.partition(":")[0]).strip("-.")
         model = re.sub(r"[^\w.-]+", "-", self.model).strip("-.")
         return data if model == data else f"{data}-{model}"
 
@@ -292,7 +321,8 @@ class RunConfig:
 def _data_problems(config: RunConfig) -> list[str]:
     problems: list[str] = []
     kind, _, folder = config.data.partition(":")
-    if kind not in _DEFAULTS or (kind == "imagefolder") != bool(folder):
+    known = kind in _DEFAULTS and (kind in ("imagefolder", "table")) == bool(folder)
+    if not known and not is_function(config.data):
         problems.append(
             f"data={config.data!r} is unknown: choose {', '.join(DATA)}"
             f"{did_you_mean(kind, _DEFAULTS) if kind not in _DEFAULTS else ''}"
@@ -302,6 +332,23 @@ def _data_problems(config: RunConfig) -> list[str]:
             f"data_dir={config.data_dir!r} is for CIFAR only and data is {config.data!r}: leave "
             "it out (a folder of images is given as imagefolder:DIR)"
         )
+    if config.test_share is not None and kind != "imagefolder":
+        problems.append(
+            f"test_share={config.test_share} is for data=imagefolder:DIR and data is "
+            f"{config.data!r}: leave it out"
+        )
+    if config.weights is not None and config.pretrained:
+        problems.append(
+            f"weights={config.weights!r} and pretrained=True both say where the weights come from: "
+            "give one of them"
+        )
+    if config.optimizer not in OPTIMIZERS and not is_function(config.optimizer):
+        problems.append(
+            f"optimizer={config.optimizer!r}: choose {' or '.join(OPTIMIZERS)}, or your own as "
+            f"FILE.py:NAME{did_you_mean(config.optimizer, OPTIMIZERS)}"
+        )
+    if config.loss is not None and not is_function(config.loss):
+        problems.append(f"loss={config.loss!r}: give a function of your own as FILE.py:NAME")
     return problems
 
 

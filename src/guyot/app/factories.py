@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from guyot.app.user_code import CALLS_CODE, is_function
 from guyot.core.errors import MisconfiguredError
 
 ZOOS = ("guyot", "torchvision", "timm")
@@ -34,9 +35,11 @@ def check_trusted(file: Path, values: Mapping[str, Any], trust: bool) -> None:
     Raises:
         MisconfiguredError: names the function and the way out.
     """
-    model = values.get("model")
-    if not trust and isinstance(model, str) and is_factory(model):
-        raise MisconfiguredError(
-            f"{file} names model={model!r}, a function whose code would run: read that code, and "
-            "give trust=True if you trust it and the file"
-        )
+    for setting in CALLS_CODE:
+        name = values.get(setting)
+        calls = is_factory if setting == "model" else is_function
+        if not trust and isinstance(name, str) and calls(name):
+            raise MisconfiguredError(
+                f"{file} names {setting}={name!r}, a function whose code would run: read that "
+                "code, and give trust=True if you trust it and the file"
+            )

@@ -59,6 +59,10 @@ class Recipe:
         if problems := problems_of(self):
             raise MisconfiguredError(*problems)
 
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of a batch, nats: cross entropy of float32 ``(N, classes)`` logits."""
+        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+
 
 @dataclass(frozen=True)
 class EpochResult:
@@ -193,8 +197,7 @@ def batch_loss(
     """Mean loss of one batch (nats, float32 scalar), and its logits ``(N, classes)``."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.bf16):
         logits = model(images)
-    loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-    return loss, logits
+    return recipe.loss(logits.float(), labels), logits
 
 
 def train_epoch(

@@ -41,7 +41,7 @@ RUN = Fields(
         "mean": _STATISTICS,
         "std": _STATISTICS,
         "inputs": Each(
-            Fields({"tensor": Each(_SIZE, least=4, most=4), "dtype": Text(40)}), least=1, most=1
+            Fields({"tensor": Each(_SIZE, least=2, most=4), "dtype": Text(40)}), least=1, most=1
         ),
     },
     others=True,

@@ -202,7 +202,8 @@ def measure(
     """
     device = next(next(iter(models.values())).parameters()).device
     images = torch.randn(batch_size, *image_shape, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
+    if images.dim() == 4:
+        images = images.contiguous(memory_format=torch.channels_last)
     steps = {name: partial(model, images) for name, model in models.items()}
     clock = clock_of(device)
     with contextlib.ExitStack() as modes, torch.inference_mode():

@@ -75,12 +75,13 @@ def configured(file: Path | None, settings: dict[str, Any], trust: bool) -> RunC
     Args:
         file: of settings.
         settings: that were typed.
-        trust: the file may name a function as the model.
+        trust: the file may name functions.
     """
     if file is None:
         return RunConfig.with_defaults(settings)
     found = read_settings(file, RunConfig)
-    check_trusted(file, {} if "model" in settings else found, trust)
+    own = {name: value for name, value in found.items() if name not in settings}
+    check_trusted(file, own, trust)
     if set(GOALS) & settings.keys() or settings.get("discovery") is False:
         found = {name: value for name, value in found.items() if name not in (*GOALS, "baseline")}
     return RunConfig.with_defaults(found | settings)

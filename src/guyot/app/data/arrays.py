@@ -1,4 +1,4 @@
-"""Images as whole uint8 arrays: the vocabulary of the data room."""
+"""Samples as whole arrays: the vocabulary of the data room."""
 
 from dataclasses import dataclass, replace
 
@@ -7,10 +7,17 @@ from torch import Tensor
 
 from guyot.core.errors import MisconfiguredError
 
+AS_IT_IS = ((0.0,), (1.0,))
+"""Mean and deviation of samples that nobody normalises."""
+
 
 @dataclass(frozen=True)
 class Split:
-    """``images`` uint8 ``(N, H, W, C)`` and ``labels`` int64 ``(N,)``."""
+    """``images`` uint8 ``(N, H, W, C)`` and ``labels`` int64 ``(N,)``.
+
+    Samples of the user's may also be float32, of any shape: they are what the network sees, but for
+    images, which are ``(N, H, W, C)`` here, too.
+    """
 
     images: Tensor
     labels: Tensor
@@ -41,8 +48,10 @@ class Dataset:
     validation: Split | None = None
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """``(C, H, W)`` as a model sees one image."""
+    def image_shape(self) -> tuple[int, ...]:
+        """``(C, H, W)`` as a model sees one image; of samples that are none, their shape."""
+        if self.train.images.dim() != 4:
+            return tuple(self.train.images.shape[1:])
         height, width, channels = self.train.images.shape[1:]
         return channels, height, width
 

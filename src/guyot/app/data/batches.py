@@ -95,7 +95,8 @@ class Batches:
         order = torch.randperm(total, generator=generator) if self.augment else torch.arange(total)
         for step in range(len(self)):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            drawn = draw(len(index), self.pad, generator) if self.augment else None
+            crop = self.augment and self.split.images.dim() == 4
+            drawn = draw(len(index), self.pad, generator) if crop else None
             rank, ranks = self.share
             mine = slice(len(index) * rank // ranks, len(index) * (rank + 1) // ranks)
             index = index[mine]
@@ -105,4 +106,11 @@ class Batches:
             if drawn is not None:
                 offsets, mirrored = drawn[0][:, mine], drawn[1][mine]
                 images = crop_and_flip(images, self.pad, self.flip, offsets, mirrored)
-            yield normalise(images, self.mean, self.std, self.dtype), self.split.labels[index]
+            yield self._seen(images), self.split.labels[index]
+
+    def _seen(self, images: Tensor) -> Tensor:
+        """Return samples as the network sees them."""
+        if images.dtype == torch.uint8:
+            return normalise(images, self.mean, self.std, self.dtype)
+        images = images.to(self.dtype)
+        return images.permute(0, 3, 1, 2) if images.dim() == 4 else images

@@ -17,6 +17,9 @@ import torch
 
 from guyot.app.data.arrays import Dataset, Split, statistics
 from guyot.app.data.decoding import Decoded, judge
+from guyot.app.data.own import own_data
+from guyot.app.data.tables import read_table
+from guyot.app.user_code import is_function
 from guyot.core.errors import MisconfiguredError, UnsupportedError
 
 _HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
@@ -31,6 +34,7 @@ def load(
     cache_dir: str | Path | None = None,
     image_size: int = 32,
     skip_corrupt: bool = False,
+    test_share: float | None = None,
 ) -> Dataset:
     """Load a dataset by ``name``.
 
@@ -39,7 +43,10 @@ def load(
       ``test*.parquet`` with the columns of the Hugging Face datasets), or, without ``data_dir``,
       downloaded by the package ``datasets``.
     * ``imagefolder:DIR``: ``DIR/train/CLASS/*`` and ``DIR/test/CLASS/*`` (or ``val``), resized and
-      centre-cropped to ``image_size`` pixels.
+      centre-cropped to ``image_size`` pixels; with ``test_share`` ``DIR/CLASS/*``, of which that
+      share becomes test data.
+    * ``table:FILE.csv``: see `guyot.app.data.tables`.
+    * ``FILE.py:NAME``: what a function of the user's returns, see `guyot.app.data.own`.
 
     ``cache_dir`` defaults to ``$XDG_CACHE_HOME/guyot`` (``~/.cache/guyot``). An image that cannot
     be read is an error that names it; with ``skip_corrupt`` it is left out, and named by a warning.
@@ -52,9 +59,14 @@ def load(
         return _cifar(name, folder, cache, skip_corrupt)
     if name.startswith("imagefolder:"):
         root = Path(name.removeprefix("imagefolder:"))
-        return _image_folder(root, image_size, cache, skip_corrupt)
+        return _image_folder(root, image_size, cache, skip_corrupt, test_share)
+    if name.startswith("table:"):
+        return read_table(Path(name.removeprefix("table:")))
+    if is_function(name):
+        return own_data(name)
     raise MisconfiguredError(
-        f"data={name!r} is unknown; choose digits, {', '.join(_HUB)} or imagefolder:DIR"
+        f"data={name!r} is unknown; choose digits, {', '.join(_HUB)}, imagefolder:DIR, "
+        "table:FILE.csv or a function of your own as FILE.py:NAME"
     )
 
 
@@ -147,29 +159,83 @@ def _from_hub(name: str) -> tuple[list[Split], tuple[str, ...]]:
     return splits, tuple(hub["train"].features[_LABEL[name]].names)
 
 
-def _image_folder(root: Path, size: int, cache: Path, skip_corrupt: bool) -> Dataset:
+def _image_folder(
+    root: Path, size: int, cache: Path, skip_corrupt: bool, test_share: float | None
+) -> Dataset:
+    if not root.is_dir():
+        raise MisconfiguredError(f"imagefolder:{root}: there is no such folder, give another")
     train_dir = root / "train"
     test_dir = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
-    if not train_dir.is_dir() or test_dir is None:
+    if test_share is not None:
+        if train_dir.is_dir():
+            raise MisconfiguredError(
+                f"test_share={test_share} is for class folders without train and test, and {root} "
+                "has train: leave it out"
+            )
+        train_dir = test_dir = root
+    elif not train_dir.is_dir() or test_dir is None:
+        classes = [name for name in _folders(root) if name not in ("train", "test", "val")]
+        remedy = "; or split the class folders that it has with test_share=0.2" if classes else ""
         raise MisconfiguredError(
             f"imagefolder:{root} needs the folders {train_dir} and {root / 'test'} (or val), "
-            "each with one sub-folder of images per class"
+            f"each with one sub-folder of images per class{remedy}"
         )
-    classes = tuple(sorted(entry.name for entry in train_dir.iterdir() if entry.is_dir()))
+    assert test_dir is not None
+    classes = _classes(train_dir)
     splits: list[Split] = []
-    for folder in (train_dir, test_dir):
-        files = _class_files(folder, classes)
+    for folder in dict.fromkeys((train_dir, test_dir)):
+        files = _class_files(folder, classes, whole=folder == train_dir)
         key = f"folder-{size}"
         paths = [path for path, _ in files]
         decode = partial(_decode_folder, files, size)
         splits.append(_cached(cache, paths, decode, key, skip_corrupt))
+    if test_share is not None:
+        splits = _divided(splits[0], test_share)
     mean, std = statistics(splits[0].images)
     pad = max(1, size // 8)
     return Dataset("imagefolder", splits[0], splits[1], classes, mean, std, flip=True, pad=pad)
 
 
-def _class_files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    unknown = sorted(e.name for e in folder.iterdir() if e.is_dir() and e.name not in classes)
+def _divided(whole: Split, share: float) -> list[Split]:
+    """Return training and test data: the same share of every class, the same ones every time."""
+    generator = torch.Generator().manual_seed(0)
+    test = torch.zeros(len(whole), dtype=torch.bool)
+    for label in whole.labels.unique():
+        index = (whole.labels == label).nonzero().flatten()
+        count = min(len(index) - 1, max(1, round(share * len(index))))
+        test[index[torch.randperm(len(index), generator=generator)[:count]]] = True
+    return [whole.take((~test).nonzero().flatten()), whole.take(test.nonzero().flatten())]
+
+
+def _folders(folder: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    except OSError as error:
+        raise MisconfiguredError(
+            f"{folder} cannot be read ({error.strerror}): change its permissions"
+        ) from error
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    """Return the classes of a folder.
+
+    Raises:
+        MisconfiguredError: there are fewer than two.
+    """
+    classes = tuple(_folders(folder))
+    if len(classes) < 2:
+        loose = sum(path.suffix.lower() in _SUFFIXES for path in folder.iterdir())
+        found = f"only the class {classes[0]!r}" if classes else "no folders of classes"
+        beside = f", and {loose} images that are in no class" if loose else ""
+        raise MisconfiguredError(
+            f"{folder} has {found}{beside}: give two classes or more, each in a folder of its own"
+        )
+    return classes
+
+
+def _class_files(folder: Path, classes: tuple[str, ...], whole: bool) -> list[tuple[Path, int]]:
+    """Return images and their labels; of training data every class must have some."""
+    unknown = [name for name in _folders(folder) if name not in classes]
     if unknown:
         raise MisconfiguredError(
             f"{folder} has classes that the training folder lacks: {', '.join(unknown)}"
@@ -184,6 +250,12 @@ def _class_files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int
         raise MisconfiguredError(
             f"{folder} holds no images in class folders; known endings: "
             f"{', '.join(sorted(_SUFFIXES))}"
+        )
+    there = {label for _, label in files}
+    if whole and (empty := [name for n, name in enumerate(classes) if n not in there]):
+        raise MisconfiguredError(
+            f"{folder} has classes without images: {', '.join(empty)}; add some, or remove the "
+            "folders"
         )
     return files
 

@@ -18,6 +18,7 @@ from guyot.app.models.named import (
     natural_classes,
     natural_shape,
 )
+from guyot.app.models.weights import load_fitting
 
 __all__ = [
     "MODELS",
@@ -26,6 +27,7 @@ __all__ = [
     "count_macs",
     "digits_resnet",
     "image_shape",
+    "load_fitting",
     "natural_classes",
     "natural_shape",
     "resnet",

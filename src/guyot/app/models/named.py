@@ -5,32 +5,38 @@
     timm:resnet50            of timm
     package.module:factory   what a function of the user's returns; `path/to/file.py:factory` too
 
-Weights are random: nothing is downloaded.
+Weights are random and nothing is downloaded, unless trained ones are asked for.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.util
-import inspect
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from guyot.app.factories import is_factory
 from guyot.app.models.cifar import MODELS
+from guyot.app.models.tables import mlp
+from guyot.app.models.weights import load_fitting
+from guyot.app.user_code import accepted, function_of
 from guyot.core.errors import MisconfiguredError
+from guyot.core.storage.files import first_line
 
 ImageShape = tuple[int, int, int]
 
 
-def build(name: str, num_classes: int = 10, image_shape: Sequence[int] | None = None) -> nn.Module:
-    """A fresh network with random weights.
+def build(
+    name: str,
+    num_classes: int = 10,
+    image_shape: Sequence[int] | None = None,
+    *,
+    pretrained: bool = False,
+) -> nn.Module:
+    """A fresh network with random weights, or trained ones.
 
     Args:
         name: see the top of this file.
@@ -38,6 +44,7 @@ def build(name: str, num_classes: int = 10, image_shape: Sequence[int] | None = 
             name.
         image_shape: (C, H, W) that the network will see; None: what it was made for. Only networks
             that have to know it are told (vision transformers).
+        pretrained: with the weights that torchvision or timm download for it.
 
     Raises:
         MisconfiguredError: nobody knows the name, its package is missing, or it cannot be built.
@@ -46,25 +53,34 @@ def build(name: str, num_classes: int = 10, image_shape: Sequence[int] | None = 
         >>> build("resnet20", num_classes=5).fc
         Linear(in_features=64, out_features=5, bias=True)
     """
-    return build_with_inputs(name, num_classes, image_shape)[0]
+    return build_with_inputs(name, num_classes, image_shape, pretrained)[0]
 
 
 def build_with_inputs(
-    name: str, num_classes: int = 10, image_shape: Sequence[int] | None = None
+    name: str,
+    num_classes: int = 10,
+    image_shape: Sequence[int] | None = None,
+    pretrained: bool = False,
 ) -> tuple[nn.Module, Any]:
     """As `build`, with the example inputs if a factory of the user's returns a pair, else None."""
     try:
-        if is_factory(name):
+        own = is_factory(name)
+        source, key = ("", "") if own else _find(name)
+        if pretrained and source in ("", "guyot"):
+            raise MisconfiguredError(
+                f"pretrained=True: only networks of torchvision and timm have trained weights, not "
+                f"model={name!r}; give weights=FILE.safetensors"
+            )
+        if own:
             return _of_user(name, num_classes, image_shape)
-        source, key = _find(name)
-        return _ZOOS[source].build(key, num_classes, image_shape), None
+        return _ZOOS[source].build(key, num_classes, image_shape, pretrained), None
     except MisconfiguredError:
         raise
     except Exception as error:
         shape = "" if image_shape is None else f" and images of {'x'.join(map(str, image_shape))}"
         raise MisconfiguredError(
             f"model={name!r} cannot be built with {num_classes} classes{shape}: "
-            f"{type(error).__name__}: {_first_line(error)}"
+            f"{type(error).__name__}: {first_line(error)}"
         ) from error
 
 
@@ -128,13 +144,17 @@ class _Own:
     """The networks of this package."""
 
     def names(self) -> Iterable[str]:
-        return MODELS
+        return (*MODELS, "mlp")
 
-    def build(self, name: str, num_classes: int, image_shape: Sequence[int] | None) -> nn.Module:
+    def build(
+        self, name: str, num_classes: int, image_shape: Sequence[int] | None, pretrained: bool
+    ) -> nn.Module:
+        if name == "mlp":
+            return mlp(self.shape(name) if image_shape is None else image_shape, num_classes)
         return MODELS[name](num_classes)
 
     def shape(self, name: str) -> ImageShape:
-        return (1, 8, 8) if name == "digits" else (3, 32, 32)
+        return (1, 8, 8) if name in ("digits", "mlp") else (3, 32, 32)
 
 
 class _Torchvision:
@@ -144,7 +164,9 @@ class _Torchvision:
         models = _package("torchvision").models
         return models.list_models(module=models)
 
-    def build(self, name: str, num_classes: int, image_shape: Sequence[int] | None) -> nn.Module:
+    def build(
+        self, name: str, num_classes: int, image_shape: Sequence[int] | None, pretrained: bool
+    ) -> nn.Module:
         height, width = self.shape(name)[1:] if image_shape is None else image_shape[1:]
         more: dict[str, Any] = {}
         if name.startswith("vit_"):
@@ -153,8 +175,12 @@ class _Torchvision:
             more["input_size"] = (height, width)
         elif name in ("googlenet", "inception_v3"):
             more = {"aux_logits": False, "init_weights": True}  # one output in training mode too
-        get_model = _package("torchvision").models.get_model
-        return get_model(name, weights=None, num_classes=num_classes, **more)
+        models = _package("torchvision").models
+        network = models.get_model(name, weights=None, num_classes=num_classes, **more)
+        if pretrained:
+            weights = models.get_model_weights(name).DEFAULT
+            load_fitting(network, weights.get_state_dict(progress=False), f"the weights of {name}")
+        return network
 
     def shape(self, name: str) -> ImageShape:
         weights = list(_package("torchvision").models.get_model_weights(name))
@@ -168,7 +194,9 @@ class _Timm:
     def names(self) -> Iterable[str]:
         return _package("timm").list_models()
 
-    def build(self, name: str, num_classes: int, image_shape: Sequence[int] | None) -> nn.Module:
+    def build(
+        self, name: str, num_classes: int, image_shape: Sequence[int] | None, pretrained: bool
+    ) -> nn.Module:
         timm = _package("timm")
         more: dict[str, Any] = {}
         if image_shape is not None:
@@ -178,7 +206,7 @@ class _Timm:
             config = timm.get_pretrained_cfg(name, allow_unregistered=False)
             if config is not None and config.fixed_input_size:
                 more["img_size"] = tuple(image_shape[1:])
-        return timm.create_model(name, pretrained=False, num_classes=num_classes, **more)
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **more)
 
     def shape(self, name: str) -> ImageShape:
         config = _package("timm").get_pretrained_cfg(name, allow_unregistered=False)
@@ -243,19 +271,9 @@ def _of_user(
     name: str, num_classes: int, image_shape: Sequence[int] | None
 ) -> tuple[nn.Module, Any]:
     """Call the user's factory; whatever it raises is the user's to see."""
-    place, _, attribute = name.rpartition(":")
-    module = _imported(place, name)
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        near = difflib.get_close_matches(attribute, dir(module), n=1)
-        raise MisconfiguredError(
-            f"model={name!r}: {place} has no function {attribute!r}"
-            f"{f', did you mean {near[0]}?' if near else ''}; give one that returns a network, or "
-            "a network and its example inputs"
-        )
+    factory = function_of(name, "model", "a network, or a network and its example inputs")
     offered = {"num_classes": num_classes, "image_shape": image_shape}
-    accepted = inspect.signature(factory).parameters
-    made = factory(**{key: value for key, value in offered.items() if key in accepted})
+    made = factory(**accepted(factory, offered))
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise MisconfiguredError(
@@ -263,42 +281,3 @@ def _of_user(
             "nn.Module and its example inputs"
         )
     return model, inputs
-
-
-def _imported(place: str, name: str) -> Any:
-    """A module by its dotted name, also in the working directory, or a file.
-
-    Raises:
-        MisconfiguredError: it is not there, or needs what is not there.
-    """
-    path = Path(place).absolute()
-    folder = str(path.parent if place.endswith(".py") else Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # as Python does for the script that it runs
-    try:
-        if not place.endswith(".py"):
-            return importlib.import_module(place)
-        return _of_file(path)
-    except (ImportError, OSError) as error:
-        raise MisconfiguredError(
-            f"model={name!r}: {place} cannot be imported ({_first_line(error)}); give "
-            "package.module:factory or path/to/file.py:factory, seen from the working directory"
-        ) from error
-
-
-def _of_file(path: Path) -> Any:
-    title = f"guyot_model_{path.stem}"
-    spec = importlib.util.spec_from_file_location(title, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[title] = module  # what the file defines looks for its module there
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[title]
-        raise
-    return module
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -13,6 +13,7 @@ import torch
 
 from guyot.app.config import RunConfig
 from guyot.app.data import Batches, Dataset
+from guyot.app.factories import check_trusted
 from guyot.app.models import count_macs
 from guyot.app.running.folder import load_run
 from guyot.app.running.setup import load_data
@@ -96,12 +97,13 @@ def evaluate_run(
     Args:
         folder: of a run that has ended.
         data_dir: where the data is now, if not where the run found it.
-        trust: call a function that the folder names as its model.
+        trust: call functions that the folder names.
 
     Raises:
         MisconfiguredError: no such run, it has not ended, or its data is not there.
     """
     config, structure = _finished(Path(folder))
+    check_trusted(Path(folder) / "config.json", config.to_dict(), trust)
     config = _usable(config, data_dir)
     model = load_run(folder, trust=trust).to(config.device).to(memory_format=torch.channels_last)
     dataset = _as_trained(load_data(config), structure, config)

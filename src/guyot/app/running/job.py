@@ -14,11 +14,18 @@ from torch import Tensor, nn
 
 from guyot.app.config import RunConfig
 from guyot.app.data import Batches, Dataset
-from guyot.app.models import build, count_macs
+from guyot.app.models import count_macs
 from guyot.app.running.course import Course
 from guyot.app.running.folder import RunFolder
 from guyot.app.running.journal import Journal
-from guyot.app.running.setup import check_forward, cost_of, slimmed
+from guyot.app.running.setup import (
+    check_forward,
+    cost_of,
+    network_of,
+    optimizer_of,
+    recipe_of,
+    slimmed,
+)
 from guyot.app.running.together import (
     SharedStep,
     share_buffers,
@@ -27,10 +34,8 @@ from guyot.app.running.together import (
 from guyot.app.running.watcher import Progress, Watcher
 from guyot.app.training import (
     EpochResult,
-    Recipe,
     Tally,
     evaluate,
-    make_optimizer,
     make_scheduler,
     train_epoch,
 )
@@ -55,16 +60,7 @@ class Job:
         assert dataset.validation is not None
         self.config, self.dataset, self.ranks = config, dataset, ranks
         share = (ranks.rank, ranks.size)
-        self.recipe = Recipe(
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            warmup_epochs=config.warmup_epochs,
-            decay=config.decay,
-            label_smoothing=config.label_smoothing,
-            bf16=bool(config.bf16),
-        )
+        self.recipe = recipe_of(config)
         self.batches = Batches(
             dataset, dataset.train, config.batch_size, augment=True, seed=config.seed, share=share
         )
@@ -75,7 +71,7 @@ class Job:
         images = next(Batches(dataset, dataset.train, 2, augment=False).epoch(0))[0]
         classes = len(dataset.classes)
         seed_all(config.seed)  # here, since reading data draws the first time and never again
-        model = build(config.model, classes, dataset.image_shape)
+        model = network_of(config, classes, dataset.image_shape)
         check_forward(model, images, config, classes)
         self.model = model.to(config.device).to(memory_format=torch.channels_last)
         self.full = copy.deepcopy(self.model)
@@ -85,7 +81,7 @@ class Job:
         if config.slim is not None:
             self.slim = slimmed(self.model, self.example, config, config.slim * self.before.macs)
         self.size = (count_macs(self.model, self.example), _params(self.model))
-        self.optimizer = make_optimizer(self.model, self.recipe)
+        self.optimizer = optimizer_of(config, self.model, self.recipe)
         self.scheduler = make_scheduler(self.optimizer, self.recipe, len(self.batches))
         self.trained = wrapped(self.model, ranks)
         self.discovery = self._discovery() if config.discovery else None

@@ -5,16 +5,24 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from guyot.app.config import RunConfig
 from guyot.app.data import Dataset, load
+from guyot.app.models import build, load_fitting
 from guyot.app.running.machine import remembered
-from guyot.app.training import prefers_bf16
+from guyot.app.training import Recipe, make_optimizer, prefers_bf16
+from guyot.app.user_code import accepted, function_of
 from guyot.core.errors import MisconfiguredError
 from guyot.core.randomness import isolated
+from guyot.core.storage import read_tensors
 from guyot.costs.complexity import Cost, weights_of
 from guyot.costs.latency import LatencyTable
 from guyot.costs.quantum import measure_quantum
@@ -102,12 +110,18 @@ def load_data(config: RunConfig) -> Dataset:
             config.data_dir,
             image_size=config.image_size,
             skip_corrupt=config.on_corrupt == "skip",
+            test_share=config.test_share,
         )
     except ImportError as error:
         raise MisconfiguredError(
             f"data={config.data!r} needs the package {error.name!r}, which is not installed: "
             "pip install 'guyot[data]'"
         ) from error
+    if config.augment is not None:
+        pad = dataset.pad if "crop" in config.augment else 0
+        dataset = dataclasses.replace(dataset, flip="flip" in config.augment, pad=pad)
+    if dataset.validation is not None:
+        return dataset
     return dataset.hold_out(max(1, round(config.validation * len(dataset.train))))
 
 
@@ -153,3 +167,87 @@ def slimmed(model: nn.Module, images: Tensor, config: RunConfig, macs: float) ->
     record = Record(structures)
     record.add(0, structures, plan, operate(model, structures, plan), round(macs))
     return record
+
+
+@dataclass(frozen=True)
+class LossOfUser(Recipe):
+    """A recipe with a loss of the user's.
+
+    Attributes:
+        name: of the function, for errors.
+        function: of logits and labels; its result must be a scalar.
+    """
+
+    name: str = ""
+    function: Callable[[Tensor, Tensor], Any] = F.cross_entropy
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of a batch.
+
+        Raises:
+            MisconfiguredError: the function returns something else.
+        """
+        loss = self.function(logits, labels)
+        free = torch.is_grad_enabled() and logits.requires_grad
+        if not isinstance(loss, Tensor) or loss.dim() or (free and not loss.requires_grad):
+            found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise MisconfiguredError(
+                f"loss={self.name!r} returned {found}: return the mean over the samples, a tensor "
+                "of no dimension that depends on the logits"
+            )
+        return loss
+
+
+def recipe_of(config: RunConfig) -> Recipe:
+    """Return how to train.
+
+    Raises:
+        MisconfiguredError: there is no such function as the loss.
+    """
+    settings: dict[str, Any] = {
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "lr": config.lr,
+        "weight_decay": config.weight_decay,
+        "warmup_epochs": config.warmup_epochs,
+        "decay": config.decay,
+        "label_smoothing": config.label_smoothing,
+        "bf16": bool(config.bf16),
+    }
+    if config.loss is None:
+        return Recipe(**settings)
+    function = function_of(config.loss, "loss", "the mean loss of logits and labels")
+    return LossOfUser(**settings, name=config.loss, function=function)
+
+
+def optimizer_of(config: RunConfig, model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Make the optimiser that the configuration names.
+
+    Raises:
+        MisconfiguredError: a function of the user's returns something else.
+    """
+    if config.optimizer == "sgd":
+        return make_optimizer(model, recipe)
+    lr, weight_decay = config.lr, config.weight_decay
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
+    make = function_of(config.optimizer, "optimizer", "a torch.optim.Optimizer")
+    made = make(model.parameters(), **accepted(make, {"lr": lr, "weight_decay": weight_decay}))
+    if not isinstance(made, torch.optim.Optimizer):
+        raise MisconfiguredError(
+            f"optimizer={config.optimizer!r} returned {type(made).__name__}: return a "
+            "torch.optim.Optimizer of the parameters that it is given"
+        )
+    return made
+
+
+def network_of(config: RunConfig, classes: int, shape: Sequence[int]) -> nn.Module:
+    """Build the full network, with trained weights if the configuration names some.
+
+    Raises:
+        MisconfiguredError: it cannot be built, or the weights do not fit.
+    """
+    model = build(config.model, classes, shape, pretrained=config.pretrained)
+    if config.weights is not None:
+        load_fitting(model, read_tensors(Path(config.weights)), f"weights={config.weights!r}")
+    return model
