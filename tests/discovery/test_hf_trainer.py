@@ -16,6 +16,7 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 
@@ -94,6 +95,28 @@ def trained(
     )
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     return callback
+
+
+def test_what_is_logged(tmp_path: Path):
+    seen: list[dict[str, Any]] = []
+
+    class Logger(TrainerCallback):
+        def on_log(self, *_: Any, logs: dict[str, Any], **__: Any) -> None:
+            seen.append(dict(logs))
+
+    callback = DiscoveryCallback(INPUTS, target=0.5, config=EXACT)
+    every: dict[str, Any] = {"logging_strategy": "steps", "logging_steps": 40, "max_steps": 120}
+    settings = arguments(tmp_path, **every, save_strategy="no")
+    logger: Any = Logger()
+    trainer = Trainer(bert(), settings, train_dataset=Words(), callbacks=[logger, callback])
+    callback.front(trainer)
+    trainer.train()
+    for figures in (seen, trainer.state.log_history):
+        macs = [line["guyot/macs"] for line in figures if "loss" in line]
+        assert len(macs) == 3 and macs[0] > macs[1] >= macs[2]
+    assert callback.discovery is not None and seen[-1]["guyot/macs"] == callback.discovery.macs
+    with pytest.raises(MisconfiguredError, match="does not have this callback"):
+        DiscoveryCallback(INPUTS, target=0.5).front(trainer)
 
 
 def same(left: nn.Module, right: nn.Module) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import sys
 import warnings
@@ -14,6 +15,7 @@ import pytest
 import torch
 from cases import counted
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -69,15 +71,15 @@ def loader(size: int = 32) -> DataLoader[Any]:
 def trainer_of(
     folder: Path, *callbacks: pl.Callback, epochs: int = 4, **choices: Any
 ) -> pl.Trainer:
+    settings: dict[str, Any] = {"enable_checkpointing": False, "logger": False, **choices}
     return pl.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
         callbacks=list(callbacks),
         default_root_dir=folder,
-        logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **({"enable_checkpointing": False} | choices),
+        **settings,
     )
 
 
@@ -102,6 +104,20 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Digits, DiscoveryC
     trainer = trainer_of(folder, every, callback, enable_checkpointing=True)
     trainer.fit(model, loader(), loader(320))
     return model, callback, folder
+
+
+def test_loggers_get_the_figures(tmp_path: Path):
+    callback, logger = DiscoveryCallback(target=0.4, config=EXACT), CSVLogger(tmp_path)
+    trainer = trainer_of(tmp_path, callback, logger=logger, log_every_n_steps=40)
+    trainer.fit(Digits(), loader())
+    with Path(logger.log_dir, "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["guyot/macs"]]
+    assert [row["step"] for row in rows] == ["39", "79", "119"]
+    assert callback.discovery is not None
+    macs = [float(row["guyot/macs"]) for row in rows]
+    assert macs[0] > macs[2] == callback.discovery.macs
+    assert [float(row["guyot/phase"]) for row in rows] == [1, 2, 2]
+    assert {f"guyot/{name}" for name in ("params", "undecided", "nu")} <= rows[0].keys()
 
 
 def test_the_network_ends_smaller_plain_and_good(

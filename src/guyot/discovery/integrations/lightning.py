@@ -24,7 +24,8 @@ class DiscoveryCallback(HostedDiscovery, Callback):
     Gates move after every step of the optimiser, also with accumulated gradients, clipping and a
     gradient scaler. When training ends the module is a plain one. Lightning's checkpoints hold the
     discovery: `trainer.fit(..., ckpt_path=...)` resumes with the smaller network. Averages of
-    `WeightAveraging` are cut along.
+    `WeightAveraging` are cut along. The trainer's loggers get MACs, parameters, phase, undecided
+    gates and nu, see `Discovery.log`.
 
     Args:
         module: qualified name of the network in the `LightningModule`; "" is all of it. Training
@@ -109,10 +110,13 @@ class DiscoveryCallback(HostedDiscovery, Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move the gates if the optimiser made a step."""
+        """Move the gates if the optimiser made a step, and log where the discovery is."""
         if trainer.global_step > self._steps:
             self._steps = trainer.global_step
             self._step()
+            every: int = vars(trainer)["log_every_n_steps"]
+            if self.discovery is not None and self._steps % every == 0:
+                pl_module.log_dict(self.discovery.log())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the network plain."""

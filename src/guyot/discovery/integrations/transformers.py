@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,6 +19,9 @@ try:
 except ImportError as error:
     raise missing("transformers", error) from error
 
+if TYPE_CHECKING:
+    from transformers import Trainer
+
 NAME = "guyot"
 _OPTIMIZER = "optimizer.pt"
 
@@ -33,6 +36,10 @@ class DiscoveryCallback(HostedDiscovery, TrainerCallback):
     Checkpoints of the `Trainer` get two files, `guyot.json` and `guyot.safetensors`, with the
     discovery and the states of optimiser and scheduler; `optimizer.pt` goes, since the `Trainer`
     would read it before the model is small. `trainer.train(resume_from_checkpoint=...)` resumes.
+
+    What the `Trainer` logs gets MACs, parameters, phase, undecided gates and nu, see
+    `Discovery.log`: in `trainer.state.log_history`, and for callbacks after this one. Those of
+    `report_to` come before; `front(trainer)` puts this one before them.
 
     Args:
         example_inputs: keyword arguments of the model's `forward` without labels, shaped as in a
@@ -122,6 +129,22 @@ class DiscoveryCallback(HostedDiscovery, TrainerCallback):
         """Move the gates."""
         self._step()
 
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Add where the discovery is to what the `Trainer` logs, and to its history."""
+        if self.discovery is None:
+            return
+        for figures in (logs, state.log_history[-1] if state.log_history else None):
+            if figures is not None:
+                figures.update(self.discovery.log())
+
     def on_save(
         self,
         args: TrainingArguments,
@@ -143,6 +166,24 @@ class DiscoveryCallback(HostedDiscovery, TrainerCallback):
         }
         write_tree(folder, NAME, tree)
         (folder / _OPTIMIZER).unlink(missing_ok=True)
+
+    def front(self, trainer: Trainer) -> None:
+        """Come before the callbacks of `report_to`, so that they log the discovery, too.
+
+        Args:
+            trainer: has this callback.
+
+        Raises:
+            MisconfiguredError: it has not.
+        """
+        callbacks = trainer.callback_handler.callbacks
+        if self not in callbacks:
+            raise MisconfiguredError(
+                "the Trainer does not have this callback: give it to the constructor, "
+                "Trainer(..., callbacks=[callback])"
+            )
+        callbacks.remove(self)
+        callbacks.insert(0, self)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
