@@ -245,6 +245,14 @@ def test_step_out_of_turn() -> None:
     train(discovery, 1)
 
 
+def test_sharding_after_the_constructor_is_refused() -> None:
+    discovery = watched()
+    train(discovery, 2)
+    next(discovery.model.parameters()).device_mesh = "as a DTensor has"
+    with pytest.raises(UnsupportedError, match=r"0\.weight is sharded over processes"):
+        train(discovery, 1)
+
+
 def test_after_finish() -> None:
     discovery = watched()
     train(discovery, 5)

@@ -44,7 +44,7 @@ from guyot.discovery.snapshot import DiscoveryState, checked, identity, snapshot
 from guyot.discovery.standing import BlockTable, Standing, by_block
 from guyot.gates.bank import Gates
 from guyot.gates.calibration import calibrated, most_probable
-from guyot.gates.checks import check_model
+from guyot.gates.checks import check_model, check_whole
 from guyot.planning.benefits import SideSums
 from guyot.planning.config import Dials, DiscoveryConfig
 from guyot.planning.controller import Controller
@@ -190,6 +190,8 @@ class Discovery:
             if loss is None and self.structures.layers and not self._state.settled:
                 raise MisconfiguredError(NO_LOSS)
         self._pending = 0
+        if not self._state.settled:
+            check_whole(self.model)
         if self._gates is not None:
             self._discover(self._gates, grad_scale or 1.0, loss)
         self._change(step=self._state.step + 1)

@@ -30,11 +30,7 @@ def check_model(model: nn.Module) -> None:
             "DataParallel copies the model to every device in every step, and gates are not in "
             "the copies: use DistributedDataParallel, with one process per device"
         )
-    if sharded := [name for name, p in model.named_parameters() if _sharded(p)]:
-        raise UnsupportedError(
-            f"{sharded[0]} is sharded over processes (FSDP, tensor parallelism), and surgery "
-            "needs whole parameters: use DistributedDataParallel; docs/parallel.md has the plan"
-        )
+    check_whole(model)
     processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if processes > 1 and wrapper_of(model) is None:
         warnings.warn(
@@ -43,6 +39,15 @@ def check_model(model: nn.Module) -> None:
             "model together, wrap it before you make the Discovery",
             GuyotWarning,
             stacklevel=3,
+        )
+
+
+def check_whole(model: nn.Module) -> None:
+    """Refuse a model whose parameters are sharded; that may also happen during a run."""
+    if sharded := [name for name, p in model.named_parameters() if _sharded(p)]:
+        raise UnsupportedError(
+            f"{sharded[0]} is sharded over processes (FSDP, tensor parallelism), and surgery "
+            "needs whole parameters: use DistributedDataParallel; docs/parallel.md has the plan"
         )
 
 
