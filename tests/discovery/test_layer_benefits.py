@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from guyot import Discovery, DiscoveryConfig, MisconfiguredError
+from guyot import Discovery, DiscoveryConfig
 from guyot.discovery.layer_benefits import layer_benefits, untouched
 from guyot.gates.bank import Gates
-from guyot.planning.benefits import LayerMeans
+from guyot.planning.benefits import LayerMeans, benefit
 from guyot.structures import find_structures
 
 CONFIG = DiscoveryConfig(estimator="fisher", round_to=1, warmup=0.1, discovery_end=0.9)
@@ -141,13 +140,37 @@ def test_every_layer_has_its_turn_and_what_it_earns_is_seen() -> None:
     assert torch.equal(earned, state.layers.mean[index.layer_slice])
 
 
-def test_fisher_asks_for_the_loss_where_there_are_layers() -> None:
-    chain = nn.Sequential(nn.Linear(4, 30), nn.ReLU(), nn.Linear(30, 3))
-    with pytest.raises(MisconfiguredError, match=r"loss=lambda: criterion.*layers=False"):
-        train(discovery_of(network()), 1, closure=False)
-    train(discovery_of(network(), config=replace(CONFIG, layers=False)), 1, closure=False)
-    train(discovery_of(chain), 1, closure=False)
-    train(discovery_of(network(), config=DiscoveryConfig(round_to=1)), 1, closure=False)
+def test_layers_that_are_not_measured_are_drawn_and_estimated_from_both_sides() -> None:
+    discovery = discovery_of(network(), 400)
+    sample, seen = discovery._controller.sample, [0, 0]
+
+    def noted(generator: torch.Generator) -> Tensor:
+        state, drawn = discovery._controller.state, sample(generator)
+        units = discovery.structures.index.layer_slice.start
+        likely = (state.theta >= 0.5) & state.alive
+        assert torch.equal(drawn[:units] == 1, likely[:units])  # units are where they are likely
+        seen[0] += len(drawn) - units
+        seen[1] += int(drawn[units:].sum())
+        return drawn
+
+    discovery._controller.sample = noted
+    train(discovery, 140, closure=False)
+    assert 0 < seen[1] < seen[0]
+    layers = discovery.structures.index.layer_slice
+    state = discovery._controller.state
+    expected = benefit("two-sided", state.estimator, state.theta)[layers]
+    found = discovery._controller.gate_values.benefit[layers]
+    assert torch.equal(found, expected) and not state.layers.count.any()
+
+
+def test_layers_that_are_measured_are_not_drawn() -> None:
+    discovery = discovery_of(network(), 400)
+    train(discovery, 42)
+    index, state = discovery.structures.index, discovery._controller.state
+    assert state.layers.count[index.layer_slice].tolist() == [1, 1, 1]  # all at once
+    for seed in range(50):
+        generator = torch.Generator().manual_seed(seed)
+        assert discovery._controller.sample(generator).all()
 
 
 def test_means_forget_and_survive_what_is_not_finite() -> None:

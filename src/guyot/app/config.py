@@ -188,8 +188,8 @@ class RunConfig:
     latency_table: str | None = setting(
         None, _FIND, "File of guyot profile, for a cost with latency"
     )
-    beta: float = setting(0.8, _FIND, "0: charge all ... 1: charge whole layers only", rule=_SHARES)
-    estimator: str = setting("two-sided", _FIND, ", ".join(ESTIMATORS), offered=ESTIMATORS)
+    beta: float = setting(0.0, _FIND, "0: charge all ... 1: charge whole layers only", rule=_SHARES)
+    estimator: str = setting("fisher", _FIND, ", ".join(ESTIMATORS), offered=ESTIMATORS)
     round_to: int | None = setting(
         None, _FIND, "Widths are multiples of this number", shown="measured", rule=AT_LEAST_1
     )

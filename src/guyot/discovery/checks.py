@@ -144,11 +144,6 @@ NOT_FINITE = (
     "NaN or inf in the loss or its gradients",
     "lower the learning rate or clip gradients",
 )
-NO_LOSS = (
-    'step() without loss: estimator="fisher" measures what layers earn; call '
-    "discovery.step(loss=lambda: criterion(model(images), labels)), or give "
-    "DiscoveryConfig(layers=False)"
-)
 NO_GRADIENT = ("no gradient reached the gates", "train in model.train() and with loss.backward()")
 
 

@@ -24,7 +24,6 @@ from guyot.costs.complexity import Cost
 from guyot.costs.widths import physical_plan
 from guyot.discovery.checks import (
     NO_GRADIENT,
-    NO_LOSS,
     NO_PRICE,
     NOT_FINITE,
     check_copy,
@@ -104,7 +103,7 @@ class Discovery:
         nu: float | None = None,
         target: float | None = None,
         alpha: float | Cost = 1.0,
-        beta: float = 0.8,
+        beta: float = 0.0,
         config: DiscoveryConfig | None = None,
     ) -> None:
         config = config or DiscoveryConfig()
@@ -169,13 +168,12 @@ class Discovery:
             grad_scale: the factor by which the loss was multiplied (a `GradScaler`'s
                 `get_scale()` at the time); the scaler may have skipped the optimiser's step.
             loss: runs the model on the batch of this step again and returns the mean loss, nats.
-                It is called without gradients, now and then, to measure what layers earn.
-                `estimator="fisher"` needs it where there are layers to gate, unless the model
-                itself returns its loss, as those of transformers do.
+                It is called without gradients, now and then, to measure what layers earn. Without
+                it layers are drawn at random and estimated, which trains worse. Models that
+                return their loss, as those of transformers do, need none.
 
         Raises:
             SequenceError: after `finish()`, or twice for one optimiser step.
-            MisconfiguredError: `loss` is missing.
         """
         if self.finished:
             raise SequenceError("step() after finish(): make a new Discovery for another run")
@@ -187,8 +185,6 @@ class Discovery:
             )
         if self._controller.config.estimator == "fisher":
             loss = loss or self._own_loss.again
-            if loss is None and self.structures.layers and not self._state.settled:
-                raise MisconfiguredError(NO_LOSS)
         self._pending = 0
         if not self._state.settled:
             check_whole(self.model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from guyot.core.errors import MisconfiguredError
 from guyot.core.patterns import Patterns
@@ -22,9 +22,22 @@ ESTIMATORS = ("two-sided", "fisher", "straight-through", "taylor")
 TOLERANCE = 0.01
 """Relative distance from a target at which it counts as met."""
 
-_DRAWS = {"fisher": (float("inf"), 0.0)}
-_DRAWN_AT_RANDOM = (4.0, 0.01)
+_MOST_PROBABLE = (float("inf"), 0.0)
+_AT_RANDOM = (4.0, 0.01)
 """Sharpness and epsilon that suit an estimator: `fisher` needs no other side of a gate."""
+
+
+class Draw(NamedTuple):
+    """Say how gates are drawn: sharpness and epsilon.
+
+    Attributes:
+        units: of units, and of layers that were measured.
+        layers: of layers that are estimated.
+    """
+
+    units: tuple[float, float]
+    layers: tuple[float, float]
+
 
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "nu": (
@@ -129,7 +142,7 @@ class DiscoveryConfig:
     epsilon: float | None = None
     sharpness: float | None = None
     patience: float = 0.05
-    estimator: str = "two-sided"
+    estimator: str = "fisher"
     decay: float = 0.96
     max_speed: float = 2.0
     round_to: int | Mapping[str, int] = 8
@@ -148,18 +161,24 @@ class DiscoveryConfig:
                 raise MisconfiguredError(problem)
 
     @property
-    def draw(self) -> tuple[float, float]:
-        """Return sharpness and epsilon, those of the estimator where they are not given.
+    def draw(self) -> Draw:
+        """Return how gates are drawn, as suits the estimator where it is not given.
 
         Example:
-            >>> DiscoveryConfig(estimator="fisher").draw, DiscoveryConfig(epsilon=0.02).draw
-            ((inf, 0.0), (4.0, 0.02))
+            >>> DiscoveryConfig(estimator="fisher").draw
+            Draw(units=(inf, 0.0), layers=(4.0, 0.01))
+            >>> DiscoveryConfig(estimator="two-sided", epsilon=0.02).draw.layers
+            (4.0, 0.02)
         """
-        sharpness, epsilon = _DRAWS.get(self.estimator, _DRAWN_AT_RANDOM)
-        return (
-            sharpness if self.sharpness is None else self.sharpness,
-            epsilon if self.epsilon is None else self.epsilon,
-        )
+
+        def given(sharpness: float, epsilon: float) -> tuple[float, float]:
+            return (
+                sharpness if self.sharpness is None else self.sharpness,
+                epsilon if self.epsilon is None else self.epsilon,
+            )
+
+        units = _MOST_PROBABLE if self.estimator == "fisher" else _AT_RANDOM
+        return Draw(given(*units), given(*_AT_RANDOM))
 
 
 @dataclass(frozen=True)
@@ -179,7 +198,7 @@ class Dials:
     nu: float | None
     target: float | None
     alpha: float | Cost = 1.0
-    beta: float = 0.8
+    beta: float = 0.0
 
     def __post_init__(self) -> None:
         if (self.nu is None) == (self.target is None):

@@ -214,7 +214,11 @@ class Controller:
     def _benefit(self) -> Tensor:
         """Return what every gate earns, nats, shape (gates,)."""
         state, estimator = self.state, self.config.estimator
-        found = state.layers.over(benefit(estimator, state.estimator, state.theta))
+        found = benefit(estimator, state.estimator, state.theta)
+        if estimator == "fisher":
+            layers = self.structures.index.layer_slice
+            found[layers] = benefit("two-sided", state.estimator, state.theta)[layers]
+        found = state.layers.over(found)
         if estimator != "fisher":
             return found
         return with_branches(found, (state.theta >= 0.5) & state.alive, self._homes)
@@ -257,11 +261,21 @@ class Controller:
         The probabilities are theta stretched about 1/2 by `sharpness`: both agree at every
         deterministic network, but the weights train in few networks near the most probable one
         instead of in the whole cloud of undecided ones [ours].
+
+        Units with "fisher", and layers that were measured, need no other side: their gates are 1
+        exactly where theta >= 1/2, unless the user says how to draw.
         """
-        sharpness, epsilon = self.config.draw
+        drawn, layers = self.config.draw, self.structures.index.layer_slice
+        gates = self._drawn(*drawn.units, generator)
+        measured = bool(self.state.layers.count.any())
+        if layers.start < layers.stop and not measured and drawn.layers != drawn.units:
+            gates[layers] = self._drawn(*drawn.layers, generator)[layers]
+        return gates * self.state.alive
+
+    def _drawn(self, sharpness: float, epsilon: float, generator: torch.Generator) -> Tensor:
         stretched = 0.5 + sharpness * (self.state.theta - 0.5)
         stretched = stretched.nan_to_num(nan=1.0)  # infinity times 0
-        return dynamics.sample(stretched, epsilon, generator) * self.state.alive
+        return dynamics.sample(stretched, epsilon, generator)
 
     def take_norms(self, weight_norm: Tensor, gradient_norm: Tensor) -> None:
         """Take in the norms of what the gates scale, for the certificate of removal."""
@@ -272,9 +286,12 @@ class Controller:
     def layers_due(self, step: int) -> Tensor:
         """Return the gates of the layers that are to be measured after a step, int64, shape (n,).
 
-        A few at a time, so that a measurement costs little more than a step does, in turn.
+        All at first. Then a few at a time, in turn, so that it costs little more than a step does.
         """
         index = self.structures.index
+        new = (self.state.layers.count[index.layer_slice] == 0).nonzero().flatten()
+        if len(new):
+            return index.layer_slice.start + new
         if step % MEASURE_EVERY or not index.layers:
             return torch.zeros(0, dtype=torch.int64)
         first = step // MEASURE_EVERY * MEASURE_LAYERS
