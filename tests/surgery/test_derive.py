@@ -240,3 +240,41 @@ def test_what_was_cut_is_cut_again(seed: int, kind: str) -> None:
                     weight[:, [offset + i for i in range(size) if i not in (0, 3)]] = 0
                 offset += size
     torch.testing.assert_close(model(x), whole(x))
+
+
+class Optional(nn.Module):
+    """As timm writes blocks: parts that may be None, and ways that a setting chooses."""
+
+    def __init__(self, *, stride: int, how: str) -> None:
+        super().__init__()
+        self.how, self.extra = how, None
+        self.inner, self.act, self.last = nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 6 // stride)
+        self.down = nn.Linear(6, 6 // stride) if stride > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "alone":
+            return self.last(self.act(self.inner(x)))
+        shortcut = x
+        x = self.act(self.inner(x))
+        if self.extra is not None:
+            x = self.extra(x)
+        x = self.last(x)
+        if self.down is not None and self.how != "plain":
+            shortcut = self.down(shortcut)
+        x += shortcut
+        return x
+
+
+@pytest.mark.parametrize(("stride", "how"), [(1, "plain"), (1, "down"), (2, "down")])
+def test_ways_that_settings_close_hold_up_nothing(stride: int, how: str) -> None:
+    torch.manual_seed(0)
+    block = Optional(stride=stride, how=how)
+    model = nn.Sequential(nn.Linear(4, 6), block, nn.Linear(6 // stride, 3))
+    x = torch.randn(5, 4)
+    structures = find_structures(model, (x,))
+    (layer,) = structures.layers
+    assert not layer.stand_ins and layer.owner == "1"
+    expected = model[2](model[0](x) if block.down is None else block.down(model[0](x)))
+    operate(model, structures, KeepPlan({}, frozenset({0})))
+    assert torch.equal(model(x), expected)
+    assert {name.split(".")[0] for name in block.state_dict()} <= {"down"}

@@ -363,7 +363,8 @@ class _Cleaner:
                 if not body and not orelse and self._pure(test):
                     return None, live
                 statement.body, statement.orelse = body or [ast.Pass()], orelse
-                return statement, first | second | _read(test)
+                reached = {None: first | second, True: first, False: second}[switched]
+                return statement, reached | _read(test)
             case ast.With(items=items, body=body):
                 body, inner = self.cleaned(body, set(live))
                 statement.body = body or [ast.Pass()]
