@@ -93,7 +93,11 @@ def by_chance(task: Task, run: Run) -> Shape:
 
 @dataclass(frozen=True)
 class Guyot:
-    """A discovery; ``settings`` of `DiscoveryConfig`, and the dials ``alpha`` and ``beta``."""
+    """A discovery.
+
+    ``settings`` of `DiscoveryConfig`, the dials ``alpha`` and ``beta``, and ``loss``: whether the
+    loop gives the loss by which layers are measured.
+    """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -111,6 +115,7 @@ class GuyotInProgress:
         known = {entry.name for entry in fields(DiscoveryConfig)}
         config = {key: value for key, value in method.settings.items() if key in known}
         dials = {key: value for key, value in method.settings.items() if key not in known}
+        self.measured = bool(dials.pop("loss", True))
         quanta = job.task.quanta if job.run.rounded else 1
         config = {"round_to": quanta, "seed": job.run.seed} | config
         self.job = job
@@ -128,7 +133,7 @@ class GuyotInProgress:
         pass
 
     def after_step(self, loss: Callable[[], Tensor]) -> None:
-        self.discovery.step(loss=loss)
+        self.discovery.step(loss=loss if self.measured else None)
         self.job.macs = self.discovery.macs
 
     def finish(self) -> Json:
@@ -163,15 +168,13 @@ class Rebuilt:
 
 GUYOT: dict[str, Mapping[str, Any]] = {
     "guyot": {},
+    "guyot-two-sided": {"estimator": "two-sided", "beta": 0.8},
     "guyot-units": {"layers": False},
-    "guyot-taylor": {"estimator": "taylor"},
-    "guyot-beta0": {"beta": 0.0},
     "guyot-early": {"warmup": 0.02, "discovery_end": 0.3},
-    "guyot-fisher": {"estimator": "fisher", "beta": 0.0},
-    "guyot-fisher-units": {"estimator": "fisher", "beta": 0.0, "layers": False},
+    "guyot-without-loss": {"loss": False},
 }
 """Settings of discoveries by name."""
-ABOUT_BRANCHES = ("guyot-units", "guyot-beta0", "guyot-fisher-units")
+ABOUT_BRANCHES = ("guyot-units", "guyot-without-loss")
 """Those that change nothing where there are no residual branches."""
 
 
