@@ -303,12 +303,12 @@ class RunConfig:
 
     @property
     def cuts(self) -> bool:
-        """Whether widths change."""
+        """Say whether widths change."""
         return self.discovery or self.slim is not None
 
     @property
     def name(self) -> str:
-        """What the run is about, fit for the name of a folder."""
+        """Return what the run is about, fit for the name of a folder."""
         data = re.sub(r"[^\w.-]+", "-", self.data.partition(":")[0]).strip("-.")
         model = re.sub(r"[^\w.-]+", "-", self.model).strip("-.")
         return data if model == data else f"{data}-{model}"

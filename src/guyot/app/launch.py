@@ -155,7 +155,7 @@ class _Watch:
         return [self._store.get(str(rank)) for rank in range(self._size)]
 
     def silent(self) -> str:
-        """Who does not live any more, in words; takes some periods."""
+        """Say which processes do not live any more; it takes some periods."""
         self.calling = True
         try:
             before = self._counts()

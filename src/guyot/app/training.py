@@ -106,7 +106,7 @@ class Tally:
 
     @property
     def result(self) -> EpochResult:
-        """What the steps gave."""
+        """Return what the steps gave."""
         if not self.steps:
             raise MisconfiguredError(
                 "the epoch had no batch: batch_size exceeds the training images"
@@ -115,7 +115,7 @@ class Tally:
         return EpochResult(loss, accuracy, self.seconds, self.steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {
             "loss": self._loss.clone(),
             "correct": self._correct.clone(),
@@ -168,7 +168,7 @@ def make_scheduler(
 
 
 def prefers_bf16(device: str | torch.device = "cpu") -> bool:
-    """Whether bf16 autocast gains on ``device``: bf16 matrix units on the CPU, or a recent GPU."""
+    """Say whether bf16 autocast gains on ``device``: a CPU with bf16 matrix units, a recent GPU."""
     if torch.device(device).type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()

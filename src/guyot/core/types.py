@@ -116,7 +116,7 @@ class UnitGroup:
 
     @property
     def relations(self) -> tuple[tuple[str, list[str]], ...]:
-        """Which modules make the units, which read them, and which groups are tied to them."""
+        """Return the modules that make the units, those that read them, and the tied groups."""
         made, read = _modules(self.writers), _modules(self.readers)
         return ("made by", made), ("read by", read), ("tied to", list(self.tied))
 

@@ -178,7 +178,7 @@ class Latency:
 
     @property
     def steady(self) -> bool:
-        """Whether the quartiles are close enough to rely on the median."""
+        """Say whether the quartiles are close enough to rely on the median."""
         return self.high - self.low <= FAR_APART * self.median
 
 

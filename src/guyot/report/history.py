@@ -52,7 +52,7 @@ class History:
 
     @cached_property
     def removals(self) -> list[Line]:
-        """What went, in order."""
+        """Return what went, in order."""
         return self.of("removal")
 
     @cached_property
@@ -67,7 +67,7 @@ class History:
 
     @property
     def full_network(self) -> bool:
-        """Whether the full network was trained, and nothing went."""
+        """Say whether the full network was trained, and nothing went."""
         return not self.config["discovery"] and self.config.get("slim") is None
 
     @property

@@ -263,7 +263,7 @@ def _source(model: nn.Module, exported: ExportedProgram) -> Source:
 
 
 def _keep_casts_inside(graph: fx.Graph) -> None:
-    """Who reads a cast that changes nothing, outside the module that wrote it, reads what was cast.
+    """Let readers of a cast that changes nothing, outside its module, read what was cast.
 
     PyTorch gives the same tensor back then, so the trace says that the module's caller reads it.
     """

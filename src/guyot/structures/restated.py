@@ -38,7 +38,7 @@ def statements(graph: AxisGraph) -> dict[str, list[Statement]]:
 
 
 def name_of(node: fx.Node) -> str:
-    """What a `forward` calls the operator."""
+    """Return what a `forward` calls the operator."""
     name = str(node.target).split(".")[1]
     return "split" if name in SPLITS else name
 
@@ -68,7 +68,7 @@ def _concerned(graph: AxisGraph, axis: Callable[[DimVar], Axis]) -> dict[str, se
 def restated(
     graph: AxisGraph, axis: Callable[[DimVar], Axis], modules: set[str]
 ) -> tuple[tuple[Restated, ...], tuple[Attribute, ...]]:
-    """What the given modules are to state, and the attributes that will hold lengths."""
+    """Return what the given modules are to state, and the attributes that will hold lengths."""
     specs: list[Restated] = []
     attributes: list[Attribute] = []
     every = statements(graph) if modules else {}
@@ -110,7 +110,7 @@ def _sizes(
     names: dict[Axis, str],
     batch: DimVar,
 ) -> Iterator[int | str | None]:
-    """What is to be stated: what may change by attributes, what weights have by numbers.
+    """Return what is to be stated: what may change by attributes, what weights have by numbers.
 
     An attribute must not hold the batch of the example, so nothing is stated for what is folded
     into the batch; verification tells whether the `forward` follows by itself.

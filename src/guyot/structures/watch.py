@@ -85,7 +85,7 @@ def _caller() -> FrameType | None:
 
 
 def _place(method: CodeType, frame: FrameType) -> Place | None:
-    """Where a frame stands, if that is in the text of a method."""
+    """Return where a frame stands, if that is in the text of a method."""
     code = frame.f_code
     inside = f"{method.co_qualname}.<locals>."
     if code is not method and not code.co_qualname.startswith(inside):

@@ -55,13 +55,13 @@ class Callers:
                     self._made[path].add(node)
 
     def contains(self, owner: str, branch: Branch) -> bool:
-        """Whether all of a branch runs inside the module that adds it."""
+        """Say whether all of a branch runs inside the module that adds it."""
         return not owner or all(
             owner in _paths(node) for node in branch.nodes if node in self._real
         )
 
     def stand_ins(self, branch: Branch) -> tuple[StandIn, ...] | str:
-        """What may stand in for the modules of a branch, or the reason why nothing may."""
+        """Return what may stand in for the modules of a branch, or the reason why nothing may."""
         inside = self.inside(branch)
         places = {node: path for path in inside for node in self._made[path]}
         for node in branch.nodes:
@@ -93,7 +93,7 @@ class Callers:
         return tuple(found)
 
     def _in_place(self, branch: Branch, last: fx.Node) -> bool:
-        """Whether something writes into what a branch makes, from its last module on."""
+        """Say whether something writes into what a branch makes, from its last module on."""
         after = [n for n in (*branch.nodes, branch.addition) if n > last]
         schemas = (schema_of(node.target) for node in after)
         return any(schema is not None and schema.is_mutable for schema in schemas)

@@ -54,5 +54,5 @@ def _has_number(module: nn.Module) -> bool:
 
 @functools.lru_cache(1024)
 def _takes_cache(kind: type[nn.Module]) -> bool:
-    """Whether the `forward` of a class takes a cache of keys and values, or of states."""
+    """Say whether the `forward` of a class takes a cache of keys and values, or of states."""
     return any(re.search("cache|past", name) for name in inspect.signature(kind.forward).parameters)

@@ -69,7 +69,7 @@ class Derived:
 
 
 def _recipe(kind: type) -> Recipe | None:
-    """How exactly this class was derived; None for others and their subclasses."""
+    """Return how exactly this class was derived; None for others and their subclasses."""
     return kind.__dict__.get("__guyot__")
 
 

@@ -111,7 +111,7 @@ def edit(method: Method, edits: Sequence[Edit], module: nn.Module) -> list[str]:
 
 
 def _related(path: str, name: str) -> bool:
-    """Whether one is the other, or lies in it."""
+    """Say whether one is the other, or lies in it."""
     return f"{path}.".startswith(f"{name}.") or f"{name}.".startswith(f"{path}.")
 
 
@@ -182,7 +182,7 @@ class _Changes(ast.NodeTransformer):
         return node
 
     def _function(self, call: ast.Call) -> bool:
-        """Whether a call is one of a function and not of a tensor's method."""
+        """Say whether a call is one of a function and not of a tensor's method."""
         if not isinstance(call.func, ast.Attribute):
             return True
         return isinstance(_resolved(call.func.value, self._method), ModuleType)
@@ -230,7 +230,7 @@ def _expression(size: int | str | None, own: str) -> ast.expr | None:
 
 
 def _merged(lengths: ast.expr, stated: Sequence[ast.expr | None]) -> ast.expr:
-    """What gives the author's lengths where nothing is stated."""
+    """Return what gives the author's lengths where nothing is stated."""
     new = ast.Tuple([size or ast.Constant(None) for size in stated], ast.Load())
     text = "tuple((old if new is None else new for old, new in zip(LENGTHS, STATED, strict=True)))"
     merged = ast.parse(text, mode="eval").body
@@ -245,7 +245,7 @@ def _is_method(node: ast.AST) -> bool:
 
 
 def _resolved(node: ast.expr, method: Method) -> Any:
-    """What a dotted name means outside of the function; None if it is none of that."""
+    """Return what a dotted name means outside of the function; None if it is none of that."""
     if isinstance(node, ast.Name):
         code = method.function.__code__
         if node.id in code.co_varnames or node.id in code.co_cellvars:
@@ -434,7 +434,7 @@ class _Cleaner:
         return statement, (live - names if plain else live) | _read(statement)
 
     def _pure(self, value: ast.expr) -> bool:
-        """Whether an expression only computes something."""
+        """Say whether an expression only computes something."""
         impure = (ast.NamedExpr, ast.Await, ast.Yield, ast.YieldFrom)
         return all(
             not isinstance(node, impure)
@@ -443,7 +443,7 @@ class _Cleaner:
         )
 
     def _computes(self, call: ast.Call) -> bool:
-        """Whether a call has no effect: of a module that goes, of PyTorch, of a tensor."""
+        """Say whether a call has no effect: of a module that goes, of PyTorch, of a tensor."""
         path = _path(call.func, self.own)
         if path is not None:
             child = _child(self._module, path)

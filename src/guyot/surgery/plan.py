@@ -254,7 +254,7 @@ def _substitute(axis: Axis, meaning: dict[int, Axis]) -> Axis:
 
 
 def _number(block: Fixed | Units, meaning: dict[int, Axis]) -> Fixed | Units:
-    """What numbers the blocks from now on."""
+    """Return what numbers the blocks from now on."""
     new = _substitute(block, meaning)
     assert isinstance(new, Fixed | Units)
     return new

@@ -128,7 +128,7 @@ class Record:
 
     @property
     def structure(self) -> dict[str, Any]:
-        """What is left, as plain data for JSON, see `guyot.rebuild`.
+        """Return what is left, as plain data for JSON, see `guyot.rebuild`.
 
         Groups that the user tied are listed one by one, so that nobody has to know of the tie.
         """

@@ -21,7 +21,7 @@ from guyot.surgery.edits import State
 
 
 def written_out(module: nn.Module) -> Callable[[], None] | None:
-    """What gives a module guyot's own `forward`, for the kinds that have one; None for others.
+    """Return what gives a module guyot's own `forward`; None for kinds that have none.
 
     Raises:
         UnsupportedError: it is of a kind that has one, which does not serve it.

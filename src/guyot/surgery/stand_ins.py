@@ -101,7 +101,7 @@ class Zeros(Passing):
 
 
 def stand_in(spec: StandIn, module: nn.Module) -> nn.Module:
-    """What takes the place of a module, in its mode."""
+    """Return what takes the place of a module, in its mode."""
     return (Zeros if spec.zero else Passing)(spec, module).train(module.training)
 
 

@@ -23,7 +23,7 @@ KINDS = {
 
 
 def in_windows(module: nn.Module) -> bool:
-    """Whether a module is such an attention."""
+    """Say whether a module is such an attention."""
     return any(f"{kind.__module__}.{kind.__qualname__}" in KINDS for kind in type(module).__mro__)
 
 

@@ -95,7 +95,7 @@ def _figure(cost: int, full: int) -> str:
 
 
 def _slots(entry: GroupEntry, shown: int | None, depth: int) -> Iterator[str]:
-    """Who makes the units and who reads them, as modules."""
+    """Say who makes the units and who reads them, as modules."""
     room = _WIDTH - _GUIDE * (depth + 1)
     for title, names in entry.group.relations:
         if names:
@@ -104,7 +104,7 @@ def _slots(entry: GroupEntry, shown: int | None, depth: int) -> Iterator[str]:
 
 
 def _frozen(seen: Inspection, shown: int | None) -> Iterator[str]:
-    """What stays, by reason."""
+    """Return what stays, by reason."""
     if seen.frozen:
         yield ""
         yield "stays"

@@ -40,7 +40,7 @@ class Interruption(contextlib.ExitStack):
         return self
 
     def __call__(self) -> bool:
-        """Whether to stop."""
+        """Say whether to stop."""
         return self._requested
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

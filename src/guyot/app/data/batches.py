@@ -10,7 +10,7 @@ from guyot.core.errors import MisconfiguredError
 
 
 def draw(count: int, pad: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """What is random in :func:`crop_and_flip` of ``count`` images.
+    """Return what is random in :func:`crop_and_flip` of ``count`` images.
 
     Returns offsets of rows and columns, int64 ``(2, count, 1)`` from 0 to ``2 * pad``, and which
     images are mirrored, bool ``(count, 1)``, with probability 1/2.

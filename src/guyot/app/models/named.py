@@ -126,7 +126,7 @@ def image_shape(name: str, size: str | None = None) -> ImageShape | None:
 
 
 def natural_classes(name: str) -> int:
-    """How many classes a network was made for: 1000 in torchvision and timm, else 10.
+    """Return how many classes a network was made for: 1000 in torchvision and timm, else 10.
 
     Example:
         >>> natural_classes("resnet20"), natural_classes("torchvision:resnet50")
@@ -237,7 +237,7 @@ def _package(name: str) -> Any:
 
 
 def _find(name: str) -> tuple[str, str]:
-    """Which zoo has a network of that name, and its name there.
+    """Return which zoo has a network of that name, and its name there.
 
     Raises:
         MisconfiguredError: none has.

@@ -32,7 +32,7 @@ from guyot.core.trees import json_text
 
 
 def is_compared(folder: Path) -> bool:
-    """Whether `guyot train` wrote a folder with `--baseline` or `--seeds`."""
+    """Say whether `guyot train` wrote a folder with `--baseline` or `--seeds`."""
     try:
         config: Any = read_json(folder / "config.json")
     except MisconfiguredError:

@@ -86,7 +86,7 @@ class Course:
 
     @property
     def overdue(self) -> bool:
-        """Whether the last checkpoint is older than it should be, by the clock of this rank."""
+        """Say whether the last checkpoint is older than it should be, by the clock of this rank."""
         return time.monotonic() - self._saved[1] >= self._seconds
 
     def stepped(self, loss: float, overdue: bool) -> None:

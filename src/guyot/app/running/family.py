@@ -90,7 +90,7 @@ def resume_family(
 
 
 def is_family(folder: Path) -> bool:
-    """Whether `guyot train --targets` wrote a folder."""
+    """Say whether `guyot train --targets` wrote a folder."""
     try:
         config: Any = read_json(folder / "config.json")
     except MisconfiguredError:

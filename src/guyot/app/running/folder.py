@@ -79,7 +79,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints go."""
+        """Return where checkpoints go."""
         return self.path / "checkpoints"
 
     @contextlib.contextmanager
@@ -226,7 +226,7 @@ class ReadOnlyFolder(RunFolder):
 
 
 def _lock(descriptor: int) -> bool:
-    """Whether this process holds a folder now; it does until its end, whatever that may be."""
+    """Say whether this process holds a folder now; it does until its end, whatever that may be."""
     try:
         import fcntl
     except ImportError:  # Windows

@@ -125,7 +125,7 @@ class Journal:
             self._gates.write(self._folder, step)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next lines are made of: plain values for a checkpoint."""
+        """Return what the next lines are made of: plain values for a checkpoint."""
         gates = self._gates
         return {
             "losses": list(self._losses),

@@ -24,7 +24,7 @@ _VARIABLES = ("OMP_", "MKL_", "KMP_", "CUDA_", "CUBLAS_", "MALLOC_", "THP_", "PY
 
 
 def environment() -> dict[str, Any]:
-    """What the figures and the last bits of a run may depend on, as plain data."""
+    """Return what the figures and the last bits of a run may depend on, as plain data."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": sys.argv,

@@ -87,7 +87,7 @@ def _read(path: Path) -> list[Measurement]:
 
 
 def profile_summary(found: Profile, output: Path) -> dict[str, Any]:
-    """What came out, as plain data."""
+    """Return what came out, as plain data."""
     agreed = found.cross_validation
     return {
         "table": str(output),
@@ -103,7 +103,7 @@ def profile_summary(found: Profile, output: Path) -> dict[str, Any]:
 
 
 def profile_lines(found: Profile, output: Path) -> list[str]:
-    """What came out, as lines of at most 80 columns."""
+    """Return what came out, as lines of at most 80 columns."""
     table, agreed = found.table, found.cross_validation
     where = ", ".join(f"{name} {value}" for name, value in table.where.items())
     fixed = sum(

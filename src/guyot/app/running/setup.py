@@ -92,7 +92,7 @@ def table_of(config: RunConfig) -> LatencyTable | None:
 
 
 def cost_of(config: RunConfig) -> float | Cost:
-    """What the configuration means by complexity: its `alpha`, or a `Cost`."""
+    """Return what the configuration means by complexity: its `alpha`, or a `Cost`."""
     if config.cost is None:
         return config.alpha
     return Cost(**weights_of(config.cost), table=table_of(config))

@@ -107,5 +107,5 @@ class SharedStep:
         return mean, late > 0
 
     def __call__(self) -> bool:
-        """Whether to stop; the same on all ranks between two steps."""
+        """Say whether to stop; the same on all ranks between two steps."""
         return self._stop() if self._ranks.size == 1 else self._agreed

@@ -121,14 +121,14 @@ def _retry() -> Any:
 
 
 def is_left(study: Any, sweep: Sweep) -> bool:
-    """Whether a trial waits, or a search may make one more."""
+    """Say whether a trial waits, or a search may make one more."""
     states = [trial.state.name for trial in study.trials]
     busy = states.count("COMPLETE") + states.count("RUNNING")
     return "WAITING" in states or (bool(sweep.ranges) and busy < sweep.trials)
 
 
 def is_running(study: Any) -> bool:
-    """Whether any trial runs, on any machine; those whose sweep died are queued again."""
+    """Say whether any trial runs, on any machine; those whose sweep died are queued again."""
     optuna_module().storages.fail_stale_trials(study)
     running = [trial for trial in study.trials if trial.state.name == "RUNNING"]
     for trial in running:
@@ -155,7 +155,7 @@ def enqueue(study: Any, sweep: Sweep) -> None:
 
 
 def taken(study: Any, sweep: Sweep, trial: Any) -> bool:
-    """Whether earlier trials leave nothing to do for one, say of machines that ask at once."""
+    """Say whether earlier trials leave nothing to do for one, say of machines that ask at once."""
     earlier = [
         other.user_attrs.get("name")
         for other in study.trials

@@ -150,7 +150,7 @@ class Withheld:
 
     @property
     def waiting(self) -> bool:
-        """Whether weights of another size came."""
+        """Say whether weights of another size came."""
         return self._weights is not None
 
 

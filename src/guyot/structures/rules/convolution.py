@@ -56,7 +56,7 @@ def transposed_convolution(graph: AxisGraph, node: fx.Node) -> DimVars:
 
 
 def _finish(graph: AxisGraph, node: fx.Node, outputs: DimVar, contracted: int) -> DimVars:
-    """What all convolutions share: kernel, space, bias, attributes, multiply-accumulates."""
+    """Note what all convolutions share: kernel, space, bias, attributes, multiply-accumulates."""
     x, weight = graph.operands(node, 0, 1)
     for dim in weight[2:]:
         freeze(dim, SPACE)

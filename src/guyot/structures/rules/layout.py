@@ -166,7 +166,7 @@ def cut_out(graph: AxisGraph, node: fx.Node) -> DimVars:
 
 
 def split_run(dim: DimVar, start: int, length: int) -> tuple[DimVar, DimVar, DimVar]:
-    """What comes before a run of a dim, the run, and what comes after.
+    """Return what comes before a run of a dim, the run, and what comes after.
 
     Example:
         >>> split_run(DimVar(9), 2, 3)

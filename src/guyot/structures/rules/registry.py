@@ -48,7 +48,7 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
 
 
 def _overload(target: Any) -> Any:
-    """What a graph calls an operator."""
+    """Return what a graph calls an operator."""
     if isinstance(target, PACKET):
         raise MisconfiguredError(
             f"rule({target}) is about an operator with the overloads "

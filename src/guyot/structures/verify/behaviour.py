@@ -146,7 +146,7 @@ def _other(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any
 def disagreement(
     masked: Behaviour, cut: Behaviour, structures: Structures, plan: KeepPlan
 ) -> str | None:
-    """What differs between the masked and the cut network; None when nothing does."""
+    """Return what differs between the masked and the cut network; None when nothing does."""
     masks = present(structures, plan)
     kept = {
         tensor.name: tuple(kept_indices(axis, masks) for axis in tensor.axes)
@@ -178,19 +178,19 @@ def disagreement(
 
 
 def _nothing(gradient: Tensor | None, expected: Tensor | None) -> bool:
-    """Whether a gradient that is 0 where a branch is masked is None where it is gone."""
+    """Say whether a gradient that is 0 where a branch is masked is None where it is gone."""
     return gradient is None and expected is not None and not bool(expected.any())
 
 
 def _as(expected: Tensor, found: Tensor, indices: Indices) -> bool:
-    """Whether a tensor is the part of another that stays."""
+    """Say whether a tensor is the part of another that stays."""
     if any(index is not None for index in indices):
         expected = select(expected, indices)
     return agree([expected], [found])
 
 
 def agree(left: Sequence[Tensor], right: Sequence[Tensor], tolerance: float = TOLERANCE) -> bool:
-    """Whether tensors have the same shapes and, up to rounding, the same finite values.
+    """Say whether tensors have the same shapes and, up to rounding, the same finite values.
 
     Example:
         >>> agree([torch.ones(2)], [torch.ones(2) + 1e-7]), agree([torch.ones(2)], [])

@@ -96,7 +96,7 @@ class Replay:
         return self._run(self._scaled(self.scales(plan)), Change())
 
     def scales(self, plan: KeepPlan) -> dict[str, Tensor]:
-        """What multiplies which tensors where a plan leaves something out, by their first names."""
+        """Return the factors of tensors where a plan leaves something out, by first names."""
         structures = self._inference.structures
         scales = reader_masks(structures, masks_of(structures, plan))
         zero = torch.zeros((), dtype=torch.float64)

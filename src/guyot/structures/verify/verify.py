@@ -223,7 +223,7 @@ class Verifier:
 
     @torch.no_grad()
     def _trouble(self, plan: KeepPlan, train: bool) -> str | None:
-        """What goes wrong when the module is really cut; None when it is the masked network."""
+        """Return what is wrong with the cut module; None when it is the masked network."""
         module = _to_cut(self.model)
         with self.precision():
             own, trouble = self._own(module, plan)
@@ -234,7 +234,7 @@ class Verifier:
         return self._trouble_in_training(module, plan) if train else None
 
     def _trouble_in_training(self, cut: nn.Module, plan: KeepPlan) -> str | None:
-        """What a training step of the cut module shows that one of the masked module does not."""
+        """Return how training steps of the cut and the masked module differ, or None."""
         for precision in dict.fromkeys((self.precision, contextlib.nullcontext, double_precision)):
             with precision():
                 masked = self._masked(plan)
@@ -261,7 +261,7 @@ class Verifier:
         return module
 
     def _trains(self) -> bool:
-        """Whether a training step runs and leaves nothing to chance, so that it says something."""
+        """Say whether a training step runs and repeats exactly, so that it says something."""
         with self.precision():
             steps = [self._observed(_to_cut(self.model), seed) for seed in (0, 1)]
         return (
