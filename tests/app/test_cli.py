@@ -129,7 +129,7 @@ def test_json_is_all_there_is_on_stdout(tmp_path: Path):
         (["--model", "resnet65"], "--model='resnet65' is unknown, did you mean resnet56"),
         (["--data", "digit"], "--data='digit' is unknown: choose digits"),
         (["--data", "cifar10", "--data-dir", "no/such"], "--data-dir='no/such' holds no train"),
-        (["--data", "imagefolder:no/such"], "imagefolder:no/such needs the folders"),
+        (["--data", "imagefolder:no/such"], "imagefolder:no/such: there is no such folder"),
         (["--epochs", "1"], "total_steps=20 is too small.*an epoch is 20 steps"),
         (["--ignore", "stages.9"], "--ignore='stages.9' matches no module; close are stages"),
         (["--freeze", "conv2"], "--freeze='conv2' matches no group and no layer; close .*conv1"),

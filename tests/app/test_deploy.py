@@ -174,7 +174,7 @@ def test_other_data_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(MisconfiguredError, match=r"has 10 classes .*the network 7 and"):
         evaluate_run(run)
     (run / "config.json").write_text(json.dumps(config | {"data": "imagefolder:gone"}))
-    with pytest.raises(MisconfiguredError, match="imagefolder:elsewhere needs the folders"):
+    with pytest.raises(MisconfiguredError, match="imagefolder:elsewhere: there is no such folder"):
         evaluate_run(run, "elsewhere")
 
 

@@ -118,7 +118,7 @@ def test_a_snapshot_is_what_the_discovery_says():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     discovery = Discovery(model, (torch.randn(2, 1, 8, 8),), optimizer, total_steps=steps, nu=0.5)
     folder = Folder()
-    journal = Journal(folder, Silent(), discovery, steps, (1, 1))
+    journal = Journal(folder, Silent(), discovery, steps, (1, 1), (1, 1))
     for step in range(1, 17):
         model(torch.randn(4, 1, 8, 8)).square().mean().backward()
         optimizer.step()
@@ -152,7 +152,7 @@ def test_rows_are_spread_evenly(size: int, bound: int):
 
 def test_a_long_run_leaves_few_lines():
     folder = Folder()
-    journal = Journal(folder, Silent(), None, 100_000, (7, 5))
+    journal = Journal(folder, Silent(), None, 100_000, (7, 5), (7, 5))
     for step in range(1, 100_001):
         journal.stepped(step, 1.0)
     assert len(folder.lines) == 200

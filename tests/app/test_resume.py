@@ -145,20 +145,20 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, undisturbed: Path) -> No
     stopped(folder, 33)
     assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
     counting = Counting()
-    running.resume(folder, counting, lambda: counting.steps >= 20)
+    running.resume(folder, counting, lambda: counting.steps >= 20, trust=True)
     assert counting.resumptions == [33]
-    outcome = running.resume(folder)
+    outcome = running.resume(folder, trust=True)
     assert outcome.interrupted is None
     assert_same(folder, undisturbed)
     with pytest.raises(MisconfiguredError, match=r"resume=.* is finished, there is nothing to"):
-        running.resume(folder)
+        running.resume(folder, trust=True)
 
 
 def test_full_networks_go_on(tmp_path: Path) -> None:
     choices: dict[str, Any] = {"discovery": False, "epochs": 2}
     running.train(killed.config(**choices), tmp_path / "whole")
     stopped(tmp_path / "stopped", 50, **choices)
-    running.resume(tmp_path / "stopped")
+    running.resume(tmp_path / "stopped", trust=True)
     assert_same(tmp_path / "stopped", tmp_path / "whole")
 
 
@@ -167,14 +167,14 @@ def test_a_checkpoint_can_be_chosen(tmp_path: Path, undisturbed: Path) -> None:
     stopped(folder, 50)
     first = min((folder / "checkpoints").iterdir())
     counting = Counting()
-    running.resume(first, counting)
+    running.resume(first, counting, trust=True)
     assert counting.resumptions == [int(first.name.removeprefix("step-"))]
     assert_same(folder, undisturbed)
 
 
 def test_what_cannot_go_on_is_told(tmp_path: Path) -> None:
     with pytest.raises(MisconfiguredError, match=r"resume=.*no run folder, it has no config.json"):
-        running.resume(tmp_path)
+        running.resume(tmp_path, trust=True)
     folder = tmp_path / "run"
     stopped(folder, 5)
     with pytest.raises(
@@ -185,27 +185,27 @@ def test_what_cannot_go_on_is_told(tmp_path: Path) -> None:
     text, written = config.read_text(), metrics.read_text()
     config.write_text(text.replace('"lr": 0.1', '"lr": 0.2'))
     with pytest.raises(MisconfiguredError, match=r"another configuration: lr is 0.1, expected 0.2"):
-        running.resume(folder)
+        running.resume(folder, trust=True)
     config.write_text(text)
     metrics.write_text("")
     with pytest.raises(MisconfiguredError, match=r"metrics.jsonl has 0 lines and .* after \d+"):
-        running.resume(folder)
+        running.resume(folder, trust=True)
     metrics.write_text(written)
     with (
         RunFolder(folder, resumed=True).locked(),
         pytest.raises(MisconfiguredError, match=r"run is in use by another process: wait"),
     ):
-        running.resume(folder)
+        running.resume(folder, trust=True)
     (max((folder / "checkpoints").iterdir()) / "state.json").write_text("{}")
     with pytest.raises(MisconfiguredError, match=r"state.json is damaged"):
-        running.resume(folder)
+        running.resume(folder, trust=True)
 
 
 def test_without_checkpoints_nothing_goes_on(tmp_path: Path) -> None:
     stopped(tmp_path / "run", 5, keep=0)
     assert not (tmp_path / "run" / "checkpoints").exists()
     with pytest.raises(MisconfiguredError, match=r"keep=0.*no checkpoints"):
-        running.resume(tmp_path / "run")
+        running.resume(tmp_path / "run", trust=True)
 
 
 def test_nan_stops_with_the_last_good_checkpoint(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_the_last_good_checkpoint_is_good(tmp_path: Path, monkeypatch: pytest.Mo
     assert 27 <= good < 40
     monkeypatch.setattr(torch.optim.SGD, "step", take)
     counting = Counting()
-    assert running.resume(folder, counting).interrupted is None
+    assert running.resume(folder, counting, trust=True).interrupted is None
     assert counting.resumptions == [good]
 
 

@@ -53,6 +53,7 @@ def until(condition: Any, process: subprocess.Popen[str]) -> None:
     assert condition()
 
 
+@pytest.mark.slow
 def test_a_grid_runs_once(tmp_path: Path) -> None:
     told: list[str] = []
     sweep = Sweep(base(), {"target": [0.5, 0.8]}, objectives=("accuracy", "macs", "params"))

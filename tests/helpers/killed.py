@@ -114,7 +114,7 @@ def main() -> None:
         arm(moment, number)
     try:
         if (folder / "config.json").exists():
-            running.resume(folder, timeout=60)
+            running.resume(folder, timeout=60, trust=True)
         else:
             several = launched()[1] == 3  # 32 cannot be split
             running.train(config(batch_size=36 if several else 32), folder, timeout=60)

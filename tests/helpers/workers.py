@@ -63,7 +63,7 @@ def start(
         optimizer,
         total_steps=STEPS,
         target=0.5,
-        config=config or DiscoveryConfig(round_to=1),
+        config=config or DiscoveryConfig(round_to=1, estimator="two-sided"),
     )
     torch.manual_seed(1 + dist.get_rank())  # every rank has data of its own
     return model, optimizer, discovery
@@ -125,7 +125,7 @@ def unused_parameters() -> None:
     torch.manual_seed(0)
     model = DistributedDataParallel(Aside(), find_unused_parameters=True)
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-    config = DiscoveryConfig(round_to=1)
+    config = DiscoveryConfig(round_to=1, estimator="two-sided")
     discovery = Discovery(
         model, (torch.ones(2, 7),), optimizer, total_steps=STEPS, target=0.5, config=config
     )
@@ -272,7 +272,7 @@ def the_same_gates_give_the_same_run() -> None:
             optimizer,
             total_steps=STEPS,
             nu=0.5,
-            config=DiscoveryConfig(round_to=1),
+            config=DiscoveryConfig(round_to=1, estimator="two-sided"),
         )
         generators = torch.Generator().manual_seed(3)
         discovery._ranks.stream = lambda generator: generators
@@ -439,7 +439,7 @@ def a_state_fits_any_number_of_ranks() -> None:
             optimizer,
             total_steps=STEPS,
             target=0.5,
-            config=DiscoveryConfig(round_to=1),
+            config=DiscoveryConfig(round_to=1, estimator="two-sided"),
         )
     for part, saved in zip((discovery, alone, optimizer), state, strict=True):
         part.load_state_dict(saved)
@@ -457,7 +457,7 @@ def accelerate() -> None:
     model, optimizer = CASE.build().train(), None
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     model, optimizer = accelerator.prepare(model, optimizer)
-    config = DiscoveryConfig(round_to=1)
+    config = DiscoveryConfig(round_to=1, estimator="two-sided")
     discovery = Discovery(
         model, (CASE.inputs(),), optimizer, total_steps=STEPS, target=0.5, config=config
     )
@@ -481,7 +481,7 @@ def compiled() -> None:
     wrapped = DistributedDataParallel(CASES["mlp"].build().train())
     model = torch.compile(wrapped, backend="eager")
     optimizer = torch.optim.SGD(wrapped.parameters(), 0.05)
-    config = DiscoveryConfig(round_to=1)
+    config = DiscoveryConfig(round_to=1, estimator="two-sided")
     inputs = CASES["mlp"].inputs
     discovery = Discovery(model, (inputs(),), optimizer, total_steps=STEPS, nu=0.05, config=config)
     train(model, optimizer, discovery, STEPS, inputs)

@@ -45,7 +45,7 @@ def simulate(
     torch.manual_seed(seed)
     phases = Phases(steps, commitment_max=commitment)
     dials = Dials(nu=0.5 if target is None else None, target=target, beta=0.0)
-    config = DiscoveryConfig(round_to=quantum, epsilon=0.03, seed=seed)
+    config = DiscoveryConfig(round_to=quantum, epsilon=0.03, seed=seed, estimator="two-sided")
     controller = Controller(NET, dials, phases, config, weight_decay=None)
     controller.price()
     index, reference = NET.index, controller.state.reference

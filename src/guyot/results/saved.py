@@ -46,7 +46,7 @@ def save(
         StorageError: the folder cannot be written.
 
     Examples:
-        >>> import tempfile, guyot
+        >>> import tempfile, guyot, torch
         >>> mlp = nn.Sequential(nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 4))
         >>> found = {"units": {"0": [1, 5, 9]}, "removed_layers": []}
         >>> folder = Path(tempfile.mkdtemp(), "mlp")
