@@ -118,12 +118,7 @@ def shrink(
         share = target ** ((stage + 1) / stages)
         quanta = quanta_of(left, config.round_to)
         space = SearchSpace(left, complexity, quanta)
-        if space.least > target:
-            raise MisconfiguredError(
-                f"target={target} is below {space.least:.3f}, the least that the coupled groups "
-                "allow (all layers gone, one quantum of every group): choose a larger target, a "
-                "smaller round_to, or freeze fewer groups"
-            )
+        space.check(target)
         benefit = _measured(model, left, batches, loss)
         choice = _chosen(space, benefit, share)
         plan = physical_plan(left, choice.mask, quanta)

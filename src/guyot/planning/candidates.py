@@ -98,6 +98,19 @@ class SearchSpace:
         """Return the smallest C^ that can be reached."""
         return float(self.cost(self.smallest))
 
+    def check(self, target: float) -> None:
+        """Refuse a share of the complexity that cannot be reached.
+
+        Raises:
+            MisconfiguredError: it is below `least`.
+        """
+        if target < self.least:
+            raise MisconfiguredError(
+                f"target={target} is below {self.least:.3f}, the least that the coupled groups "
+                "allow (all layers gone, one quantum of every group): choose a larger target, a "
+                "smaller round_to, or freeze fewer groups"
+            )
+
 
 def _groups_inside(structures: Structures) -> Tensor:
     """Return where all tensors of a group belong to a layer, (groups, layers)."""

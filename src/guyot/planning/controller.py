@@ -13,7 +13,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from guyot.core.errors import MisconfiguredError
 from guyot.core.types import Structures
 from guyot.costs.complexity import Complexity, Cost
 from guyot.costs.widths import protect, quanta_of
@@ -160,12 +159,7 @@ class Controller:
         self.least = self._space.least
         self._budget: Budget | None = None
         if dials.target is not None:
-            if dials.target < self.least:
-                raise MisconfiguredError(
-                    f"target={dials.target} is below {self.least:.3f}, the least that the coupled "
-                    "groups allow (all layers gone, one quantum of every group): choose a larger "
-                    "target, a smaller round_to, or freeze fewer groups"
-                )
+            self._space.check(dials.target)
             self._budget = Budget(dials.target, phases, config.theta0, config.max_speed)
         self._phases = phases
         self._patience = max(1, round(config.patience * phases.discovery_steps))

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from guyot.app.config import BASELINES, TIMEOUT, RunConfig
-from guyot.app.factories import check_trusted
 from guyot.app.launch import local_device, processes
+from guyot.app.running.folder import raw_config, recorded_config
 from guyot.app.running.start import resume, train
 from guyot.app.running.together import open_folder, resuming
 from guyot.app.running.watcher import Watcher
@@ -33,12 +33,7 @@ from guyot.core.trees import json_text
 
 def is_compared(folder: Path) -> bool:
     """Say whether `guyot train` wrote a folder with `--baseline` or `--seeds`."""
-    try:
-        config: Any = read_json(folder / "config.json")
-    except MisconfiguredError:
-        return False
-    if not isinstance(config, dict):
-        return False
+    config = raw_config(folder)
     return bool(config.get("baseline")) or config.get("seeds", 1) != 1
 
 
@@ -118,7 +113,7 @@ class _Runs:
         with processes(device, self._timeout, then) as ranks:
             with ranks.together():
                 if config is None:
-                    config = self._settings(self._path)
+                    config = recorded_config(self._path, self._trust)
                     if self._finished(self._path, config.seeds, config.baseline):
                         raise MisconfiguredError(
                             f"resume={str(self._path)!r} is finished, there is nothing to "
@@ -147,7 +142,7 @@ class _Runs:
         if not self._trained(config, folder, ranks):
             return False
         with ranks.together():
-            settled = self._settings(folder)
+            settled = recorded_config(folder, self._trust)
             result: Any = read_json(folder / "result.json")
             share = result["after"]["macs"] / result["before"]["macs"]
         for kind in _kinds(config.baseline):
@@ -169,13 +164,6 @@ class _Runs:
             options: dict[str, Any] = {"tensorboard": self._tensorboard, "timeout": self._timeout}
             found = train(config, folder, self._watcher, self._stop, **options)
         return found.interrupted is None
-
-    def _settings(self, folder: Path) -> RunConfig:
-        """Those of a folder."""
-        file = folder / "config.json"
-        config = RunConfig.from_dict(read_json(file))
-        check_trusted(file, config.to_dict(), self._trust)
-        return config
 
     def _finished(self, folder: Path, seeds: int, baseline: str | None) -> bool:
         """Say whether everything in a folder is there."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from guyot.app.config import TIMEOUT, RunConfig
-from guyot.app.factories import check_trusted
 from guyot.app.launch import local_device, processes
+from guyot.app.running.folder import raw_config, recorded_config
 from guyot.app.running.start import resume, train
 from guyot.app.running.together import open_folder, resuming
 from guyot.app.running.watcher import Watcher
@@ -91,11 +91,7 @@ def resume_family(
 
 def is_family(folder: Path) -> bool:
     """Say whether `guyot train --targets` wrote a folder."""
-    try:
-        config: Any = read_json(folder / "config.json")
-    except MisconfiguredError:
-        return False
-    return isinstance(config, dict) and bool(config.get("targets"))
+    return bool(raw_config(folder).get("targets"))
 
 
 class _Members:
@@ -143,8 +139,7 @@ class _Members:
         """Those of the family: written when it is new, else read."""
         file = self._path / "config.json"
         if config is None:
-            config = RunConfig.from_dict(read_json(file))
-            check_trusted(file, config.to_dict(), self._trust)
+            config = recorded_config(self._path, self._trust)
             if not ranks.rank:
                 (self._path / "result.json").unlink(missing_ok=True)
         elif not ranks.rank:

@@ -238,6 +238,27 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
+def recorded_config(folder: Path, trust: bool) -> RunConfig:
+    """The `RunConfig` that a folder holds.
+
+    Raises:
+        MisconfiguredError: it holds none, or one that names a function without `trust`.
+    """
+    file = folder / "config.json"
+    config = RunConfig.from_dict(read_json(file))
+    check_trusted(file, config.to_dict(), trust)
+    return config
+
+
+def raw_config(folder: Path) -> dict[str, Any]:
+    """What a folder's `config.json` says, unchecked; nothing where there is none."""
+    try:
+        found: Any = read_json(folder / "config.json")
+    except MisconfiguredError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def load_run(folder: str | Path, *, trust: bool = False) -> nn.Module:
     """The network of a run folder, in evaluation mode.
 

@@ -10,16 +10,15 @@ from pathlib import Path
 import torch
 
 from guyot.app.config import TIMEOUT, RunConfig
-from guyot.app.factories import check_trusted
 from guyot.app.launch import local_device, processes
 from guyot.app.running.course import Course
+from guyot.app.running.folder import recorded_config
 from guyot.app.running.job import Job
 from guyot.app.running.machine import environment
 from guyot.app.running.setup import load_data
 from guyot.app.running.together import open_folder, resolve_together, resuming
 from guyot.app.running.watcher import Silent, Watcher
 from guyot.core.errors import MisconfiguredError
-from guyot.core.storage import read_json
 from guyot.discovery.family import Family
 from guyot.report import Outcome
 
@@ -103,8 +102,7 @@ def resume(
     with _settings_restored(), processes(device, timeout, then) as ranks:
         with ranks.together():
             run = open_folder(ranks, path, tensorboard, resumed=True)
-            config = RunConfig.from_dict(read_json(path / "config.json"))
-            check_trusted(path / "config.json", config.to_dict(), trust)
+            config = recorded_config(path, trust)
         with run.locked(), contextlib.closing(run):
             if not config.keep:
                 raise MisconfiguredError(
