@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,11 @@ import guyot
 from guyot import Cost, Discovery
 from guyot.app.models import resnet
 from guyot.core.errors import MisconfiguredError
+from guyot.costs import profiling
 from guyot.costs.latency import LatencyTable
+from guyot.costs.latency.fit import Measurement, cross_validate
 from guyot.costs.profiling import Stopwatch, _named, profile, variants
-from guyot.costs.timing import Clock, Latency
+from guyot.costs.timing import Clock, Latency, Span
 from guyot.structures import find_structures
 
 
@@ -149,14 +152,41 @@ def test_prediction_goes_with_measurement(machine: Ticks, tmp_path: Path) -> Non
     assert LatencyTable.load(tmp_path / "table.json") == table
 
 
-@pytest.mark.filterwarnings("ignore::guyot.GuyotWarning")  # of a busy machine
-def test_where_operators_cannot_be_told_apart_whole_networks_count() -> None:
+def test_where_operators_cannot_be_told_apart_whole_networks_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def as_wide_as_long(step: partial, clock: Clock) -> Span:
+        seconds = float(sum(p.numel() for p in step.func.parameters()))
+        return Span(seconds, seconds)
+
+    monkeypatch.setattr(profiling, "timed", as_wide_as_long)
     block = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
     model = nn.Sequential(nn.Linear(8, 16), block, nn.Linear(16, 3))
     found = profile(model, (torch.randn(1, 5, 8),), seconds=0.0, quantum=4)
     assert not any(m.operators for m in found.measurements)
     assert len(set(found.table.operators.values())) == 1
+    assert found.cross_validation is not None
     assert _named([], found.structures) == []
+
+
+def test_networks_of_equal_latency_give_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiling, "timed", lambda step, clock: Span(1.0, 1.0))
+    block = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
+    with pytest.raises(MisconfiguredError, match="measured networks do not take longer the wider"):
+        profile(block, (torch.randn(1, 5, 16),), seconds=0.0, quantum=4)
+
+
+def test_folds_that_teach_nothing_do_not_stop_a_profile() -> None:
+    case = CASES["cifar"]
+    structures = find_structures(case.build(), (case.inputs(1),), verify=False)
+    first, *_, last = (layer.name for layer in structures.layers)
+    measured = [
+        Measurement(milliseconds=3.0),
+        Measurement(removed_layers=(first,), milliseconds=1.0),
+        Measurement(removed_layers=(last,), milliseconds=4.0),
+    ]
+    found = cross_validate(structures, measured, batch=1)
+    assert found.predicted[0] == pytest.approx(3.5)
 
 
 def latency_run(model: nn.Module, table: LatencyTable, **dials: float) -> Discovery:

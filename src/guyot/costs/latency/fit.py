@@ -211,8 +211,25 @@ def fit(
         where: what was measured on.
 
     Raises:
-        MisconfiguredError: nothing was timed, or not this network.
+        MisconfiguredError: nothing was timed, or not this network, or all networks take the same
+            time.
     """
+    rates, constant = _fitted(structures, networks, batch)
+    if not any(value > 0 for rate in rates.values() for value in vars(rate).values()):
+        raise MisconfiguredError(
+            f"the {len(networks)} measured networks do not take longer the wider they are: measure "
+            "for longer, when nothing else uses the machine"
+        )
+    full = _time(work_of(structures, Measurement(), batch), rates) + constant
+    return LatencyTable(
+        rates, batch, full, constant, quantum, structures.input_shapes, dict(where or {})
+    )
+
+
+def _fitted(
+    structures: Structures, networks: Sequence[Measurement], batch: int
+) -> tuple[dict[str, Rate], float]:
+    """Return the rates of the kernels and the constant, in milliseconds."""
     works = [work_of(structures, network, batch) for network in networks]
     names = {kernel.name for kernel in structures.kernels}
     timed = {name for network in networks for name in network.operators}
@@ -230,15 +247,10 @@ def fit(
         raise MisconfiguredError(
             f"none of the {len(networks)} measurements holds a time: give milliseconds or operators"
         )
-    if timed:
-        rates = {name: _rate(name, networks, works) for name in sorted(timed)}
-        rates, constant = _calibrated(rates, whole)
-    else:
-        rates, constant = _shared(names, whole)
-    full = _time(work_of(structures, Measurement(), batch), rates) + constant
-    return LatencyTable(
-        rates, batch, full, constant, quantum, structures.input_shapes, dict(where or {})
-    )
+    if not timed:
+        return _shared(names, whole)
+    rates = {name: _rate(name, networks, works) for name in sorted(timed)}
+    return _calibrated(rates, whole)
 
 
 def _rate(name: str, networks: Sequence[Measurement], works: Sequence[Work]) -> Rate:
@@ -303,9 +315,9 @@ def cross_validate(
     predicted: list[float] = []
     for fold in range(min(folds, len(cut))):
         seen = [n for number, n in enumerate(cut) if number % folds != fold]
-        table = fit(structures, [*uncut, *seen], batch=batch)
+        rates, constant = _fitted(structures, [*uncut, *seen], batch)
         for network in cut[fold::folds]:
             work = work_of(structures, network, batch)
             measured.append(network.milliseconds or 0.0)
-            predicted.append(_time(work, table.operators) + table.constant)
+            predicted.append(_time(work, rates) + constant)
     return CrossValidation(tuple(measured), tuple(predicted))
