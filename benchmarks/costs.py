@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from guyot import Discovery, DiscoveryConfig
 from guyot.app.allocator import restart_with_fast_allocator
-from guyot.app.data import Batches, load
+from guyot.app.data import Batches, load_dataset
 from guyot.app.models import build, count_macs
 from guyot.app.training import Recipe, make_optimizer, make_scheduler, train_step
 from guyot.core.types import KeepPlan, Structures
@@ -258,7 +258,7 @@ def cifar_batches(options: argparse.Namespace, steps_per_epoch: int) -> Iterator
     """Augmented CIFAR-10, or synthetic batches without --data-dir."""
     if options.data_dir is None:
         return synthetic(options.model)
-    dataset = load("cifar10", options.data_dir)
+    dataset = load_dataset("cifar10", options.data_dir)
     batches = Batches(dataset, dataset.train, RECIPE.batch_size, augment=True)
     epochs = range(options.epochs)
     return (pair for e in epochs for pair in islice(batches.epoch(e), steps_per_epoch))

@@ -30,7 +30,7 @@ from torch import nn
 
 from guyot import Discovery, DiscoveryConfig, Family
 from guyot.app.allocator import restart_with_fast_allocator
-from guyot.app.data import Batches, Dataset, load
+from guyot.app.data import Batches, Dataset, load_dataset
 from guyot.app.models import count_macs, resnet
 from guyot.app.training import Recipe, evaluate, lr_factor, make_optimizer, train_epoch
 
@@ -211,7 +211,7 @@ def train(run: Run, dataset: Dataset) -> Json:
 
 def synthetic() -> Dataset:
     """scikit-learn's digits in the shape of the images, for --dry-run."""
-    small = load("digits")
+    small = load_dataset("digits")
     images = small.train.images.repeat_interleave(2, 1).repeat_interleave(2, 2)
     images = images.expand(-1, -1, -1, 3)[:320].contiguous()
     split = replace(small.train, images=images, labels=small.train.labels[:320])

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from guyot import Cost, Discovery, DiscoveryConfig
 from guyot.app.allocator import restart_with_fast_allocator
 from guyot.app.config import RunConfig
-from guyot.app.data import Dataset, load
+from guyot.app.data import Dataset, load_dataset
 from guyot.app.models import build, count_macs
 from guyot.app.training import Recipe, evaluate, train_epoch
 from guyot.costs.latency import LatencyTable
@@ -215,7 +215,7 @@ def compare(folder: Path, seconds: float) -> None:
 
 def synthetic() -> Dataset:
     """A little noise in the shape of CIFAR-10, for --dry-run."""
-    small = load("digits")
+    small = load_dataset("digits")
     images = small.train.images.repeat_interleave(4, 1).repeat_interleave(4, 2)
     images = images.expand(-1, -1, -1, 3)[:192].contiguous()
     train = replace(small.train, images=images, labels=small.train.labels[:192])

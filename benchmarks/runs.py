@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from guyot.app.data import Batches, Dataset, load
+from guyot.app.data import Batches, Dataset, load_dataset
 from guyot.app.training import Recipe, make_optimizer, make_scheduler
 
 ROOT = Path(__file__).parent
@@ -101,7 +101,9 @@ def carry_out(runs: Iterable[R], folder: Path, train: Callable[[R], Json]) -> No
 
 def cifar10(options: argparse.Namespace) -> Dataset:
     """CIFAR-10 with `VALIDATION` training images held out."""
-    return load("cifar10", options.data_dir, cache_dir=options.cache_dir).hold_out(VALIDATION)
+    return load_dataset("cifar10", options.data_dir, cache_dir=options.cache_dir).hold_out(
+        VALIDATION
+    )
 
 
 def smaller(dataset: Dataset, pixels: int) -> Dataset:

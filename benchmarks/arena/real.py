@@ -10,7 +10,7 @@ from runs import VALIDATION, smaller
 from torch import nn
 
 from arena.task import Data, Recipe, Shape, Task
-from guyot.app.data import Batches, Dataset, load
+from guyot.app.data import Batches, Dataset, load_dataset
 from guyot.app.models import resnet
 from guyot.app.models.cifar import BasicBlock
 
@@ -33,7 +33,7 @@ class Folder:
 @cache
 def images(folder: Folder) -> Dataset:
     """CIFAR-10 at 16x16 pixels with training images held out; read once in a process."""
-    dataset = load("cifar10", folder.data_dir, cache_dir=folder.cache_dir)
+    dataset = load_dataset("cifar10", folder.data_dir, cache_dir=folder.cache_dir)
     return smaller(dataset.hold_out(VALIDATION), PIXELS)
 
 

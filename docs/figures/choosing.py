@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from guyot import Discovery
-from guyot.app.data import Batches, load
+from guyot.app.data import Batches, load_dataset
 from guyot.app.models import digits_resnet
 from guyot.app.training import Recipe, evaluate, make_optimizer, make_scheduler, train_epoch
 
@@ -34,7 +34,7 @@ RECIPE = Recipe(epochs=40, batch_size=64, bf16=False)
 def run(dials: dict[str, float], seed: int) -> dict[str, Any]:
     """One training run with these dials."""
     torch.manual_seed(seed)
-    data = load("digits")
+    data = load_dataset("digits")
     model = digits_resnet()
     batches = Batches(data, data.train, RECIPE.batch_size, augment=True, seed=seed)
     test = Batches(data, data.test, 256, augment=False)

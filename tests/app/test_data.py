@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from guyot.app.data import Batches, Dataset, Split, load
+from guyot.app.data import Batches, Dataset, Split, load_dataset
 from guyot.app.data.arrays import statistics
-from guyot.app.data.batches import crop_and_flip, draw, normalise
+from guyot.app.data.batches import crop_and_flip, draw_crops, normalise
 from guyot.app.data.decoding import Decoded
 from guyot.core.errors import GuyotWarning, MisconfiguredError
 
@@ -57,31 +57,31 @@ def test_corrupt_images_stop_or_are_left_out(tmp_path: Path):
     spoilt = {"train/a/1.png": b"no picture", "train/b/2.png": png()[:50], "test/a/0.png": b""}
     root, cache = folder_of(tmp_path / "images", spoilt), tmp_path / "cache"
     with pytest.raises(MisconfiguredError, match=r"a/1.png .*\(its format is not known\) \(and 1"):
-        load(f"imagefolder:{root}", cache_dir=cache)
+        load_dataset(f"imagefolder:{root}", cache_dir=cache)
     for _ in range(2):  # decoded, then from the cache: told both times
         with pytest.warns(GuyotWarning, match=r"images are left out") as said:
-            dataset = load(f"imagefolder:{root}", cache_dir=cache, skip_corrupt=True)
+            dataset = load_dataset(f"imagefolder:{root}", cache_dir=cache, skip_corrupt=True)
         texts = [str(warning.message) for warning in said]
         assert "2 of 8 images are left out" in texts[0] and "1 of 8" in texts[1]
         assert all(any(name in text for text in texts) for name in spoilt)
         assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
         assert len(dataset.test) == 7
     with pytest.raises(MisconfiguredError, match=r"1.png is not a readable .*on_corrupt=skip"):
-        load(f"imagefolder:{root}", cache_dir=cache)
+        load_dataset(f"imagefolder:{root}", cache_dir=cache)
 
 
 def test_nothing_but_corrupt_images(tmp_path: Path):
     spoilt = {f"train/{name}/{n}.png": b"" for name in "ab" for n in range(4)}
     root = folder_of(tmp_path / "images", spoilt)
     with pytest.raises(MisconfiguredError, match=r"0.png is not .*and 7 more.*none is left"):
-        load(f"imagefolder:{root}", cache_dir=tmp_path, skip_corrupt=True)
+        load_dataset(f"imagefolder:{root}", cache_dir=tmp_path, skip_corrupt=True)
 
 
 def test_long_lists_of_corrupt_images_are_cut(tmp_path: Path):
     spoilt = {f"train/{name}/{n}.png": b"" for name in "ab" for n in range(3)}
     root = folder_of(tmp_path / "images", spoilt)
     with pytest.warns(GuyotWarning, match=r"6 of 8 images are left out.*; and 1 more"):
-        load(f"imagefolder:{root}", cache_dir=tmp_path, skip_corrupt=True)
+        load_dataset(f"imagefolder:{root}", cache_dir=tmp_path, skip_corrupt=True)
 
 
 @given(data=st.data())
@@ -96,7 +96,7 @@ def test_any_damage_of_an_image_is_a_picture_or_corrupt(data: st.DataObject):
 
 def test_every_crop_is_a_window_of_the_padded_image_or_its_mirror():
     images = toy(20).train.images
-    out = crop_and_flip(images, 2, True, *draw(len(images), 2, generator(1)))
+    out = crop_and_flip(images, 2, True, *draw_crops(len(images), 2, generator(1)))
     padded = torch.nn.functional.pad(images, (0, 0, 2, 2, 2, 2))
     mirrors = 0
     for image, source in zip(out, padded, strict=True):
@@ -110,14 +110,20 @@ def test_every_crop_is_a_window_of_the_padded_image_or_its_mirror():
 
 def test_without_padding_or_flip_nothing_changes():
     images = toy().train.images
-    assert torch.equal(crop_and_flip(images, 0, False, *draw(len(images), 0, generator())), images)
+    assert torch.equal(
+        crop_and_flip(images, 0, False, *draw_crops(len(images), 0, generator())), images
+    )
 
 
 def test_offsets_and_mirrors_are_uniform():
     # One bright pixel in the centre: its position tells offset and mirror. 5x5 offsets, N = 20,000.
     images = torch.zeros(20_000, 5, 5, 1, dtype=torch.uint8)
     images[:, 2, 2] = 255
-    where = crop_and_flip(images, 2, True, *draw(len(images), 2, generator())).flatten(1).argmax(1)
+    where = (
+        crop_and_flip(images, 2, True, *draw_crops(len(images), 2, generator()))
+        .flatten(1)
+        .argmax(1)
+    )
     counts = where.bincount(minlength=25).double()
     expected = 20_000 / 25
     assert ((counts - expected).abs() < 5 * expected**0.5).all()
@@ -169,7 +175,7 @@ def test_hold_out_partitions_the_training_images():
 
 
 def test_digits():
-    dataset = load("digits")
+    dataset = load_dataset("digits")
     assert dataset.image_shape == (1, 8, 8)
     assert len(dataset.train) + len(dataset.test) == 1797
     assert dataset.train.labels.unique().tolist() == list(range(10))
@@ -180,14 +186,14 @@ def test_digits():
 def test_parquet_is_decoded_and_cached(tmp_path: Path, name: str, label: str):
     write_parquet(tmp_path, label)
     cache = tmp_path / "cache"
-    first = load(name, tmp_path, cache_dir=cache)
+    first = load_dataset(name, tmp_path, cache_dir=cache)
     assert first.image_shape == (3, 32, 32)
     assert first.train.images[:, 0, 0, 0].tolist() == list(range(6))
     assert first.test.labels.tolist() == list(range(4))
     files = sorted(cache.iterdir())
     stamps = [file.stat().st_mtime_ns for file in files]
     assert len(files) == 4
-    again = load(name, tmp_path, cache_dir=cache)
+    again = load_dataset(name, tmp_path, cache_dir=cache)
     assert torch.equal(again.train.images, first.train.images)
     assert [file.stat().st_mtime_ns for file in files] == stamps
 
@@ -198,7 +204,7 @@ def test_image_folder(tmp_path: Path):
             folder = tmp_path / part / name
             folder.mkdir(parents=True)
             (folder / "0.png").write_bytes(png(side=50 + label, value=100 * label))
-    dataset = load(f"imagefolder:{tmp_path}", cache_dir=tmp_path / "cache", image_size=16)
+    dataset = load_dataset(f"imagefolder:{tmp_path}", cache_dir=tmp_path / "cache", image_size=16)
     assert dataset.classes == ("cat", "dog")
     assert dataset.image_shape == (3, 16, 16)
     assert dataset.train.images[:, 0, 0, 0].tolist() == [0, 100]
@@ -212,23 +218,23 @@ def test_a_corrupt_image_is_named(tmp_path: Path):
         (tmp_path / part / "dog").mkdir()
         (tmp_path / part / "dog" / "good.png").write_bytes(png())
     with pytest.raises(MisconfiguredError, match=r"bad\.png is not a readable image"):
-        load(f"imagefolder:{tmp_path}", cache_dir=tmp_path / "cache")
+        load_dataset(f"imagefolder:{tmp_path}", cache_dir=tmp_path / "cache")
 
 
 def test_bad_arguments(tmp_path: Path):
     with pytest.raises(MisconfiguredError, match=r"data='mnist'.*digits"):
-        load("mnist")
+        load_dataset("mnist")
     with pytest.raises(MisconfiguredError, match=r"holds no train\*\.parquet"):
-        load("cifar10", tmp_path)
+        load_dataset("cifar10", tmp_path)
     with pytest.raises(MisconfiguredError, match=r"needs the folders .*train"):
-        load(f"imagefolder:{tmp_path}")
+        load_dataset(f"imagefolder:{tmp_path}")
     with pytest.raises(MisconfiguredError, match=r"validation=10 images of 10"):
         toy().hold_out(10)
     with pytest.raises(MisconfiguredError, match=r"batch_size=11.*10 images"):
         Batches(toy(), toy().train, 11, augment=True)
     write_parquet(tmp_path)
     with pytest.raises(MisconfiguredError, match=r"no column 'fine_label'"):
-        load("cifar100", tmp_path, cache_dir=tmp_path / "cache")
+        load_dataset("cifar100", tmp_path, cache_dir=tmp_path / "cache")
 
 
 def test_classes_of_the_test_folder_must_be_known(tmp_path: Path):
@@ -236,4 +242,4 @@ def test_classes_of_the_test_folder_must_be_known(tmp_path: Path):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "0.png").write_bytes(png())
     with pytest.raises(MisconfiguredError, match=r"classes that the training folder lacks: yak"):
-        load(f"imagefolder:{tmp_path}", cache_dir=tmp_path / "cache")
+        load_dataset(f"imagefolder:{tmp_path}", cache_dir=tmp_path / "cache")

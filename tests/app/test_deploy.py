@@ -20,7 +20,7 @@ from guyot import report
 from guyot.app import running
 from guyot.app.cli.commands import app
 from guyot.app.config import RunConfig
-from guyot.app.data import Batches, load
+from guyot.app.data import Batches, load_dataset
 from guyot.app.models import count_macs
 from guyot.app.running import evaluate_run, export_run, load_run
 from guyot.core.errors import GuyotWarning, MisconfiguredError
@@ -61,7 +61,7 @@ def test_evaluation_agrees_with_the_run(ended: Path):
     assert found.accuracy == result["after"]["test_accuracy"]
     assert (found.macs, found.params) == (result["after"]["macs"], result["after"]["params"])
     assert set(found.latency) == {1, 64} and found.latency[1].median > 0
-    dataset = load("digits")
+    dataset = load_dataset("digits")
     images, labels = next(Batches(dataset, dataset.test, 500, augment=False).epoch(0))
     with torch.no_grad():
         loss = torch.nn.functional.cross_entropy(load_run(ended)(images), labels)
@@ -95,7 +95,7 @@ def test_export_to_onnx(run: Path):
     time = r"[\d.]+ ms \([\d.]+-[\d.]+\)"  # median and quartiles
     assert re.search(rf"^batch +torch +onnxruntime\n +1 +{time} +{time}$", result.output, re.M)
     session = importlib.import_module("onnxruntime").InferenceSession(run / "model.onnx")
-    dataset = load("digits")
+    dataset = load_dataset("digits")
     images, labels = next(Batches(dataset, dataset.test, 500, augment=False).epoch(0))
     (logits,) = session.run(None, {session.get_inputs()[0].name: images.contiguous().numpy()})
     accuracy = float((torch.from_numpy(logits).argmax(1) == labels).float().mean())

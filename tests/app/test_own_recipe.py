@@ -18,7 +18,7 @@ from terminal import run
 
 from guyot import report
 from guyot.app.config import RunConfig
-from guyot.app.data import load
+from guyot.app.data import load_dataset
 from guyot.app.models import build, load_fitting
 from guyot.app.running import load_run
 from guyot.app.running.setup import load_data, network_of
@@ -128,7 +128,7 @@ def test_parts_are_what_the_function_gave() -> None:
 def test_float_images_reach_the_network_as_they_are() -> None:
     from guyot.app.data import Batches
 
-    dataset = load("mine.py:images")
+    dataset = load_dataset("mine.py:images")
     ((images, _),) = Batches(dataset, dataset.test, 2, augment=False).epoch(0)
     assert torch.equal(images, torch.arange(96).view(2, 3, 4, 4).float())
     assert dataset.image_shape == (3, 4, 4)
@@ -254,17 +254,17 @@ def test_bad_folders(places: str, message: str, tmp_path: Path) -> None:
         if place.endswith(".txt"):
             (root / place.replace(".txt", ".png")).rename(root / place)
     with pytest.raises(MisconfiguredError, match=message):
-        load(f"imagefolder:{root}", cache_dir=tmp_path / "cache", image_size=8)
+        load_dataset(f"imagefolder:{root}", cache_dir=tmp_path / "cache", image_size=8)
 
 
 def test_folders_that_are_not_there_or_closed(tmp_path: Path) -> None:
     with pytest.raises(MisconfiguredError, match="there is no such folder"):
-        load(f"imagefolder:{tmp_path / 'gone'}")
+        load_dataset(f"imagefolder:{tmp_path / 'gone'}")
     root = images(tmp_path / "data", "train/a/1.png", "test/a/1.png")
     if os.geteuid():
         (root / "train").chmod(0)
         with pytest.raises(MisconfiguredError, match="cannot be read"):
-            load(f"imagefolder:{root}")
+            load_dataset(f"imagefolder:{root}")
         (root / "train").chmod(0o700)
 
 
@@ -272,7 +272,7 @@ def test_class_folders_are_split(tmp_path: Path) -> None:
     places = [f"{name}/{n}.png" for name in ("a", "b") for n in range(10)] + ["c/1.png"]
     root = images(tmp_path / "data", *places)
     options: Any = {"cache_dir": tmp_path / "cache", "image_size": 8, "test_share": 0.2}
-    first, second = (load(f"imagefolder:{root}", **options) for _ in range(2))
+    first, second = (load_dataset(f"imagefolder:{root}", **options) for _ in range(2))
     assert first.train.labels.bincount().tolist() == [8, 8, 1]
     assert first.test.labels.bincount().tolist() == [2, 2]
     assert torch.equal(first.test.images, second.test.images)
@@ -280,7 +280,7 @@ def test_class_folders_are_split(tmp_path: Path) -> None:
     assert sorted(seen.tolist()) == list(range(21))
     images(root, "train/x/1.png")
     with pytest.raises(MisconfiguredError, match=r"and .*data has train: leave it out"):
-        load(f"imagefolder:{root}", **options)
+        load_dataset(f"imagefolder:{root}", **options)
 
 
 def write(file: Path, *rows: str) -> str:
@@ -290,7 +290,7 @@ def write(file: Path, *rows: str) -> str:
 
 def test_a_table(tmp_path: Path) -> None:
     rows = [f"{n},{'red' if n % 3 else 'blue'},{'yes' if n < 50 else 'no'}" for n in range(100)]
-    dataset = load(write(tmp_path / "t.csv", "size,colour,good", *rows))
+    dataset = load_dataset(write(tmp_path / "t.csv", "size,colour,good", *rows))
     assert dataset.classes == ("no", "yes") and dataset.image_shape == (3,)
     assert (len(dataset.train), len(dataset.test)) == (80, 20)
     size = dataset.train.images[:, 0]
@@ -300,7 +300,9 @@ def test_a_table(tmp_path: Path) -> None:
 
 
 def test_a_column_called_label_is_the_class(tmp_path: Path) -> None:
-    dataset = load(write(tmp_path / "t.csv", "label,x", *(f"{n % 2},{n}" for n in range(10))))
+    dataset = load_dataset(
+        write(tmp_path / "t.csv", "label,x", *(f"{n % 2},{n}" for n in range(10)))
+    )
     assert dataset.classes == ("0", "1") and dataset.image_shape == (1,)
 
 
@@ -318,12 +320,12 @@ def test_a_column_called_label_is_the_class(tmp_path: Path) -> None:
 )
 def test_bad_tables(rows: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(MisconfiguredError, match=message):
-        load(write(tmp_path / "t.csv", *rows))
+        load_dataset(write(tmp_path / "t.csv", *rows))
 
 
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(MisconfiguredError, match=r"cannot be read \(No such file"):
-        load(f"table:{tmp_path / 'gone.csv'}")
+        load_dataset(f"table:{tmp_path / 'gone.csv'}")
 
 
 def test_a_table_trains(tmp_path: Path) -> None:

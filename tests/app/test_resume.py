@@ -23,7 +23,7 @@ from run_folders import assert_same, lines
 
 from guyot import report
 from guyot.app import running
-from guyot.app.data import Batches, load
+from guyot.app.data import Batches, load_dataset
 from guyot.app.running import RunFolder, Silent
 from guyot.core.errors import (
     DivergedError,
@@ -267,7 +267,7 @@ def test_lines_that_cannot_be_written_stop_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("augment", [True, False])
 def test_batches_go_on_in_the_middle(augment: bool) -> None:
-    dataset = load("digits")
+    dataset = load_dataset("digits")
     batches = Batches(dataset, dataset.train, 100, augment=augment, seed=3)
     whole = [*batches.epoch(5)]
     for first in (1, 7, len(batches)):

@@ -16,7 +16,7 @@ from torch import nn
 from guyot import report
 from guyot.app import running
 from guyot.app.config import RunConfig
-from guyot.app.data import Batches, load
+from guyot.app.data import Batches, load_dataset
 from guyot.app.models import build, count_macs
 from guyot.app.running import Progress, RunFolder, Silent, load_run
 from guyot.app.training import evaluate
@@ -123,7 +123,7 @@ def test_the_folder_gives_the_network_back(finished: tuple[Path, Outcome, Record
     model = load_run(folder)
     assert not model.training
     assert count_macs(model, torch.zeros(1, 1, 8, 8)) == outcome.after.macs
-    dataset = load("digits")
+    dataset = load_dataset("digits")
     test = Batches(dataset, dataset.test, 500, augment=False)
     assert evaluate(model, test.epoch(0), bf16=False) == outcome.after.test_accuracy
 
@@ -202,7 +202,7 @@ def test_a_stopped_run_leaves_a_usable_folder(
     assert not result["after"]["latency"] and result["after"]["test_accuracy"] is None
     model = load_run(tmp_path / "run")
     assert not any("parametrizations" in name for name, _ in kept[0].named_modules())
-    dataset = load("digits").hold_out(144)
+    dataset = load_dataset("digits").hold_out(144)
     assert dataset.validation is not None
     held_out = Batches(dataset, dataset.validation, 500, augment=False)
     assert evaluate(model, held_out.epoch(0), bf16=False) == outcome.validation_accuracy

@@ -19,7 +19,7 @@ from terminal import run as command
 from guyot import MisconfiguredError
 from guyot.app.config import RunConfig
 from guyot.app.running import load_run
-from guyot.app.sweep import Sweep, name_of, objective, run
+from guyot.app.sweep import Sweep, objective, run, trial_name
 from guyot.app.sweep.study import open_study
 
 QUICK = ["--epochs", "5", "--threads", "1", "--round-to", "4"]
@@ -60,7 +60,7 @@ def test_a_grid_runs_once(tmp_path: Path) -> None:
     study = open_study(sweep, tmp_path, None)
     for target in (0.5, 0.8):  # as two machines do that begin at the same moment
         dials = {"target": target}
-        asked = {"name": name_of(sweep.config(dials)), "dials": dials}
+        asked = {"name": trial_name(sweep.config(dials)), "dials": dials}
         study.enqueue_trial(dials, user_attrs=asked)
         study.enqueue_trial(dials, user_attrs=asked)
     found = run(sweep, tmp_path, workers=2, told=told.append)
@@ -145,7 +145,7 @@ def test_what_fails_is_told(tmp_path: Path) -> None:
 
 
 def test_a_trial_is_its_configuration() -> None:
-    names = {name_of(base(target=target, seed=s)) for target in (0.4, 0.5) for s in (0, 1)}
+    names = {trial_name(base(target=target, seed=s)) for target in (0.4, 0.5) for s in (0, 1)}
     assert len(names) == 4
     sweep = Sweep(base(), {"nu": [0.5], "alpha": [0.0, 1.0]})
     configs = [sweep.config(values) for values in sweep.configs()]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from guyot.app import training
-from guyot.app.data import Batches, load
+from guyot.app.data import Batches, load_dataset
 from guyot.app.models import build
 from guyot.app.training import Recipe
 from guyot.core.errors import MisconfiguredError
@@ -25,7 +25,7 @@ def test_schedule_warms_up_and_ends_at_zero():
 
 def fit(epochs: int, stop_after: int, state: dict[str, Any] | None = None) -> dict[str, Any]:
     torch.manual_seed(0)
-    dataset = load("digits")
+    dataset = load_dataset("digits")
     recipe = Recipe(epochs=epochs, batch_size=64, bf16=False)
     model = build("digits")
     batches = Batches(dataset, dataset.train, recipe.batch_size, augment=True)

@@ -26,7 +26,7 @@ from workers import SCENARIOS
 from guyot import Discovery, MisconfiguredError, UnsupportedError
 from guyot.app import running
 from guyot.app.config import RunConfig
-from guyot.app.data import Batches, load
+from guyot.app.data import Batches, load_dataset
 from guyot.app.launch import launched, local_device, processes
 from guyot.app.running.together import resolve_together
 from guyot.core.errors import ParallelError
@@ -148,7 +148,7 @@ def test_launchers_run_the_command_unchanged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_shares_of_a_batch_are_the_batch(ranks: int) -> None:
-    data = load("digits")
+    data = load_dataset("digits")
     split = dataclasses.replace(data.train)
     for augment in (True, False):
         whole = Batches(data, split, 50, augment=augment, seed=3)

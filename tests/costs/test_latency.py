@@ -36,7 +36,7 @@ from guyot.planning.candidates import SearchSpace
 from guyot.planning.choice import choose
 from guyot.structures import find_structures
 from guyot.surgery import operate, present
-from guyot.surgery.plan import shrink
+from guyot.surgery.plan import shrink_structures
 
 
 def structures_of(name: str, batch: int = 2) -> tuple[nn.Module, Structures]:
@@ -142,7 +142,7 @@ def test_polynomial_is_exact_for_cut_networks(name: str) -> None:
         )
         gates = gates_of(structures, plan)
         assert float(polynomial.expected(gates)) == pytest.approx(time, rel=1e-12)
-        left = shrink(structures, plan).structures
+        left = shrink_structures(structures, plan).structures
         assert table.milliseconds(left) == pytest.approx(time, rel=1e-12)
 
 
@@ -295,7 +295,7 @@ def test_a_fit_predicts_networks_it_has_not_seen(name: str, overhead: bool) -> N
     assert found.where == {"device": "paper"} and found.input_shapes == structures.input_shapes
     assert found.constant == pytest.approx(0.05 if overhead else 0.0, abs=1e-6)
     for seed in range(20, 24):
-        left = shrink(structures, random_plan(structures, seed)).structures
+        left = shrink_structures(structures, random_plan(structures, seed)).structures
         time = truth.milliseconds(left) * (4 / 3 if overhead else 1) + (0.05 if overhead else 0)
         assert found.milliseconds(left) == pytest.approx(time, rel=1e-3)
     assert found.full == pytest.approx(found.milliseconds(structures))

@@ -217,7 +217,7 @@ def test_several_devices_are_refused(tmp_path: Path):
 
 
 def test_an_unknown_dial_is_told():
-    with pytest.raises(MisconfiguredError, match=r"goal=0.5 is no dial .*nu, target, alpha"):
+    with pytest.raises(MisconfiguredError, match=r"goal=0.5 is no dial .*target, nu, alpha"):
         DiscoveryCallback(INPUTS, goal=0.5)
 
 

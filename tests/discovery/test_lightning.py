@@ -245,7 +245,7 @@ def test_what_does_not_fit_is_told(name: str, tmp_path: Path):
 
 
 def test_an_unknown_dial_is_told():
-    with pytest.raises(MisconfiguredError, match=r"goal=0.5 is no dial .*nu, target, alpha"):
+    with pytest.raises(MisconfiguredError, match=r"goal=0.5 is no dial .*target, nu, alpha"):
         DiscoveryCallback(goal=0.5)
 
 

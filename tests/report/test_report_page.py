@@ -24,7 +24,7 @@ from torch import nn
 from guyot import find_structures, report
 from guyot.app import running
 from guyot.app.config import RunConfig
-from guyot.app.running.journal import describe
+from guyot.app.running.journal import describe_structures
 from guyot.core.errors import MisconfiguredError
 from guyot.report import History, read_runs, render, write_plots
 from guyot.report.page.curves import QUANTITIES, limits
@@ -96,7 +96,7 @@ def test_blocks_add_up_to_the_network(runs: list[History]):
 
 def drawn(model: nn.Module, *shape: int) -> tuple[History, Drawing]:
     structures = find_structures(model, (torch.randn(2, *shape),))
-    network = describe(structures, [range(group.size) for group in structures.groups])
+    network = describe_structures(structures, [range(group.size) for group in structures.groups])
     run = History("drawn", {}, network, [], None)
     return run, draw(blocks(run))
 

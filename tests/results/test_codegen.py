@@ -18,7 +18,7 @@ from guyot.core.errors import GuyotWarning, UnsupportedError
 from guyot.results.codegen.leaves import constructor, written
 from guyot.results.codegen.markup import plain
 from guyot.results.codegen.operators import BINARY, FUNCTIONS, METHODS, SPECIAL, TORCH, expression
-from guyot.results.codegen.text import quoted, wrapped
+from guyot.results.codegen.text import quoted, wrap_line
 from guyot.results.export import to_source
 from guyot.structures import find_structures
 from guyot.surgery import operate
@@ -508,7 +508,7 @@ def test_a_text_is_quoted_as_what_it_is(text: str):
 @given(st.lists(NASTY, min_size=6, max_size=12, unique=True))
 def test_lines_are_not_broken_inside_texts(texts: list[str]):
     call = f"nn.ModuleDict({{{', '.join(f'{quoted(t)}: (1, {n})' for n, t in enumerate(texts))}}})"
-    nested = "\n".join(wrapped(f"f({call}, [{', '.join(map(quoted, texts))}])"))
+    nested = "\n".join(wrap_line(f"f({call}, [{', '.join(map(quoted, texts))}])"))
     found = eval(
         nested,
         {"f": lambda *given: given, "nn": nn.Module and type("nn", (), {"ModuleDict": dict})},

@@ -36,7 +36,7 @@ from guyot.costs.widths import physical_plan, protect, quanta_of
 from guyot.planning.candidates import SearchSpace
 from guyot.planning.choice import choose
 from guyot.results.rebuild import rebuild
-from guyot.surgery import present, shrink
+from guyot.surgery import present, shrink_structures
 from guyot.surgery.operate import select
 
 
@@ -133,11 +133,11 @@ def test_blocks_of_different_width_are_refused() -> None:
     structures = convolution()
     uneven = KeepPlan({0: torch.tensor([0, 1, 2, 4])})
     with pytest.raises(MisconfiguredError, match=r"keeps \[3, 1\] units in the blocks of in: keep"):
-        shrink(structures, uneven)
+        shrink_structures(structures, uneven)
     # a block that goes does not count
     gone = KeepPlan({0: uneven.kept[0], 2: torch.tensor([1])})
     assert [int(mask.sum()) for mask in present(structures, gone)] == [1, 2, 1]
-    left = shrink(structures, gone).structures
+    left = shrink_structures(structures, gone).structures
     assert [group.size for group in left.groups] == [1, 2, 1]
     assert [left.blocks_of(group) for group in left.groups] == [1, 1, 1]
 

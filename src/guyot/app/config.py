@@ -18,24 +18,22 @@ from guyot.app.settings import (
     BELOW_1,
     NOT_NEGATIVE,
     POSITIVE_RATE,
-    Rule,
     did_you_mean,
     problems_of,
     setting,
     settings_of,
 )
 from guyot.app.user_code import is_function
+from guyot.core.condition import Condition
 from guyot.core.errors import MisconfiguredError
-from guyot.planning.config import ESTIMATORS, problem_of, problem_of_targets
+from guyot.planning.config import BASELINES, CONDITIONS, ESTIMATORS, problem_of_targets
 
 DATA = ("digits", "cifar10", "cifar100", "imagefolder:DIR", "table:FILE.csv")
 AUGMENT = ("none", "flip", "crop", "flip+crop")
 OPTIMIZERS = ("sgd", "adamw")
-MODELS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "digits")
+MODEL_NAMES = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "digits")
 """Guyot's own networks."""
 PATTERNS = ("ignore", "freeze", "tie")
-BASELINES = ("full", "slim")
-"""Networks that are trained like the run without discovery; with the second, both are."""
 GOALS = ("nu", "target", "targets", "target_ms")
 MAX_THREADS = 1024
 MAX_IMAGE_SIZE = 4096
@@ -54,21 +52,20 @@ too short to be shared between threads: when another program holds a core, they 
 
 _WHAT, _HOW, _FIND, _RUN = "What to train", "Training", "Discovery", "The run"
 _SAVE = "Checkpoints"
-_PIXELS = Rule(
+_PIXELS = Condition(
     lambda value: 1 <= value <= MAX_IMAGE_SIZE,
     f"give a number of pixels up to {MAX_IMAGE_SIZE}, such as 32",
 )
-_HELD_OUT = Rule(
+_HELD_OUT = Condition(
     lambda value: 0 < value < 1,
     "give the share of the training images to hold out, such as 0.1",
 )
-_SHARES = Rule(lambda value: 0 <= value <= 1, "give a number from 0 to 1")
-_SEEDS = Rule(lambda value: value >= 0, "give an integer from 0 to 2147483647")
-_THREADS = Rule(
+_SEEDS = Condition(lambda value: value >= 0, "give an integer from 0 to 2147483647")
+_THREADS = Condition(
     lambda value: 1 <= value <= MAX_THREADS, f"give at least 1 and at most {MAX_THREADS}"
 )
-_SLIM = Rule(lambda value: 0 < value <= 1, "give the share of the MACs to keep, such as 0.5")
-_KEPT = Rule(lambda value: value >= 0, "give how many checkpoints stay, 0 for none")
+_SLIM = Condition(lambda value: 0 < value <= 1, "give the share of the MACs to keep, such as 0.5")
+_KEPT = Condition(lambda value: value >= 0, "give how many checkpoints stay, 0 for none")
 
 
 def interval_of(text: str) -> tuple[float, float]:
@@ -100,7 +97,7 @@ def _is_interval(text: str) -> bool:
     return True
 
 
-_INTERVAL = Rule(_is_interval, "give steps, such as 500, or minutes, such as 10m")
+_INTERVAL = Condition(_is_interval, "give steps, such as 500, or minutes, such as 10m")
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ class RunConfig:
         "resnet20 (or 32, 44, 56, 110), digits, mlp, a name of torchvision or timm, or your own "
         "package.module:factory",
         shown="",
-        offered=MODELS,
+        offered=MODEL_NAMES,
     )
     data_dir: str | None = setting(
         None, _WHAT, "Folder with CIFAR's parquet files", shown="download"
@@ -173,23 +170,33 @@ class RunConfig:
     max_nan_steps: int = setting(
         20, _HOW, "Stop after so many losses of NaN or infinity in a row", rule=AT_LEAST_1
     )
-    target: float | None = setting(None, _FIND, "Share of the complexity to keep (0.5); or:")
+    target: float | None = setting(
+        None, _FIND, "Share of the complexity to keep (0.5); or:", rule=CONDITIONS["target"]
+    )
     targets: tuple[float, ...] = setting(
         (), _FIND, "Several sizes from one run, such as 0.7,0.5,0.35,0.25; or:"
     )
     target_ms: float | None = setting(
         None, _FIND, "The same in milliseconds, with --cost latency; or:"
     )
-    nu: float | None = setting(None, _FIND, "Nats of loss worth paying to remove everything")
-    alpha: float = setting(1.0, _FIND, "1: complexity is MACs ... 0: parameters", rule=_SHARES)
+    nu: float | None = setting(
+        None, _FIND, "Nats of loss worth paying to remove everything", rule=CONDITIONS["nu"]
+    )
+    alpha: float = setting(
+        1.0, _FIND, "1: complexity is MACs ... 0: parameters", rule=CONDITIONS["alpha"]
+    )
     cost: str | None = setting(
         None, _FIND, "Instead of alpha: latency, or macs=1,latency=3 and so on"
     )
     latency_table: str | None = setting(
         None, _FIND, "File of guyot profile, for a cost with latency"
     )
-    beta: float = setting(0.0, _FIND, "0: charge all ... 1: charge whole layers only", rule=_SHARES)
-    estimator: str = setting("fisher", _FIND, ", ".join(ESTIMATORS), offered=ESTIMATORS)
+    beta: float = setting(
+        0.0, _FIND, "0: charge all ... 1: charge whole layers only", rule=CONDITIONS["beta"]
+    )
+    estimator: str = setting(
+        "fisher", _FIND, ", ".join(ESTIMATORS), offered=ESTIMATORS, rule=CONDITIONS["estimator"]
+    )
     round_to: int | None = setting(
         None, _FIND, "Widths are multiples of this number", shown="measured", rule=AT_LEAST_1
     )
@@ -386,10 +393,6 @@ def _discovery_problems(config: RunConfig) -> list[str]:
             f"nu={config.nu} and target={config.target}{also}: give one of them, target for a "
             "known size or nu for a known price of accuracy"
         )
-    for name in ("nu", "target", "estimator"):
-        value = getattr(config, name)
-        if value is not None and (problem := problem_of(name, value)):
-            problems.append(problem)
     return problems
 
 

@@ -12,11 +12,12 @@ import difflib
 import functools
 import math
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from guyot.core.condition import Condition
 from guyot.core.errors import MisconfiguredError
 
 _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -24,18 +25,10 @@ _KINDS = {str: (str,), int: (int,), float: (int, float), bool: (bool,)}
 _FILE_LIMIT = 2**20
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What a value must satisfy, and the advice where it does not."""
-
-    fits: Callable[[Any], bool]
-    advice: str
-
-
-AT_LEAST_1 = Rule(lambda value: value >= 1, "give at least 1")
-NOT_NEGATIVE = Rule(lambda value: 0 <= value < math.inf, "give 0 or more")
-BELOW_1 = Rule(lambda value: 0 <= value < 1, "give a value in [0, 1)")
-POSITIVE_RATE = Rule(
+AT_LEAST_1 = Condition(lambda value: value >= 1, "give at least 1")
+NOT_NEGATIVE = Condition(lambda value: 0 <= value < math.inf, "give 0 or more")
+BELOW_1 = Condition(lambda value: 0 <= value < 1, "give a value in [0, 1)")
+POSITIVE_RATE = Condition(
     lambda value: 0 < value < math.inf, "give a positive learning rate, such as 0.1"
 )
 
@@ -46,7 +39,7 @@ def setting(
     help: str = "",  # noqa: A002 - what it is called everywhere
     *,
     shown: str | None = None,
-    rule: Rule | None = None,
+    rule: Condition | None = None,
     choices: tuple[str, ...] = (),
     offered: tuple[str, ...] = (),
 ) -> Any:
@@ -91,7 +84,7 @@ class Setting:
     default: Any
     help: str
     panel: str
-    rule: Rule | None
+    rule: Condition | None
     choices: tuple[str, ...]
     offered: tuple[str, ...]
 

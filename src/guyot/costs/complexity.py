@@ -63,19 +63,8 @@ class Cost:
 
     @classmethod
     def of(cls, alpha: float | Cost) -> Cost:
-        """Return the cost that a dial `alpha` stands for; a cost is itself.
-
-        Raises:
-            MisconfiguredError: alpha outside [0, 1].
-        """
-        if isinstance(alpha, Cost):
-            return alpha
-        if not 0 <= alpha <= 1:
-            raise MisconfiguredError(
-                f"alpha={alpha} is out of range: choose between 0 (parameters only) and 1 (MACs "
-                "only), or give a Cost."
-            )
-        return cls(macs=alpha, params=1 - alpha)
+        """Return the cost that a dial `alpha` stands for; a cost is itself."""
+        return alpha if isinstance(alpha, Cost) else cls(macs=alpha, params=1 - alpha)
 
     @property
     def shares(self) -> tuple[float, float, float]:
@@ -142,7 +131,7 @@ class Complexity:
         full: what the original network costs; `None`: `structures` are its own.
 
     Raises:
-        MisconfiguredError: alpha or beta outside [0, 1], or nothing to measure by.
+        MisconfiguredError: nothing to measure by.
 
     Attributes:
         charge: price of a gate divided by dC^/dtheta, float64, shape (gates,).
@@ -156,11 +145,6 @@ class Complexity:
         full: Totals | None = None,
     ) -> None:
         self.cost = Cost.of(alpha)
-        if not 0 <= beta <= 1:
-            raise MisconfiguredError(
-                f"beta={beta} is out of range: choose between 0 (units and layers alike) and 1 "
-                "(whole layers only)."
-            )
         index = structures.index
         self.beta, self.index = beta, index
         self._macs = Polynomial(macs_of(structures), index)

@@ -35,7 +35,7 @@ _DECAY = 0.999
 _EXACT = 8
 """Batches on which the loss without a layer is measured."""
 
-Loss = Callable[[nn.Module, Any], Tensor]
+BatchLoss = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def shrink(
     model: nn.Module,
     example_inputs: Inputs,
     batches: Iterable[Any],
-    loss: Loss,
+    loss: BatchLoss,
     *,
     target: float,
     stages: int = 5,
@@ -172,7 +172,7 @@ def _chosen(space: SearchSpace, benefit: Tensor, share: float) -> Choice:
 
 
 def _measured(
-    model: nn.Module, structures: Structures, batches: Iterable[Any], loss: Loss
+    model: nn.Module, structures: Structures, batches: Iterable[Any], loss: BatchLoss
 ) -> Tensor:
     """Return what every structure contributes, nats, shape (gates,)."""
     index = structures.index
@@ -204,7 +204,7 @@ def _measured(
     return with_branches(benefit, on, Homes.of(structures))
 
 
-def _of_layers(model: nn.Module, gates: Gates, batches: list[Any], loss: Loss) -> Tensor:
+def _of_layers(model: nn.Module, gates: Gates, batches: list[Any], loss: BatchLoss) -> Tensor:
     """Return C(0) - C(1) of every layer, nats, shape (layers,)."""
 
     def mean() -> float:
@@ -238,7 +238,7 @@ def _measuring(model: nn.Module) -> Generator[None]:
 
 
 @torch.no_grad()
-def _average_statistics(model: nn.Module, batches: Iterable[Any], loss: Loss) -> None:
+def _average_statistics(model: nn.Module, batches: Iterable[Any], loss: BatchLoss) -> None:
     """Let the running statistics of BatchNorm be means over the batches."""
     norms = [norm for norm in batch_norms(model) if norm.track_running_stats]
     if not norms:

@@ -24,10 +24,10 @@ from guyot.core.types import Structures
 from guyot.planning.controller import Controller
 from guyot.planning.dynamics import Phases
 from guyot.planning.vectors import GateState
-from guyot.surgery import shrink
+from guyot.surgery import shrink_structures
 from guyot.surgery.record import Record, Removal
 
-VERSION = 4
+STATE_VERSION = 4
 """Of the tree."""
 
 _NUMBERS = Fields({"counters": COUNTERS, "controller": CONTROLLER})
@@ -73,7 +73,7 @@ def snapshot(
         own: what the discovery knows of itself.
     """
     return {
-        "version": VERSION,
+        "version": STATE_VERSION,
         "run": identity(original, controller),
         "removals": [removal.to_dict() for removal in removals],
         "counters": own.state_dict(),
@@ -144,11 +144,11 @@ def checked(
         MisconfiguredError: another version, another model or other settings, or a part that is
             missing, unexpected, or of the wrong shape; names the difference.
     """
-    if not isinstance(state, Mapping) or state.get("version") != VERSION:
+    if not isinstance(state, Mapping) or state.get("version") != STATE_VERSION:
         found = state.get("version") if isinstance(state, Mapping) else state
         raise MisconfiguredError(
-            f"the state of the discovery has version {found!r} and this guyot reads {VERSION}: "
-            "use the version of guyot that wrote it"
+            f"the state of the discovery has version {found!r} and this guyot reads "
+            f"{STATE_VERSION}: use the version of guyot that wrote it"
         )
     if found := difference(fresh["run"], state.get("run"), values=True):
         raise MisconfiguredError(f"the state is of another run: {found}; {_DO}")
@@ -180,7 +180,7 @@ def _left(original: Structures, removals: Sequence[Removal]) -> Structures:
     record, structures = Record(original), original
     for removal in removals:
         keep = record.plan(structures, removal)
-        left = shrink(structures, keep)
+        left = shrink_structures(structures, keep)
         record.add(removal.step, structures, keep, left, removal.macs)
         structures = left.structures
     return structures

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from guyot.planning.candidates import Ranking, SearchSpace, Sizes
-from guyot.planning.config import TOLERANCE
+from guyot.planning.config import TARGET_TOLERANCE
 from guyot.planning.search import Bounds, Search
 from guyot.planning.vectors import GateValues
 
@@ -84,7 +84,7 @@ def trim(space: SearchSpace, gates: GateValues, target: float) -> Choice:
     """
     ranking = Ranking(space, gates, nu=1.0)
     sizes = Sizes(space.top.clone(), torch.ones(space.index.layers, dtype=torch.bool))
-    while (cost := float(space.cost(sizes))) > (1 + TOLERANCE) * target:
+    while (cost := float(space.cost(sizes))) > (1 + TARGET_TOLERANCE) * target:
         moves = _drops(sizes)
         costs = space.cost(moves)
         rises = ranking.lost(moves) - ranking.lost(sizes)
@@ -92,7 +92,7 @@ def trim(space: SearchSpace, gates: GateValues, target: float) -> Choice:
         useful = saved > 1e-12
         if not bool(useful.any()):
             break
-        inside = useful & (costs >= (1 - TOLERANCE) * target)
+        inside = useful & (costs >= (1 - TARGET_TOLERANCE) * target)
         if bool(inside.any()):
             ratio = torch.where(inside, rises / saved.clamp(min=1e-12), torch.inf)
             least = ratio <= ratio.min() + 1e-12
@@ -100,7 +100,7 @@ def trim(space: SearchSpace, gates: GateValues, target: float) -> Choice:
         else:
             best = int(torch.where(useful, costs, -1).argmax())
         sizes = Sizes(moves.level[best], moves.on[best])
-    within = abs(cost - target) <= TOLERANCE * target
+    within = abs(cost - target) <= TARGET_TOLERANCE * target
     return _described(space, ranking, gates, sizes, within)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from guyot.core.condition import Condition
 from guyot.core.errors import MisconfiguredError
 from guyot.core.patterns import Patterns
 
@@ -19,7 +20,10 @@ DIALS = ("target", "nu", "alpha", "beta")
 ESTIMATORS = ("two-sided", "fisher", "straight-through", "taylor")
 """Names of the estimators in `guyot.planning.benefits`."""
 
-TOLERANCE = 0.01
+BASELINES = ("full", "slim")
+"""Networks that a run may be compared with; each trains in a folder of this name in the run's."""
+
+TARGET_TOLERANCE = 0.01
 """Relative distance from a target at which it counts as met."""
 
 _MOST_PROBABLE = (float("inf"), 0.0)
@@ -39,31 +43,43 @@ class Draw(NamedTuple):
     layers: tuple[float, float]
 
 
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "nu": (
+CONDITIONS = {
+    "nu": Condition(
         lambda nu: 0 <= nu < float("inf"),
         "give the nats of loss worth paying to remove all complexity, 0 or more, such as 0.3",
     ),
-    "target": (
+    "target": Condition(
         lambda target: 0 < target < 1,
         "give the share of the complexity to keep, between 0 and 1, such as 0.5",
     ),
-    "theta0": (lambda theta0: 0 < theta0 <= 1, "give a probability above 0, such as 0.9"),
-    "epsilon": (lambda epsilon: 0 <= epsilon < 0.5, "give a probability below 1/2, such as 0.01"),
-    "sharpness": (lambda sharpness: sharpness >= 1, "give 1 or more, such as 4"),
-    "patience": (lambda patience: 0 < patience <= 1, "give a share of discovery, such as 0.05"),
-    "estimator": (lambda name: name in ESTIMATORS, f"choose {', '.join(ESTIMATORS)}"),
-    "decay": (
+    "alpha": Condition(
+        lambda alpha: 0 <= alpha <= 1,
+        "give a number from 0 to 1: 1 counts MACs only, 0 parameters only",
+    ),
+    "beta": Condition(
+        lambda beta: 0 <= beta <= 1,
+        "give a number from 0 to 1: 0 charges units and layers alike, 1 whole layers only",
+    ),
+    "theta0": Condition(lambda theta0: 0 < theta0 <= 1, "give a probability above 0, such as 0.9"),
+    "epsilon": Condition(
+        lambda epsilon: 0 <= epsilon < 0.5, "give a probability below 1/2, such as 0.01"
+    ),
+    "sharpness": Condition(lambda sharpness: sharpness >= 1, "give 1 or more, such as 4"),
+    "patience": Condition(
+        lambda patience: 0 < patience <= 1, "give a share of discovery, such as 0.05"
+    ),
+    "estimator": Condition(lambda name: name in ESTIMATORS, f"choose {', '.join(ESTIMATORS)}"),
+    "decay": Condition(
         lambda decay: 0 <= decay < 1,
         "give 0 or more and below 1, such as 0.96 for a window of 25 samples",
     ),
-    "max_speed": (lambda speed: speed > 0, "give a positive bound, such as 2"),
-    "removals": (
+    "max_speed": Condition(lambda speed: speed > 0, "give a positive bound, such as 2"),
+    "removals": Condition(
         lambda removals: removals >= 1,
         "give how many times structures may be removed, such as 40",
     ),
 }
-"""What a value must be, and what to give instead."""
+"""What the value of a dial or setting must be, here and on the command line."""
 
 
 def problem_of(setting: str, value: Any) -> str | None:
@@ -73,8 +89,8 @@ def problem_of(setting: str, value: Any) -> str | None:
         >>> problem_of("removals", 0)
         'removals=0: give how many times structures may be removed, such as 40'
     """
-    fits, way_out = _RANGES[setting]
-    return None if fits(value) else f"{setting}={value!r}: {way_out}"
+    condition = CONDITIONS[setting]
+    return None if condition.fits(value) else f"{setting}={value!r}: {condition.advice}"
 
 
 def problem_of_targets(targets: Sequence[float]) -> str | None:
@@ -94,10 +110,10 @@ def problem_of_targets(targets: Sequence[float]) -> str | None:
                 f"targets={given}: {smaller:g} after {larger:g} is out of order, give the largest "
                 "first, as the network gets smaller"
             )
-        if larger < (1 + 2 * TOLERANCE) * smaller:
+        if larger < (1 + 2 * TARGET_TOLERANCE) * smaller:
             return (
                 f"targets={given}: {larger:g} and {smaller:g} are the same network, since a target "
-                f"is met within {100 * TOLERANCE:g} %; leave one out"
+                f"is met within {100 * TARGET_TOLERANCE:g} %; leave one out"
             )
     return None
 
@@ -157,7 +173,7 @@ class DiscoveryConfig:
     def __post_init__(self) -> None:
         for setting, value in vars(self).items():
             by_itself = setting in ("epsilon", "sharpness") and value is None
-            if setting in _RANGES and not by_itself and (problem := problem_of(setting, value)):
+            if setting in CONDITIONS and not by_itself and (problem := problem_of(setting, value)):
                 raise MisconfiguredError(problem)
 
     @property
@@ -192,7 +208,7 @@ class Dials:
         beta: 0: what each structure costs ... 1: whole layers only.
 
     Raises:
-        MisconfiguredError: both or neither of `nu` and `target`, or one out of range.
+        MisconfiguredError: both or neither of `nu` and `target`, or a dial is out of range.
     """
 
     nu: float | None
@@ -206,6 +222,8 @@ class Dials:
                 f"nu={self.nu} and target={self.target}: give one of them, such as target=0.5 to "
                 "keep half of the complexity"
             )
-        for setting, value in (("nu", self.nu), ("target", self.target)):
-            if value is not None and (problem := problem_of(setting, value)):
-                raise MisconfiguredError(problem)
+        given = {
+            dial: value for dial, value in vars(self).items() if isinstance(value, int | float)
+        }
+        if problems := [problem for dial in given if (problem := problem_of(dial, given[dial]))]:
+            raise MisconfiguredError(*problems)

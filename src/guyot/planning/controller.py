@@ -28,7 +28,7 @@ from guyot.planning.benefits import (
 from guyot.planning.budget import Budget, BudgetState
 from guyot.planning.candidates import SearchSpace
 from guyot.planning.choice import Choice, choose
-from guyot.planning.config import TOLERANCE, Dials, DiscoveryConfig
+from guyot.planning.config import TARGET_TOLERANCE, Dials, DiscoveryConfig
 from guyot.planning.dynamics import Phases, ZeroSteps
 from guyot.planning.vectors import GateState, GateValues
 
@@ -132,7 +132,7 @@ class Controller:
         interval: steps between two removals.
 
     Raises:
-        MisconfiguredError: alpha, beta or round_to is out of range, the latency table is of another
+        MisconfiguredError: round_to is out of range, the latency table is of another
             network, or the coupled groups do not allow the target.
     """
 
@@ -235,7 +235,7 @@ class Controller:
         if self.state.still < self._patience:
             return False
         target = self.dials.target
-        return target is None or self.expected <= (1 + TOLERANCE) * target
+        return target is None or self.expected <= (1 + TARGET_TOLERANCE) * target
 
     @property
     def decisions(self) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from guyot.planning.candidates import Ranking, SearchSpace, Sizes
-from guyot.planning.config import TOLERANCE
+from guyot.planning.config import TARGET_TOLERANCE
 
 _RESTARTS, _ROUNDS, _CANDIDATES = 64, 200, 8
 
@@ -41,7 +41,7 @@ class Search:
     Attributes:
         space: all networks that can be chosen.
         ranking: of their units.
-        target: C^ to meet within `TOLERANCE`, relative.
+        target: C^ to meet within `TARGET_TOLERANCE`, relative.
     """
 
     space: SearchSpace
@@ -50,7 +50,7 @@ class Search:
 
     def excess(self, cost: Tensor) -> Tensor:
         """Return how far C^ is outside the tolerance; 0 inside."""
-        return ((cost - self.target).abs() - TOLERANCE * self.target).clamp(min=0)
+        return ((cost - self.target).abs() - TARGET_TOLERANCE * self.target).clamp(min=0)
 
     def miss(self, sizes: Sizes) -> float:
         """Return how far C^ of a network is outside the tolerance; 0 inside."""

@@ -14,16 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from guyot.core.errors import MisconfiguredError
-from guyot.planning.config import DIALS
+from guyot.planning.config import BASELINES, DIALS
 from guyot.report.outcome import Network
 
 Line = Mapping[str, Any]
 
 TRIALS = "trials"
 """Folder of a sweep that holds the folders of its runs."""
-
-BASELINES = ("full", "slim")
-"""Folders in that of a run: networks that were trained to compare it with."""
 
 
 @dataclass(frozen=True)

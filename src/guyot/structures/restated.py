@@ -19,7 +19,7 @@ from guyot.structures.trace import module_of
 
 SPLITS = {"split", "split_with_sizes"}
 Statement = tuple[fx.Node, list[Any], Sequence[DimVar]]
-Sizes = tuple[int | str | None, ...]
+ListedSizes = tuple[int | str | None, ...]
 
 
 def statements(graph: AxisGraph) -> dict[str, list[Statement]]:
@@ -28,7 +28,7 @@ def statements(graph: AxisGraph) -> dict[str, list[Statement]]:
     for node in graph.shaped:
         found[node] = numbers_of(node, node.args[-1], graph.dims[node])
     for node, position, dims in graph.literals:
-        if position == 1 and name_of(node) in {*SPLITS, "expand"}:
+        if position == 1 and operator_name(node) in {*SPLITS, "expand"}:
             every = (dims,) if isinstance(dims, DimVar) else dims
             found[node] = numbers_of(node, node.args[position], every)
     by_module: dict[str, list[Statement]] = defaultdict(list)
@@ -37,7 +37,7 @@ def statements(graph: AxisGraph) -> dict[str, list[Statement]]:
     return by_module
 
 
-def name_of(node: fx.Node) -> str:
+def operator_name(node: fx.Node) -> str:
     """Return what a `forward` calls the operator."""
     name = str(node.target).split(".")[1]
     return "split" if name in SPLITS else name
@@ -76,7 +76,7 @@ def restated(
     places = places_of(graph.trace) if modules else {}
     for module in sorted(modules):
         names: dict[Axis, str] = {}
-        sizes: dict[Place, Sizes] = {}
+        sizes: dict[Place, ListedSizes] = {}
         stuck: dict[int, str] = {}
         for node, numbers, dims in every[module]:
             stated = tuple(_sizes(numbers, dims, axis, own, names, root_of(graph.batch)))
@@ -84,7 +84,7 @@ def restated(
                 continue
             place = places.get(node)
             if place is None:
-                reason = f"it is not known where it states the lengths of {name_of(node)}"
+                reason = f"it is not known where it states the lengths of {operator_name(node)}"
                 stuck |= dict.fromkeys(concerned[module], reason)
                 continue
             earlier = sizes.setdefault(place, stated)
@@ -92,7 +92,7 @@ def restated(
             sizes[place] = tuple(size if size == other else None for size, other in pairs)
             for size, other in pairs:
                 if size != other:
-                    reason = f"it states other lengths by {name_of(node)} every time"
+                    reason = f"it states other lengths by {operator_name(node)} every time"
                     following = [held for held, name in names.items() if name in (size, other)]
                     groups = [group for held in following for group in groups_in(held)]
                     stuck |= dict.fromkeys(groups or concerned[module], reason)

@@ -3,7 +3,7 @@
 from guyot.surgery.edits import SHAPING
 from guyot.surgery.layers import check_edit
 from guyot.surgery.operate import operate
-from guyot.surgery.plan import Shrunk, above, masks_of, present, shrink
+from guyot.surgery.plan import Shrunk, above, masks_of, present, shrink_structures
 from guyot.surgery.source import author_function
 
 __all__ = [
@@ -15,5 +15,5 @@ __all__ = [
     "masks_of",
     "operate",
     "present",
-    "shrink",
+    "shrink_structures",
 ]

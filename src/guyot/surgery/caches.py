@@ -17,13 +17,13 @@ from torch import nn
 NUMBER = "layer_idx"
 """The attribute with the number, as in all models of transformers."""
 
-Row = tuple[Hashable, ...]
+Entry = tuple[Hashable, ...]
 """What tells attentions apart that cannot take each other's place."""
 
 
-def layer_numbers(model: nn.Module) -> Mapping[Row, Mapping[str, int]]:
+def layer_numbers(model: nn.Module) -> Mapping[Entry, Mapping[str, int]]:
     """Return the layer numbers of a model's attentions: row -> qualified name -> number."""
-    found: dict[Row, dict[str, int]] = defaultdict(dict)
+    found: dict[Entry, dict[str, int]] = defaultdict(dict)
     for name, module in model.named_modules():
         number = vars(module).get(NUMBER)
         if type(number) is int and _takes_cache(type(module)):
@@ -33,7 +33,7 @@ def layer_numbers(model: nn.Module) -> Mapping[Row, Mapping[str, int]]:
     return found
 
 
-def renumber(model: nn.Module, before: Mapping[Row, Mapping[str, int]]) -> None:
+def renumber(model: nn.Module, before: Mapping[Entry, Mapping[str, int]]) -> None:
     """Let the attentions that stay take the first of the numbers that those of their row had.
 
     Args:

@@ -26,7 +26,7 @@ Texts = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Derivation:
     """How a class was derived.
 
     Attributes:
@@ -41,21 +41,21 @@ class Recipe:
     given: tuple[tuple[str, Callable[..., Any]], ...] = ()
     history: tuple[tuple[str, type[nn.Module], tuple[Edit, ...]], ...] = ()
 
-    def lasting(self) -> Recipe:
+    def lasting(self) -> Derivation:
         """Without what another process has no name for."""
         return replace(self, history=tuple(h for h in self.history if h[1] is self.author))
 
 
 class Derived:
-    """Marks a class that guyot derived from an author's; `__guyot__` is its recipe."""
+    """Marks a class that guyot derived from an author's; `__guyot__` is its derivation."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         kind = type(self)
         made = super().__reduce_ex__(protocol)
-        recipe = _recipe(kind)
-        if recipe is None or made[:2] != (copyreg.__newobj__, (kind,)):  # pyright: ignore[reportAttributeAccessIssue]
+        derivation = _derivation(kind)
+        if derivation is None or made[:2] != (copyreg.__newobj__, (kind,)):  # pyright: ignore[reportAttributeAccessIssue]
             return made
-        return _instance, (recipe.lasting(),), *made[2:]
+        return _instance, (derivation.lasting(),), *made[2:]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """A copy of the very same class, whose history a pickle would lose."""
@@ -68,25 +68,25 @@ class Derived:
         return twin
 
 
-def _recipe(kind: type) -> Recipe | None:
+def _derivation(kind: type) -> Derivation | None:
     """Return how exactly this class was derived; None for others and their subclasses."""
     return kind.__dict__.get("__guyot__")
 
 
-def _instance(recipe: Recipe) -> nn.Module:
+def _instance(derivation: Derivation) -> nn.Module:
     """An empty instance of a derived class."""
-    derived = _derived(recipe)
+    derived = _derived(derivation)
     return derived.__new__(derived)
 
 
 @functools.cache
-def _derived(recipe: Recipe) -> type[nn.Module]:
+def _derived(derivation: Derivation) -> type[nn.Module]:
     """The subclass with other methods; modules with the same have the same class."""
-    kind = recipe.author
-    members: dict[str, Any] = {name: compiled(kind, name, text) for name, text in recipe.texts}
-    members |= dict(recipe.given)
+    kind = derivation.author
+    members: dict[str, Any] = {name: compiled(kind, name, text) for name, text in derivation.texts}
+    members |= dict(derivation.given)
     members |= {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
-    members |= {"__doc__": kind.__doc__, "__guyot__": recipe}
+    members |= {"__doc__": kind.__doc__, "__guyot__": derivation}
     return type(kind.__name__, (Derived, kind), members)
 
 
@@ -114,12 +114,12 @@ def derive(module: nn.Module, edits: Sequence[Edit]) -> Callable[[], None]:
         (4, True, 'Constant')
     """
     kind = type(module)
-    recipe = _recipe(kind) or Recipe(kind)
-    texts = dict(recipe.texts)
-    history = {name: (source, earlier) for name, source, earlier in recipe.history}
+    derivation = _derivation(kind) or Derivation(kind)
+    texts = dict(derivation.texts)
+    history = {name: (source, earlier) for name, source, earlier in derivation.history}
     in_place: list[str] = []
     for name, own in by_method(edits).items():
-        source, earlier = history.get(name, (recipe.author, ()))
+        source, earlier = history.get(name, (derivation.author, ()))
         function = author_function(kind, name)
         if name in texts and function and function.__code__.co_filename == own[0].place.file:
             source, earlier = kind, ()  # places were found in what an edit had made
@@ -128,7 +128,7 @@ def derive(module: nn.Module, edits: Sequence[Edit]) -> Callable[[], None]:
         in_place += edit(method, every, module)
         texts[name], history[name] = plain_text(method), (source, every)
     entries = tuple((name, *entry) for name, entry in sorted(history.items()))
-    derived = _derived(replace(recipe, texts=tuple(sorted(texts.items())), history=entries))
+    derived = _derived(replace(derivation, texts=tuple(sorted(texts.items())), history=entries))
 
     def carry_out() -> None:
         module.__class__ = derived
@@ -141,4 +141,4 @@ def derive(module: nn.Module, edits: Sequence[Edit]) -> Callable[[], None]:
 def replace_methods(module: nn.Module, methods: Mapping[str, Callable[..., Any]]) -> None:
     """Let a module's class be a subclass with other methods; they are pickled by their names."""
     kind = type(module)
-    module.__class__ = _derived(Recipe(kind, given=tuple(methods.items())))
+    module.__class__ = _derived(Derivation(kind, given=tuple(methods.items())))

@@ -15,7 +15,7 @@ from guyot.core.errors import UnsupportedError
 
 
 def check(module: nn.MultiheadAttention) -> None:
-    """Refuse an attention that `forward` does not compute.
+    """Refuse an attention that `attend` does not compute.
 
     Raises:
         UnsupportedError: it adds keys, or its inputs are of several widths.
@@ -33,7 +33,7 @@ def keep_off_fast_path(owner: nn.Module) -> None:
         owner.activation_relu_or_gelu = 0
 
 
-def forward(
+def attend(
     self: Any,
     query: Tensor,
     key: Tensor,

@@ -29,7 +29,7 @@ from guyot.surgery.plan import (
     present,
     removed_tensors,
     settled,
-    shrink,
+    shrink_structures,
 )
 from guyot.surgery.restate import make_room, states_of, written_out
 from guyot.surgery.stand_ins import act_out_of_place, stand_in
@@ -64,7 +64,7 @@ def operate(
             shape is neither the parameter's nor a single number. Nothing was changed then.
         MisconfiguredError: the plan keeps different numbers of units in equal blocks.
     """
-    shrunk = shrink(structures, plan)
+    shrunk = shrink_structures(structures, plan)
     masks = present(structures, plan)
     gone_names = removed_tensors(structures, plan)
     sliced: dict[str, Indices] = {}

@@ -102,7 +102,7 @@ def removed_tensors(structures: Structures, plan: KeepPlan) -> frozenset[str]:
     return frozenset(name for layer in layers for name in structures.layers[layer].tensors)
 
 
-def shrink(structures: Structures, plan: KeepPlan) -> Shrunk:
+def shrink_structures(structures: Structures, plan: KeepPlan) -> Shrunk:
     """The structures that a network has after a plan was carried out.
 
     A group that no weight reads any more (its readers went with a layer) becomes fixed.
@@ -112,7 +112,7 @@ def shrink(structures: Structures, plan: KeepPlan) -> Shrunk:
         >>> slots = (Slot("a.weight", 0), Slot("b.weight", 1))
         >>> group = UnitGroup("a", 4, slots, slots[1:])
         >>> before = Structures((group,), (), (), ())
-        >>> after = shrink(before, KeepPlan({0: torch.tensor([0, 3])}))
+        >>> after = shrink_structures(before, KeepPlan({0: torch.tensor([0, 3])}))
         >>> after.structures.groups[0].size, after.gates
         (2, tensor([0, 3]))
     """

@@ -30,7 +30,7 @@ def written_out(module: nn.Module) -> Callable[[], None] | None:
         heads.check(module)
 
         def attention() -> None:
-            replace_methods(module, {"forward": heads.forward})
+            replace_methods(module, {"forward": heads.attend})
             leave_fast_path(module)
 
         return attention

@@ -9,7 +9,7 @@ from guyot.app.data.arrays import Dataset, Split
 from guyot.core.errors import MisconfiguredError
 
 
-def draw(count: int, pad: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def draw_crops(count: int, pad: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return what is random in :func:`crop_and_flip` of ``count`` images.
 
     Returns offsets of rows and columns, int64 ``(2, count, 1)`` from 0 to ``2 * pad``, and which
@@ -26,7 +26,7 @@ def crop_and_flip(
 
     ``images`` uint8 ``(N, H, W, C)``; each image is padded by ``pad`` pixels on every side, a
     window of the old size is cut at its offset, and mirrored where it shall be if ``flip``; see
-    :func:`draw`. Returns a new tensor of the same shape.
+    :func:`draw_crops`. Returns a new tensor of the same shape.
     """
     count, height, width, _ = images.shape
     padded = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
@@ -96,7 +96,7 @@ class Batches:
         for step in range(len(self)):
             index = order[step * self.batch_size : (step + 1) * self.batch_size]
             crop = self.augment and self.split.images.dim() == 4
-            drawn = draw(len(index), self.pad, generator) if crop else None
+            drawn = draw_crops(len(index), self.pad, generator) if crop else None
             rank, ranks = self.share
             mine = slice(len(index) * rank // ranks, len(index) * (rank + 1) // ranks)
             index = index[mine]

@@ -27,7 +27,7 @@ _LABEL = {"cifar10": "label", "cifar100": "fine_label"}
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
 
 
-def load(
+def load_dataset(
     name: str,
     data_dir: str | Path | None = None,
     *,

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from guyot.app.config import MODELS as NAMES
+from guyot.app.config import MODEL_NAMES
 from guyot.core.errors import MisconfiguredError
 
 
@@ -140,7 +140,7 @@ def digits_resnet(num_classes: int = 10) -> CifarResNet:
 
 MODELS: dict[str, Callable[[int], nn.Module]] = dict(
     zip(
-        NAMES,
+        MODEL_NAMES,
         (resnet20, resnet32, resnet44, resnet56, resnet110, digits_resnet),
         strict=True,
     )

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from guyot.app.config import BASELINES, TIMEOUT, RunConfig
+from guyot.app.config import TIMEOUT, RunConfig
 from guyot.app.launch import local_device, processes
 from guyot.app.running.folder import raw_config, recorded_config
 from guyot.app.running.start import resume, train
@@ -29,6 +29,7 @@ from guyot.core.errors import MisconfiguredError
 from guyot.core.parallel import Ranks
 from guyot.core.storage import read_json, replaced
 from guyot.core.trees import json_text
+from guyot.planning.config import BASELINES
 
 
 def is_compared(folder: Path) -> bool:

@@ -28,8 +28,8 @@ from guyot.app.running.setup import (
 )
 from guyot.app.running.together import (
     SharedStep,
+    distributed,
     share_buffers,
-    wrapped,
 )
 from guyot.app.running.watcher import Progress, Watcher
 from guyot.app.training import (
@@ -83,7 +83,7 @@ class Job:
         self.size = (count_macs(self.model, self.example), _params(self.model))
         self.optimizer = optimizer_of(config, self.model, self.recipe)
         self.scheduler = make_scheduler(self.optimizer, self.recipe, len(self.batches))
-        self.trained = wrapped(self.model, ranks)
+        self.trained = distributed(self.model, ranks)
         self.discovery = self._discovery() if config.discovery else None
 
     def _discovery(self) -> Discovery:

@@ -68,7 +68,7 @@ class Journal:
         }
         if self._discovery is not None and self._gates is not None:
             values["discovery"] = self._gates.window
-            values |= describe(self._discovery.original, self._gates.rows)
+            values |= describe_structures(self._discovery.original, self._gates.rows)
         self._folder.metric("network", values)
 
     def pause(self) -> None:
@@ -160,7 +160,7 @@ class Journal:
         self._times.clear()
 
 
-def describe(structures: Structures, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+def describe_structures(structures: Structures, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
     """A network as plain data: its unit groups, layers and operators.
 
     Args:

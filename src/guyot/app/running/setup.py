@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from guyot.app.config import RunConfig
-from guyot.app.data import Dataset, load
+from guyot.app.data import Dataset, load_dataset
 from guyot.app.models import build, load_fitting
 from guyot.app.running.machine import remembered
 from guyot.app.training import Recipe, make_optimizer, prefers_bf16
@@ -105,7 +105,7 @@ def load_data(config: RunConfig) -> Dataset:
         MisconfiguredError: no such data, or a package to read it is missing.
     """
     try:
-        dataset = load(
+        dataset = load_dataset(
             config.data,
             config.data_dir,
             image_size=config.image_size,

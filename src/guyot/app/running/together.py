@@ -66,7 +66,7 @@ def resuming(path: str | Path) -> str:
     )
 
 
-def wrapped(model: nn.Module, ranks: Ranks) -> nn.Module:
+def distributed(model: nn.Module, ranks: Ranks) -> nn.Module:
     """The model in `DistributedDataParallel` if there are several ranks.
 
     Parameters that a step does not use are looked for, in models with skipped branches for

@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from guyot.app.sweep.plan import Sweep, name_of, objective
+from guyot.app.sweep.plan import Sweep, objective, trial_name
 from guyot.app.sweep.study import is_left, is_running, queue_again, taken
 from guyot.app.sweep.trial import error_of, result_of, run_trial
 from guyot.report import TRIALS
@@ -92,7 +92,7 @@ class Crew:
         if not dials:  # another machine was faster and the queue is empty
             raise _UnfinishedError
         config = self._sweep.config(dials)
-        name = name_of(config)
+        name = trial_name(config)
         trial.set_user_attr("name", name)
         trial.set_user_attr("dials", dials)
         if taken(self._study, self._sweep, trial):

@@ -82,11 +82,11 @@ class Sweep:
         return found
 
 
-def name_of(config: RunConfig) -> str:
+def trial_name(config: RunConfig) -> str:
     """The name of a trial: a hash of its configuration.
 
     Example:
-        >>> name_of(RunConfig.of("digits")) == name_of(RunConfig.of("digits", target=0.5))
+        >>> trial_name(RunConfig.of("digits")) == trial_name(RunConfig.of("digits", target=0.5))
         True
     """
     text = json.dumps(config.to_dict(), sort_keys=True)

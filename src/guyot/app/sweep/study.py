@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from guyot.app.sweep.plan import OBJECTIVES, Sweep, name_of
+from guyot.app.sweep.plan import OBJECTIVES, Sweep, trial_name
 from guyot.core.errors import MisconfiguredError
 from guyot.report import TRIALS
 
@@ -149,7 +149,7 @@ def enqueue(study: Any, sweep: Sweep) -> None:
     """Queue what nobody has asked for."""
     known = {trial.user_attrs.get("name") for trial in study.trials if trial.state.name in _ASKED}
     for dials in sweep.configs():
-        name = name_of(sweep.config(dials))
+        name = trial_name(sweep.config(dials))
         if name not in known:
             study.enqueue_trial(dials, user_attrs={"name": name, "dials": dials})
 

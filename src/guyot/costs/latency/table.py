@@ -15,7 +15,7 @@ from guyot.core.errors import MisconfiguredError
 from guyot.core.types import Structures
 from guyot.costs.polynomial import Monomial, Polynomial, merge, monomials_of
 
-FORMAT = 1
+TABLE_FORMAT = 1
 """Version of the JSON file."""
 
 
@@ -145,7 +145,7 @@ class LatencyTable:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return {"format": FORMAT, **asdict(self)}
+        return {"format": TABLE_FORMAT, **asdict(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LatencyTable:
@@ -155,10 +155,10 @@ class LatencyTable:
             MisconfiguredError: not a table, or one of another format.
         """
         found = values.get("format") if isinstance(values, Mapping) else type(values).__name__
-        if found != FORMAT:
+        if found != TABLE_FORMAT:
             raise MisconfiguredError(
                 f"format={found!r} of a latency table is unknown, this version reads format "
-                f"{FORMAT}: measure again with `guyot profile`"
+                f"{TABLE_FORMAT}: measure again with `guyot profile`"
             )
         try:
             given = {name: value for name, value in values.items() if name != "format"}

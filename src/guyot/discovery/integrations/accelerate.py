@@ -9,14 +9,12 @@ from torch import nn
 
 from guyot.core.storage import read_tree, write_tree
 from guyot.discovery.discovery import Discovery
-from guyot.discovery.integrations.host import missing
+from guyot.discovery.integrations.host import STATE_FILE, missing
 
 try:
     from accelerate import Accelerator
 except ImportError as error:
     raise missing("accelerate", error) from error
-
-NAME = "guyot"
 
 
 def register_discovery(accelerator: Accelerator, discovery: Discovery) -> None:
@@ -35,10 +33,10 @@ def register_discovery(accelerator: Accelerator, discovery: Discovery) -> None:
         state = discovery.state_dict()
         if accelerator.is_main_process:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
-            write_tree(Path(output_dir), NAME, state)
+            write_tree(Path(output_dir), STATE_FILE, state)
 
     def load(_models: list[nn.Module], input_dir: str) -> None:
-        discovery.load_state_dict(read_tree(Path(input_dir), NAME))
+        discovery.load_state_dict(read_tree(Path(input_dir), STATE_FILE))
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)

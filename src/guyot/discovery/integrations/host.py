@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.inputs import Inputs, changed
 from guyot.discovery.discovery import Discovery
+from guyot.planning.config import DIALS
 
-DIALS = ("nu", "target", "alpha", "beta", "config")
+_ARGUMENTS = (*DIALS, "config")
+
+STATE_FILE = "guyot"
+"""Name of the files that hold a discovery's state in a checkpoint of another program."""
 
 
 def missing(package: str, error: ImportError) -> MisconfiguredError:
@@ -39,10 +43,10 @@ class HostedDiscovery:
     discovery: Discovery | None = None
 
     def __init__(self, dials: Mapping[str, Any]) -> None:
-        if unknown := sorted(set(dials) - set(DIALS)):
+        if unknown := sorted(set(dials) - set(_ARGUMENTS)):
             name = unknown[0]
             raise MisconfiguredError(
-                f"{name}={dials[name]!r} is no dial of a discovery: give {', '.join(DIALS)}"
+                f"{name}={dials[name]!r} is no dial of a discovery: give {', '.join(_ARGUMENTS)}"
             )
         self._dials = dict(dials)
         self._scale: float | None = None

@@ -12,7 +12,12 @@ from guyot.core.errors import MisconfiguredError
 from guyot.core.inputs import Inputs
 from guyot.core.storage import read_tree, write_tree
 from guyot.discovery.checks import inner_optimizer
-from guyot.discovery.integrations.host import HostedDiscovery, check_one_process, missing
+from guyot.discovery.integrations.host import (
+    STATE_FILE,
+    HostedDiscovery,
+    check_one_process,
+    missing,
+)
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -22,7 +27,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from transformers import Trainer
 
-NAME = "guyot"
+
 _OPTIMIZER = "optimizer.pt"
 
 
@@ -111,7 +116,7 @@ class DiscoveryCallback(HostedDiscovery, TrainerCallback):
             )
         self._begin(model, self._inputs, optimizer, state.max_steps)
         if state.global_step:
-            tree = read_tree(self._checkpoint(args, state), NAME)
+            tree = read_tree(self._checkpoint(args, state), STATE_FILE)
             self._resume(tree["discovery"])
             inner_optimizer(optimizer).load_state_dict(tree["optimizer"])
             lr_scheduler.load_state_dict(tree["scheduler"])
@@ -164,7 +169,7 @@ class DiscoveryCallback(HostedDiscovery, TrainerCallback):
             "optimizer": inner_optimizer(optimizer).state_dict(),
             "scheduler": lr_scheduler.state_dict(),
         }
-        write_tree(folder, NAME, tree)
+        write_tree(folder, STATE_FILE, tree)
         (folder / _OPTIMIZER).unlink(missing_ok=True)
 
     def front(self, trainer: Trainer) -> None:
@@ -196,10 +201,10 @@ class DiscoveryCallback(HostedDiscovery, TrainerCallback):
         given = [self._resume_from, args.resume_from_checkpoint, _folder(args, state)]
         folders = [Path(folder) for folder in given if folder is not None]
         for folder in folders:
-            if (folder / f"{NAME}.json").is_file():
+            if (folder / f"{STATE_FILE}.json").is_file():
                 return folder
         raise MisconfiguredError(
-            f"training resumes from step {state.global_step}, but there is no {NAME}.json in "
+            f"training resumes from step {state.global_step}, but there is no {STATE_FILE}.json in "
             f"{' or '.join(map(str, folders))}: give resume_from=FOLDER of a checkpoint that was "
             "written with a DiscoveryCallback"
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
-Box = tuple[float, float, float, float]
+Rectangle = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels."""
 
 _LETTER, _SPACE, _ABOVE, _BELOW, _MARK, _LINE = 6.6, 8.0, 10.0, 3.0, 7.0, 14.0
@@ -21,7 +21,7 @@ class Label:
     x: float
     y: float
     anchor: str
-    box: Box
+    box: Rectangle
     rows: int = 0
 
     @property
@@ -33,8 +33,8 @@ class Label:
 def label(
     points: Sequence[tuple[float, float]],
     names: Sequence[str],
-    room: Box,
-    lines: Sequence[Box] = (),
+    room: Rectangle,
+    lines: Sequence[Rectangle] = (),
 ) -> list[Label]:
     """Place names beside their marks, else above or below, else where it is free.
 
@@ -74,24 +74,24 @@ def _at(x: float, y: float, anchor: str, length: float, rows: int = 0) -> Label:
     return Label(x, y, anchor, (left, y - _ABOVE, left + length, y + _BELOW), rows)
 
 
-def _covered(box: Box, others: Sequence[Box], room: Box) -> float:
+def _covered(box: Rectangle, others: Sequence[Rectangle], room: Rectangle) -> float:
     """Add up square pixels that are shared with others, and ten times those outside."""
     inside = overlap(box, room)
     outside = (box[2] - box[0]) * (box[3] - box[1]) - inside
     return 10 * max(0.0, round(outside, 6)) + sum(overlap(box, other) for other in others)
 
 
-def _wider(box: Box) -> Box:
+def _wider(box: Rectangle) -> Rectangle:
     """Add the space that keeps two names on a line apart."""
     return box[0] - _SPACE, box[1], box[2] + _SPACE, box[3]
 
 
-def _crossed(place: Label, lines: Sequence[Box]) -> float:
+def _crossed(place: Label, lines: Sequence[Rectangle]) -> float:
     """Count the rows away from the mark, and lines under the name as 2.5 rows."""
     return place.rows + 2.5 * any(overlap(place.box, line) > 0 for line in lines)
 
 
-def overlap(one: Box, other: Box) -> float:
+def overlap(one: Rectangle, other: Rectangle) -> float:
     """Return area that two boxes share.
 
     Example:

@@ -9,7 +9,7 @@ from guyot.results.codegen.text import remark
 
 __all__ = ["Source", "module_text"]
 
-NAME = "Network"
+CLASS_NAME = "Network"
 _LOAD = '''
 def load(weights: str | Path | None = None) -> Network:
     """The network with trained weights, in evaluation mode.
@@ -80,6 +80,6 @@ def _classes(source: Source) -> list[str]:
     while True:
         try:
             root = call_tree(source, flat)
-            return Classes(Layout(source, root), NAME).sources
+            return Classes(Layout(source, root), CLASS_NAME).sources
         except Scattered as problem:
             flat.add(problem.key)

@@ -14,7 +14,7 @@ from guyot.results.codegen.forward import Forward, forward_of
 from guyot.results.codegen.layout import Kind, Layout
 from guyot.results.codegen.leaves import written
 from guyot.results.codegen.markup import filled, number, numbers, renamed, template
-from guyot.results.codegen.text import is_name, quoted, remark, wrapped
+from guyot.results.codegen.text import is_name, quoted, remark, wrap_line
 
 _TAKEN = {"nn", "F", "torch", "load", "OrderedDict", "Path"}
 
@@ -232,7 +232,7 @@ def _written(
         ]
     head = [f"class {name}({draft.base}):", f'    """{remark(_where(drafts))}"""', ""]
     lines = [*head, f"    def __init__(self{signature}):", *body, *forward]
-    return "\n".join(part for line in lines for part in wrapped(line))
+    return "\n".join(part for line in lines for part in wrap_line(line))
 
 
 def _gives(forward: Forward) -> str:

@@ -43,14 +43,14 @@ def remark(text: str) -> str:
     return line.replace("\\", "/").replace('"', "'")
 
 
-def wrapped(line: str) -> list[str]:
+def wrap_line(line: str) -> list[str]:
     """Break a logical line at the commas of its longest bracket into lines of readable length.
 
     Example:
-        >>> wrapped("    short = True")
+        >>> wrap_line("    short = True")
         ['    short = True']
         >>> call = f"nn.Sequential({', '.join(['nn.Linear(100, 100)'] * 5)})"
-        >>> print(*wrapped(call), sep=chr(10))
+        >>> print(*wrap_line(call), sep=chr(10))
         nn.Sequential(
             nn.Linear(100, 100),
             nn.Linear(100, 100),
@@ -69,8 +69,8 @@ def wrapped(line: str) -> list[str]:
     lines = [line[: start + 1]]
     for number, part in enumerate(parts):
         comma = "" if subscript and number == len(parts) - 1 else ","
-        lines += wrapped(f"{indent}{part}{comma}")
-    return [*lines, *wrapped(f"{indent[4:]}{line[end:]}")]
+        lines += wrap_line(f"{indent}{part}{comma}")
+    return [*lines, *wrap_line(f"{indent[4:]}{line[end:]}")]
 
 
 def _brackets(line: str) -> Iterator[tuple[int, int]]:

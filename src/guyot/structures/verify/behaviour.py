@@ -22,7 +22,7 @@ from guyot.core.types import KeepPlan, Structures
 from guyot.surgery import present
 from guyot.surgery.operate import Indices, select
 
-TOLERANCE = 1e-6
+TRAINING_TOLERANCE = 1e-6
 """Of gradients and batch statistics in float64, relative to the largest; 1e8 roundings."""
 
 _DROPOUTS = {
@@ -189,7 +189,9 @@ def _as(expected: Tensor, found: Tensor, indices: Indices) -> bool:
     return agree([expected], [found])
 
 
-def agree(left: Sequence[Tensor], right: Sequence[Tensor], tolerance: float = TOLERANCE) -> bool:
+def agree(
+    left: Sequence[Tensor], right: Sequence[Tensor], tolerance: float = TRAINING_TOLERANCE
+) -> bool:
     """Say whether tensors have the same shapes and, up to rounding, the same finite values.
 
     Example:

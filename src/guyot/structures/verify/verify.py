@@ -35,7 +35,7 @@ from guyot.structures.verify.replay import Replay, as_double
 from guyot.surgery import operate
 from guyot.surgery.plan import removed_tensors
 
-TOLERANCE = 1e-8
+CUT_TOLERANCE = 1e-8
 DRAWS = 6
 """How often inputs are drawn until an output reacts to every structure."""
 
@@ -229,7 +229,7 @@ class Verifier:
             own, trouble = self._own(module, plan)
             if trouble is not None:
                 return trouble
-            if not agree(self.replay.masked(plan), own, TOLERANCE):
+            if not agree(self.replay.masked(plan), own, CUT_TOLERANCE):
                 return "the model's own forward gives another output than its graph"
         return self._trouble_in_training(module, plan) if train else None
 
@@ -284,7 +284,7 @@ class Verifier:
         """The trouble, unless the graph has some, too: then a rule is wrong, not a `forward`."""
         with self.precision():
             try:
-                if not agree(self.replay.masked(plan), self.replay.sliced(plan), TOLERANCE):
+                if not agree(self.replay.masked(plan), self.replay.sliced(plan), CUT_TOLERANCE):
                     return "masking and slicing it give different outputs"
             except Exception as error:  # noqa: BLE001  (whatever an operator raises)
                 return f"the graph does not run without it: {_first_line(error)}"
