@@ -92,7 +92,8 @@ def test_fixed_structures_come_close_to_the_target(
 METHODS = {
     "scratch": "dense planted uniform half-depth random guyot guyot-rebuilt l2-10 l1-global-25 "
     "fisher-10 isomorphic-25 group-norm-10",
-    "checkpoint": "dense guyot taylor taylor-global",
+    "checkpoint": "dense guyot guyot-shrink taylor taylor-global",
+    "distilled": "dense guyot l2",
 }
 
 

@@ -37,7 +37,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("command", nargs="?", choices=("run", "table"), default="run")
     parser.add_argument("--list", action="store_true", help="name the runs and end")
     parser.add_argument("--tasks", default=",".join(names()), help="names; drawn-N draws one")
-    parser.add_argument("--starts", default="scratch,checkpoint")
+    parser.add_argument(
+        "--starts", default="scratch,checkpoint", help="scratch, checkpoint, distilled"
+    )
     parser.add_argument("--methods", default="*", help="patterns, such as 'guyot*,l2-*'")
     parser.add_argument("--targets", help="shares of MACs; default: those of the task")
     parser.add_argument("--widths", default="exact", help="exact, rounded, or both with a comma")

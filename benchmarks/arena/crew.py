@@ -72,7 +72,7 @@ def write(result: Json, path: Path) -> None:
 
 def ready(run: Run, task: Task, orders: Orders) -> bool:
     """Whether the runs that a run builds on are done."""
-    if run.start == "checkpoint" and not dense_weights(task, run, orders.weights).exists():
+    if run.start != "scratch" and not dense_weights(task, run, orders.weights).exists():
         return False
     if run.method.endswith("-rebuilt"):
         source = run.method.removesuffix("-rebuilt")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arena.task import Data, Task
+from guyot import Distillation
 
 Json = dict[str, Any]
 _EXTRA = 500_000
@@ -23,7 +24,8 @@ class Run:
 
     Attributes:
         task: name of the task.
-        start: "scratch", or "checkpoint" of the dense run of the same seed.
+        start: "scratch"; "checkpoint" of the dense run of the same seed; or "distilled": from that
+            checkpoint, and its predictions are part of the loss.
         method: name of the method.
         target: share of the full network's MACs; 1 for the dense network.
         rounded: whether widths are multiples of eight.
@@ -46,12 +48,17 @@ class Run:
         return f"{self.task}/{self.start}-{self.method}-{self.target:g}-{widths}-s{self.seed}"
 
 
+def cross_entropy(output: Any, labels: Tensor) -> Tensor:
+    """Mean cross entropy per label, in nats."""
+    logits = getattr(output, "logits", output)
+    return F.cross_entropy(logits.flatten(0, -2), labels.flatten())
+
+
 def loss_of(model: nn.Module, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean cross entropy per label, in nats, and how many labels were predicted."""
     output = model(inputs)
-    logits = getattr(output, "logits", output).flatten(0, -2)
-    labels = labels.flatten()
-    return F.cross_entropy(logits, labels), (logits.detach().argmax(1) == labels).sum()
+    logits = getattr(output, "logits", output)
+    return cross_entropy(output, labels), (logits.detach().argmax(-1) == labels).sum()
 
 
 @dataclass
@@ -69,6 +76,7 @@ class Job:
         step: steps that are over.
         macs: MACs of one sample now.
         spent: sum of MACs of one sample over the steps that are over.
+        teacher: part of the loss of training, if there is one.
     """
 
     run: Run
@@ -84,6 +92,7 @@ class Job:
     macs: int = 0
     spent: int = 0
     started: float = field(default_factory=time.perf_counter)
+    teacher: Distillation | None = None
 
     def __post_init__(self) -> None:
         self.take(self.model)
@@ -103,6 +112,12 @@ class Job:
         """The training batches of an epoch, on the device."""
         for inputs, labels in self.data.train.epoch(epoch):
             yield inputs.to(self.device), labels.to(self.device)
+
+    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Mean loss of a batch, nats: with the teacher's part if there is a teacher."""
+        output = self.model(inputs)
+        loss = cross_entropy(output, labels)
+        return loss if self.teacher is None else self.teacher(loss, output, inputs)
 
     def measuring(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Training batches for measuring what a cut needs."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from arena.cuts import Cut
-from arena.job import Job, Json, Run
+from arena.job import Job, Json, Run, loss_of
 from arena.task import Shape, Task
-from guyot import Discovery, DiscoveryConfig, rebuild
+from guyot import Discovery, DiscoveryConfig, rebuild, shrink
 
 
 class Progress(Protocol):
@@ -146,6 +146,30 @@ class GuyotInProgress:
 
 
 @dataclass(frozen=True)
+class Shrunk:
+    """The trained network, cut by `guyot.shrink` before the first step."""
+
+    settings: Mapping[str, Any] = field(default_factory=lambda: {"batches": 100, "stages": 5})
+
+    def network(self, task: Task, run: Run, results: Path) -> nn.Module:
+        return task.make(task.full)
+
+    def begin(self, job: Job) -> Plain:
+        batches = list(job.measuring(self.settings["batches"]))
+        shrink(
+            job.model,
+            (job.example,),
+            batches,
+            lambda model, batch: loss_of(model, *batch)[0],
+            target=job.run.target,
+            stages=self.settings["stages"],
+            config=DiscoveryConfig(round_to=job.task.quanta if job.run.rounded else 1),
+        )
+        job.take(job.model)
+        return Plain()
+
+
+@dataclass(frozen=True)
 class Rebuilt:
     """The structure that another method found with the same seed, with fresh weights."""
 
@@ -186,8 +210,9 @@ def methods(task: Task, start: str, guyot: Mapping[str, Mapping[str, Any]]) -> d
         for name, settings in (GUYOT | dict(guyot)).items()
         if task.branches or name not in ABOUT_BRANCHES
     }
-    if start == "checkpoint":
-        return found | discoveries | (cuts("") if task.cuttable else {})
+    if start != "scratch":
+        found |= discoveries | {"guyot-shrink": Shrunk()}
+        return found | (cuts("") if task.cuttable else {})
     if task.planted is not None:
         found["planted"] = Fixed(planted)
     found["uniform"] = fit(lambda task: task.full)

@@ -13,6 +13,11 @@ from arena.paired import Difference, paired
 
 Cell = tuple[str, str, bool, float]
 """Task, start, rounded widths, target."""
+BEGINNINGS = {
+    "scratch": "from scratch",
+    "checkpoint": "from the dense checkpoint",
+    "distilled": "from the dense checkpoint, which also teaches",
+}
 BySeed = dict[int, Json]
 
 
@@ -179,7 +184,7 @@ def page(results: list[Json], against: str | None = None) -> str:
     parts = [INTRODUCTION]
     for (task, start, rounded, target), methods in cells(results).items():
         widths = "multiples of eight" if rounded else "exact"
-        begun = "from scratch" if start == "scratch" else "from the dense checkpoint"
+        begun = BEGINNINGS[start]
         parts.append(f"## {task}, {begun}, {target:g} of the MACs, widths {widths}\n")
         parts.append("\n".join(rows(methods, against)) + "\n")
     return "\n".join([*parts, f"Measured on: {machines(results)}.\n"])

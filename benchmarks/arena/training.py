@@ -14,9 +14,10 @@ import torch
 from runs import machine
 from torch import nn
 
-from arena.job import Job, Json, Run, loss_of, score
+from arena.job import Job, Json, Run, score
 from arena.methods import methods
 from arena.task import Task
+from guyot import Distillation
 
 PACKAGES = ("torch", "numpy", "torch-pruning", "only-train-once", "timm", "transformers")
 
@@ -66,6 +67,7 @@ def begin(task: Task, run: Run, folders: tuple[Path, Path], device: torch.device
     model = task.make(task.full) if method is None else method.network(task, run, results)
     if not scratch:
         model.load_state_dict(torch.load(dense_weights(task, run, weights), weights_only=True))
+    teacher = Distillation(model.to(device)) if run.start == "distilled" else None
     return Job(
         run,
         task,
@@ -75,6 +77,7 @@ def begin(task: Task, run: Run, folders: tuple[Path, Path], device: torch.device
         recipe.steps if scratch else recipe.fine_steps,
         recipe.lr if scratch else recipe.fine_lr,
         recipe.warmup if scratch else recipe.fine_warmup,
+        teacher=teacher,
     )
 
 
@@ -99,14 +102,14 @@ def train(
         first = job.step
         for inputs, labels in job.batches(epoch):
             job.set_rate()
-            loss, _ = loss_of(job.model, inputs, labels)
+            loss = job.loss(inputs, labels)
             loss.backward()
             progress.before_optimizer()
             job.optimizer.step()
             job.optimizer.zero_grad()
             job.step += 1
             job.spent += job.macs
-            progress.after_step(lambda: loss_of(job.model, inputs, labels)[0])  # noqa: B023
+            progress.after_step(lambda: job.loss(inputs, labels))  # noqa: B023
             total += loss.detach()
             if job.step == job.total:
                 break

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from guyot.costs.complexity import Cost
     from guyot.discovery.checkpoint import Checkpointer
     from guyot.discovery.discovery import Discovery
+    from guyot.discovery.distillation import Distillation
     from guyot.discovery.family import Family
     from guyot.discovery.shrink import shrink
     from guyot.planning.config import DiscoveryConfig
@@ -28,6 +29,7 @@ __all__ = [
     "Cost",
     "Discovery",
     "DiscoveryConfig",
+    "Distillation",
     "Family",
     "GuyotError",
     "GuyotWarning",
@@ -47,6 +49,7 @@ _HOMES = {
     "Cost": "guyot.costs.complexity",
     "Discovery": "guyot.discovery.discovery",
     "DiscoveryConfig": "guyot.planning.config",
+    "Distillation": "guyot.discovery.distillation",
     "Family": "guyot.discovery.family",
     "GuyotError": "guyot.core.errors",
     "GuyotWarning": "guyot.core.errors",
