@@ -112,7 +112,8 @@ def sharded(size: dict[str, int], ranks: int, link: dict[str, float]) -> dict[st
 def modelled(size: dict[str, int]) -> list[dict[str, Any]]:
     """Times per step over numbers of ranks and links."""
     config = DiscoveryConfig()
-    interval = round(STEPS * (config.discovery_end - config.warmup)) // config.removals
+    warmup, end = config.shares(STEPS)
+    interval = round(STEPS * (end - warmup)) // config.removals
     rows: list[dict[str, Any]] = []
     for link, values in LINKS.items():
         for ranks in RANKS:

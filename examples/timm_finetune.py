@@ -86,7 +86,12 @@ def main() -> None:
     steps = options.epochs * -(-len(train[1]) // 64)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     discovery = guyot.Discovery(
-        model, (images[:2],), optimizer, total_steps=steps, target=options.target
+        model,
+        (images[:2],),
+        optimizer,
+        total_steps=steps,
+        target=options.target,
+        config=guyot.DiscoveryConfig(trained=True),
     )
     for epoch in range(options.epochs):
         for x, y in batches(train):

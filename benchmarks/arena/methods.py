@@ -194,7 +194,6 @@ GUYOT: dict[str, Mapping[str, Any]] = {
     "guyot": {},
     "guyot-two-sided": {"estimator": "two-sided", "beta": 0.8},
     "guyot-units": {"layers": False},
-    "guyot-early": {"warmup": 0.02, "discovery_end": 0.3},
     "guyot-without-loss": {"loss": False},
 }
 """Settings of discoveries by name."""
@@ -205,12 +204,14 @@ ABOUT_BRANCHES = ("guyot-units", "guyot-without-loss")
 def methods(task: Task, start: str, guyot: Mapping[str, Mapping[str, Any]]) -> dict[str, Method]:
     """What there is for a task, in the order in which it is worth having."""
     found: dict[str, Method] = {"dense": Fixed(lambda task, _: task.full)}
+    trained = start != "scratch"
+    asked = GUYOT | {"guyot-other-phases": {"trained": not trained}} | dict(guyot)
     discoveries = {
-        name: Guyot(settings)
-        for name, settings in (GUYOT | dict(guyot)).items()
+        name: Guyot({"trained": trained} | dict(settings))
+        for name, settings in asked.items()
         if task.branches or name not in ABOUT_BRANCHES
     }
-    if start != "scratch":
+    if trained:
         found |= discoveries | {"guyot-shrink": Shrunk()}
         return found | (cuts("") if task.cuttable else {})
     if task.planted is not None:

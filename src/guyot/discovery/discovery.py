@@ -108,7 +108,7 @@ class Discovery:
     ) -> None:
         config = config or DiscoveryConfig()
         dials = Dials(nu, target, alpha, beta)
-        phases = Phases(total_steps, warmup=config.warmup, discovery_end=config.discovery_end)
+        phases = Phases(total_steps, *config.shares(total_steps))
         with_gates = nu is None or nu >= NO_PRICE
         self._outer = model
         check_model(model)

@@ -21,6 +21,7 @@ from guyot.core.errors import MisconfiguredError, SequenceError
 from guyot.core.schema import Fields, misfit
 from guyot.core.trees import difference, mapped
 from guyot.core.types import Structures
+from guyot.planning.config import DiscoveryConfig
 from guyot.planning.controller import Controller
 from guyot.planning.dynamics import Phases
 from guyot.planning.vectors import GateState
@@ -120,9 +121,9 @@ def branched(state: Mapping[str, Any], target: float) -> dict[str, Any]:
             f"target={target} from a run with target={run['target']}: branch off towards a target "
             "between that of the run and 1"
         )
-    config = run["config"]
-    shares = {name: config[name] for name in ("warmup", "discovery_end")}
-    skip = Phases(run["total_steps"], **shares).ending(step).skip
+    total = run["total_steps"]
+    phases = Phases(total, *DiscoveryConfig(**run["config"]).shares(total))
+    skip = phases.ending(step).skip
     return {
         **state,
         "run": {**run, "target": target},

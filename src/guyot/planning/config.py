@@ -26,6 +26,12 @@ BASELINES = ("full", "slim")
 TARGET_TOLERANCE = 0.01
 """Relative distance from a target at which it counts as met."""
 
+SHORTEST = 10
+"""Steps that every phase of a run needs."""
+
+_SHARES = {False: (0.1, 0.4), True: (0.02, 0.2)}
+"""Warm-up and end of discovery as shares of the steps, for weights that are trained or not."""
+
 _MOST_PROBABLE = (float("inf"), 0.0)
 _AT_RANDOM = (4.0, 0.01)
 """Sharpness and epsilon that suit an estimator: `fisher` needs no other side of a gate."""
@@ -123,8 +129,12 @@ class DiscoveryConfig:
     """Hold the settings that need no change in most runs.
 
     Attributes:
-        warmup: share of the steps before gates come on.
-        discovery_end: share of the steps after which undecided gates are rounded.
+        trained: the weights are trained already. Then discovery comes early, which leaves the
+            steps for recovering; random weights have to learn first what is worth keeping.
+        warmup: share of the steps before gates come on; None: 0.1, or with `trained` 0.02, and 0
+            where that is below 10 steps.
+        discovery_end: share of the steps after which undecided gates are rounded; None: 0.4, or
+            with `trained` 0.2.
         theta0: initial keep probability.
         epsilon: least probability with which either side of a gate is sampled; None: 0.01, or
             with "fisher" 0.
@@ -152,8 +162,9 @@ class DiscoveryConfig:
         MisconfiguredError: a value is out of range.
     """
 
-    warmup: float = 0.1
-    discovery_end: float = 0.4
+    trained: bool = False
+    warmup: float | None = None
+    discovery_end: float | None = None
     theta0: float = 0.9
     epsilon: float | None = None
     sharpness: float | None = None
@@ -175,6 +186,21 @@ class DiscoveryConfig:
             by_itself = setting in ("epsilon", "sharpness") and value is None
             if setting in CONDITIONS and not by_itself and (problem := problem_of(setting, value)):
                 raise MisconfiguredError(problem)
+
+    def shares(self, total_steps: int) -> tuple[float, float]:
+        """Return the warm-up and the end of discovery as shares of the steps of a run.
+
+        Example:
+            >>> DiscoveryConfig(trained=True, discovery_end=0.5).shares(1000)
+            (0.02, 0.5)
+        """
+        warmup, end = _SHARES[self.trained]
+        if self.trained and round(warmup * total_steps) < SHORTEST:
+            warmup = 0.0
+        return (
+            warmup if self.warmup is None else self.warmup,
+            end if self.discovery_end is None else self.discovery_end,
+        )
 
     @property
     def draw(self) -> Draw:

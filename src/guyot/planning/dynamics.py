@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from guyot.core.errors import MisconfiguredError, TooFewStepsError
+from guyot.planning.config import SHORTEST
 from guyot.planning.vectors import GateState
 
 
@@ -57,7 +58,7 @@ class Phases:
     discovery_end: float = 0.4
     commit: float = 0.25
     commitment_max: float = 10.0
-    shortest: int = 10
+    shortest: int = SHORTEST
     skip: int = 0
 
     def __post_init__(self) -> None:

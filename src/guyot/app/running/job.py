@@ -90,6 +90,7 @@ class Job:
         config = self.config
         assert config.round_to is not None
         settings = DiscoveryConfig(
+            trained=config.weights is not None or config.pretrained,
             estimator=config.estimator,
             seed=config.seed,
             round_to=config.round_to,
