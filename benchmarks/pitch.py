@@ -41,9 +41,9 @@ FIRST = 1997.3794084376191
 WIDTH = 25.0
 """Cents, of the bell around the right pitch that the labels are."""
 
-SIZES = {"train": 16_000, "validation": 1_500, "test": 3_000}
+SIZES = {"train": 6_000, "validation": 1_500, "test": 3_000}
 BATCH = 64
-STEPS = 1_000
+STEPS = 600
 LR = 1e-3
 """Of Adam, by a cosine to 0."""
 MEASURED = 32

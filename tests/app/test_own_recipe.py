@@ -150,6 +150,8 @@ def test_float_images_reach_the_network_as_they_are() -> None:
         ("--optimizer adam", "--optimizer='adam': choose sgd or adamw, or your own"),
         ("--optimizer mine.py:nothing", "returned NoneType: return a torch.optim.Optimizer"),
         ("--weights a.safetensors --pretrained", "both say where the weights come from"),
+        ("--distill 0.5", "distill=0.5 lets the full network teach, and it is not trained: give"),
+        ("--weights a.safetensors --distill 1.5", "distill=1.5: give a share from 0 to 1"),
         ("--weights gone.safetensors", "gone.safetensors cannot be read"),
         ("--pretrained", "only networks of torchvision and timm have trained weights"),
         ("--augment blur", "--augment='blur': choose none or flip or crop or flip+crop"),
@@ -187,6 +189,23 @@ def test_weights_of_a_file_are_where_the_run_begins(tmp_path: Path) -> None:
     config = RunConfig.of("digits", weights="w.safetensors")
     for name, tensor in network_of(config, 10, (1, 8, 8)).state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name])
+
+
+def test_the_full_network_teaches(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_file(build("mlp", 3, (6,)).state_dict(), tmp_path / "w.safetensors")
+    settings = "--data mine.py:datasets --model mlp --weights w.safetensors --lr 0.02 --json"
+
+    def accuracy(share: str) -> float:
+        out = tmp_path / share
+        done = run("train", *QUICK, *settings.split(), "--distill", share, "--out", out)
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.stdout)
+        assert found["after"]["macs"] < found["before"]["macs"]
+        return found["after"]["test_accuracy"]
+
+    assert accuracy("0.1") > 0.7
+    assert accuracy("1") < 0.6  # the teacher is not trained, and nothing else is listened to
 
 
 def test_a_head_for_other_classes_stays_random() -> None:

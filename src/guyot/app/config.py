@@ -18,6 +18,7 @@ from guyot.app.settings import (
     BELOW_1,
     NOT_NEGATIVE,
     POSITIVE_RATE,
+    SHARE,
     did_you_mean,
     problems_of,
     setting,
@@ -157,6 +158,12 @@ class RunConfig:
     )
     loss: str | None = setting(
         None, _HOW, "Your own FILE.py:NAME of (logits, labels)", shown="cross entropy"
+    )
+    distill: float = setting(
+        0.0,
+        _HOW,
+        "Share of the loss that the full network teaches; needs weights or pretrained",
+        rule=SHARE,
     )
     lr: float = setting(
         0.1, _HOW, "Peak learning rate", shown="0.1, adamw 0.001", rule=POSITIVE_RATE
@@ -343,6 +350,11 @@ def _data_problems(config: RunConfig) -> list[str]:
         problems.append(
             f"test_share={config.test_share} is for data=imagefolder:DIR and data is "
             f"{config.data!r}: leave it out"
+        )
+    if config.distill and config.weights is None and not config.pretrained:
+        problems.append(
+            f"distill={config.distill:g} lets the full network teach, and it is not trained: give "
+            "its weights=FILE.safetensors, or pretrained"
         )
     if config.weights is not None and config.pretrained:
         problems.append(

@@ -28,6 +28,7 @@ _FILE_LIMIT = 2**20
 AT_LEAST_1 = Condition(lambda value: value >= 1, "give at least 1")
 NOT_NEGATIVE = Condition(lambda value: 0 <= value < math.inf, "give 0 or more")
 BELOW_1 = Condition(lambda value: 0 <= value < 1, "give a value in [0, 1)")
+SHARE = Condition(lambda value: 0 <= value <= 1, "give a share from 0 to 1")
 POSITIVE_RATE = Condition(
     lambda value: 0 < value < math.inf, "give a positive learning rate, such as 0.1"
 )

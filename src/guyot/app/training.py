@@ -23,6 +23,7 @@ from guyot.app.settings import (
     setting,
 )
 from guyot.core.errors import MisconfiguredError
+from guyot.discovery.distillation import Distillation
 
 
 class Stepper(Protocol):
@@ -42,7 +43,8 @@ class Recipe:
 
     ``lr`` peak learning rate; ``momentum`` of Nesterov's SGD; ``weight_decay`` L2 coefficient on
     all parameters, BatchNorm included; ``warmup_epochs`` of linear growth from 0; ``decay`` to 0
-    at the last step; ``label_smoothing`` in [0, 1); ``bf16`` autocast with float32 weights.
+    at the last step; ``label_smoothing`` in [0, 1); ``bf16`` autocast with float32 weights;
+    ``teacher`` mixes what the full network predicts into the loss.
     """
 
     epochs: int = setting(24, rule=AT_LEAST_1)
@@ -54,6 +56,7 @@ class Recipe:
     decay: str = setting("cosine", choices=("cosine", "linear"))
     label_smoothing: float = setting(0.0, rule=BELOW_1)
     bf16: bool = True
+    teacher: Distillation | None = None
 
     def __post_init__(self) -> None:
         if problems := problems_of(self):
@@ -197,7 +200,10 @@ def batch_loss(
     """Mean loss of one batch (nats, float32 scalar), and its logits ``(N, classes)``."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.bf16):
         logits = model(images)
-    return recipe.loss(logits.float(), labels), logits
+        loss = recipe.loss(logits.float(), labels)
+        if recipe.teacher is not None:
+            loss = recipe.teacher(loss, logits, images)
+    return loss, logits
 
 
 def train_epoch(

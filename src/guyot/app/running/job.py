@@ -44,6 +44,7 @@ from guyot.core.parallel import Ranks
 from guyot.core.randomness import diverge, seed_all
 from guyot.discovery.checkpoint import Checkpointer
 from guyot.discovery.discovery import Discovery
+from guyot.discovery.distillation import Distillation
 from guyot.discovery.family import Family
 from guyot.planning.config import DiscoveryConfig
 from guyot.report import Latency, Network, Outcome, measure, to_dict, widths
@@ -75,6 +76,9 @@ class Job:
         check_forward(model, images, config, classes)
         self.model = model.to(config.device).to(memory_format=torch.channels_last)
         self.full = copy.deepcopy(self.model)
+        if config.distill:
+            teacher = Distillation(self.model, weight=config.distill)
+            self.recipe = dataclasses.replace(self.recipe, teacher=teacher)
         self.example = images.to(config.device)
         self.before = Network(count_macs(self.full, self.example), _params(self.full))
         self.slim = None
