@@ -14,7 +14,8 @@ from guyot import DiscoveryConfig
 
 NAMES = """
     Checkpointer Cost Discovery DiscoveryConfig Family GuyotError GuyotWarning MisconfiguredError
-    Distillation Removal SequenceError UnsupportedError find_structures load rebuild save shrink
+    Distillation Recorder Removal SequenceError UnsupportedError find_structures load rebuild save
+    shrink
 """.split()
 
 
@@ -42,10 +43,10 @@ def test_what_a_discovery_tells() -> None:
     names = {name for name in dir(discovery) if not name.startswith("_")}
     assert names == set(
         """
-        abandon attained benefits evaluation expected_complexity finish finished follow full_macs
-        full_params keep_probs load_state_dict log logical_macs macs model nu original params passed
-        phase polarised prices removals settle skipped standing state_dict step structure structures
-        summary undecided
+        abandon attained benefits config dials evaluation expected_complexity finish finished follow
+        full_macs full_params keep_probs listen load_state_dict log logical_macs macs model nu
+        original params passed phase phases plot polarised prices removals settle skipped standing
+        state_dict step steps_done structure structures summary undecided
         """.split()
     )
 

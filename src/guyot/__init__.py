@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from guyot.app.recording import Recorder
     from guyot.core.errors import (
         GuyotError,
         GuyotWarning,
@@ -34,6 +35,7 @@ __all__ = [
     "GuyotError",
     "GuyotWarning",
     "MisconfiguredError",
+    "Recorder",
     "Removal",
     "SequenceError",
     "UnsupportedError",
@@ -54,6 +56,7 @@ _HOMES = {
     "GuyotError": "guyot.core.errors",
     "GuyotWarning": "guyot.core.errors",
     "MisconfiguredError": "guyot.core.errors",
+    "Recorder": "guyot.app.recording",
     "Removal": "guyot.surgery.record",
     "SequenceError": "guyot.core.errors",
     "UnsupportedError": "guyot.core.errors",

@@ -14,9 +14,10 @@ from guyot import report
 from guyot.app import running
 from guyot.app.config import RunConfig
 from guyot.app.models import digits_resnet
+from guyot.app.recording.lines import _spread
 from guyot.app.running import Silent
 from guyot.app.running.folder import RunFolder
-from guyot.app.running.journal import Journal, _spread
+from guyot.app.running.journal import Journal
 from guyot.discovery.discovery import Discovery
 
 Lines = list[dict[str, Any]]
@@ -124,7 +125,7 @@ def test_a_snapshot_is_what_the_discovery_says():
         optimizer.step()
         optimizer.zero_grad()
         discovery.step()
-        journal.stepped(step, 0.0)
+        journal.stepped(step)
     last = of(folder.lines, "gates")[-1]
     assert (last["step"], last["nu"]) == (16, 0.5)
     names = [group.name for group in discovery.original.groups]
@@ -154,7 +155,8 @@ def test_a_long_run_leaves_few_lines():
     folder = Folder()
     journal = Journal(folder, Silent(), None, 100_000, (7, 5), (7, 5))
     for step in range(1, 100_001):
-        journal.stepped(step, 1.0)
+        journal.loss(1.0)
+        journal.stepped(step)
     assert len(folder.lines) == 200
     assert {(line["macs"], line["params"], line["loss"]) for line in folder.lines} == {(7, 5, 1.0)}
     assert folder.lines[-1]["step"] == 100_000

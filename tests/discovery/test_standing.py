@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from cases import CASES
 
 import guyot
 from guyot import Discovery, DiscoveryConfig
+from guyot.core.errors import MisconfiguredError
 from guyot.core.types import KeepPlan
 from guyot.discovery.standing import by_block
 from guyot.surgery import operate
@@ -97,3 +99,26 @@ def test_structures_print_as_a_tree() -> None:
 
 def test_version() -> None:
     assert re.match(r"\d+\.\d+", guyot.__version__)
+
+
+def test_the_plot_shows_every_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    from matplotlib.figure import Figure
+
+    discovery = make()
+    train(discovery, "nested", 30)
+    axes = discovery.plot()
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == [group.name for group in discovery.original.groups]
+    expected = discovery.keep_probs[names[0]]
+    widths = [bar.get_width() for bar in axes.containers[2]]
+    assert widths[0] == pytest.approx(float(expected.mean()))
+    mine = Figure().subplots()
+    assert discovery.plot(mine) is mine
+
+
+def test_a_plot_without_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    discovery = make()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MisconfiguredError, match=r"'matplotlib'.*pip install 'guyot\[report\]'"):
+        discovery.plot()

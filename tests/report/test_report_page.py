@@ -24,17 +24,26 @@ from torch import nn
 from guyot import find_structures, report
 from guyot.app import running
 from guyot.app.config import RunConfig
-from guyot.app.running.journal import describe_structures
+from guyot.app.recording import describe_structures
 from guyot.core.errors import MisconfiguredError
 from guyot.report import History, read_runs, render, write_plots
 from guyot.report.page.curves import QUANTITIES, limits
 from guyot.report.page.drawing import Drawing, draw
 from guyot.report.page.labels import label, overlap
 from guyot.report.page.network import blocks
-from guyot.report.page.planes import End, front
+from guyot.report.page.planes import (
+    End,
+    cost_scale,
+    cost_ticks,
+    ends,
+    front,
+    fronts,
+    left_out,
+)
+from guyot.report.page.reasons import reasons
 from guyot.report.page.scale import Scale, log_ticks, ticks
 from guyot.report.page.style import HUES, style
-from guyot.report.page.summary import goal
+from guyot.report.page.summary import goal, made
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 FLAGS = [
@@ -470,7 +479,7 @@ def test_a_run_can_be_switched_off_everywhere(page: Any):
     page.keyboard.press("Enter")
     assert all(b.get_attribute("aria-pressed") == "false" for b in buttons.all())
     assert not any(part.is_visible() for part in parts.all())
-    point(page, page.locator("#curves"))
+    point(page, page.locator(".curves.wide"))
     assert "shallow" not in (tip(page) or "shallow")
     buttons.last.click()
     assert buttons.first.get_attribute("aria-pressed") == "true" and parts.first.is_visible()
@@ -481,7 +490,7 @@ def test_a_run_can_be_switched_off_everywhere(page: Any):
 @needs_chromium
 def test_the_cursor_reads_all_curves(page: Any, runs: list[History]):
     page.locator("#theme").focus()
-    page.locator("#curves").focus()
+    page.locator(".curves.wide").focus()
     page.keyboard.press("End")
     text = tip(page)
     assert text is not None and text.startswith("epoch 3.00")
@@ -495,7 +504,7 @@ def test_the_cursor_reads_all_curves(page: Any, runs: list[History]):
     assert "epoch 2.97" in page.locator("#live").inner_text()
     page.keyboard.press("Escape")
     assert tip(page) is None
-    point(page, page.locator("#curves"))
+    point(page, page.locator(".curves.wide"))
     assert (tip(page) or "").startswith("epoch 1.")
 
 
@@ -576,7 +585,7 @@ def test_light_and_dark(page: Any):
 
 @needs_chromium
 def test_runs_differ_without_colour(page: Any):
-    lines = page.locator("#curves g[clip-path]").first.locator("g[data-run]")
+    lines = page.locator(".curves.wide g[clip-path]").first.locator("g[data-run]")
     assert len({line.get_attribute("stroke-dasharray") for line in lines.all()}) == 3
     shapes = page.locator(".planes svg").first.locator(".mark path")
     assert len({shape.get_attribute("d") for shape in shapes.all()}) == 3
@@ -598,7 +607,7 @@ def test_on_paper(page: Any, page_file: Path):
     for hidden in (".bar", ".slider", ".legend button", "#tip", "details"):
         assert not any(element.is_visible() for element in page.locator(hidden).all())
     assert page.locator(".legend span").first.is_visible()
-    assert all(part.is_visible() for part in page.locator("#curves .dot").all())
+    assert all(part.is_visible() for part in page.locator(".curves.wide .dot").all())
     page.evaluate("window.shifts.length = 0")  # paper has another layout
 
 
@@ -607,7 +616,174 @@ def test_without_script_everything_is_there(browser: Any, page_file: Path):
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(page_file.as_uri())
-    assert page.locator("#curves .curve").first.is_visible()
+    assert page.locator(".curves.wide .curve").first.is_visible()
     assert page.locator(".block").first.is_visible()
     assert not page.locator("#theme").is_visible()
     context.close()
+
+
+# -- on a phone, and what is explained without a pointer -------------------------------------
+
+
+def changed(folder: Path, to: Path, **choices: Any) -> Path:
+    """A copy of a run folder with another configuration."""
+    copy = shutil.copytree(folder, to)
+    config = json.loads((copy / "config.json").read_text()) | choices
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
+def test_a_front_joins_what_compares(folders: list[Path], tmp_path: Path):
+    other = changed(folders[0], tmp_path / "other", data="cifar10")
+    stopped, nan = (shutil.copytree(folders[1], tmp_path / name) for name in ("stopped", "nan"))
+    result = json.loads((stopped / "result.json").read_text())
+    (stopped / "result.json").write_text(json.dumps(result | {"status": "interrupted"}))
+    (nan / "result.json").unlink()
+    lines = (nan / "metrics.jsonl").read_text().splitlines()
+    last = max(n for n, line in enumerate(lines) if '"event": "steps"' in line)
+    lines[last] = json.dumps(json.loads(lines[last]) | {"loss": None})
+    (nan / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    found = read_runs([folders[0], folders[2], other, stopped, nan])
+    assert [run.status for run in found] == [*["finished"] * 3, "interrupted", "failed"]
+    assert [end.run for end in ends(found, "macs")] == [0, 1, 2]
+    assert {frozenset(end.run for end in one) for one in fronts(ends(found, "macs"), found)} <= {
+        frozenset({0, 1}), frozenset({0}), frozenset({1}), frozenset({2}),
+    }  # fmt: skip
+    assert left_out(found) == "Not shown: stopped (stopped), nan (failed)."
+    assert "its last losses were not finite" in render(found[4:])
+
+
+def test_members_of_a_family_have_a_front_of_their_own(folders: list[Path], tmp_path: Path):
+    family = tmp_path / "family"
+    for target in ("0.5", "0.3"):
+        changed(folders[0], family / target, target=float(target))
+    (family / "config.json").write_text(json.dumps({"targets": [0.5, 0.3]}))
+    found = read_runs([family, folders[2]])
+    assert [run.family is None for run in found] == [False, False, True]
+    assert len(fronts(ends(found, "macs"), found)) == 2
+    assert "of a family" in render(found) and "share the beginning of their training" in render(
+        found
+    )
+
+
+def test_small_costs_are_not_squashed():
+    linear, log = cost_scale([1e6, 9e6], 0, 100), cost_scale([1e5, 9e6], 0, 100)
+    assert (linear.low, linear(0), log.log) == (0, 0, True)
+    assert log(1e5) > 3 and all(log.low <= value <= log.high for value in cost_ticks(log))
+
+
+def test_early_accuracies_do_not_squash_the_late_ones():
+    (accuracy,) = (quantity for quantity in QUANTITIES if quantity.key == "accuracy")
+    line = [(float(n), value) for n, value in enumerate([0.1, 0.2, 0.9, 0.91, 0.92, 0.93])]
+    low, high, _ = limits(accuracy, [line])
+    assert 0.85 < low < 0.9 and 0.93 < high < 0.96
+
+
+def test_what_went_stands_beside_its_price(runs: list[History]):
+    found = reasons(runs[1])
+    assert found is not None and reasons(runs[2]) is None
+    rows = {row[0]: row for row in found.rows}
+    for layer, step in runs[1].gone_layers.items():
+        assert rows[f"layer {layer}"][1:3] == ["whole", str(step)]
+        benefit, price = (float(text) for text in rows[f"layer {layer}"][3:5])
+        number = runs[1].layers.index(layer)
+        assert any(
+            (line["layers"]["benefit"][number], line["layers"]["price"][number])
+            == (pytest.approx(benefit, rel=0.06), pytest.approx(price, rel=0.06))
+            for line in runs[1].snapshots
+        )
+    units = sum(len(removal["units"].get("conv1", ())) for removal in runs[0].removals)
+    row = next((row for row in reasons(runs[0]).rows if row[0] == "conv1"), None)  # type: ignore[union-attr]
+    assert (row[1] if row else "0 of 16 units") == f"{units} of 16 units"
+
+
+def test_how_a_run_was_made(runs: list[History]):
+    pairs = dict(made(runs[0]))
+    assert (
+        pairs["seed"] == "0" and f"torch {torch.__version__.partition('+')[0]}" in pairs["versions"]
+    )
+    assert pairs["command"] and pairs["state"] == "finished"
+    assert made(dataclasses.replace(runs[0], environment=None))[0] == ("state", "finished")
+
+
+@needs_chromium
+def test_the_slider_moves_macs(page: Any, runs: list[History]):
+    figure, middle = page.locator(".network").first, len(runs[0].snapshots) // 2
+    bar = figure.locator(".after-bar[data-macs]").nth(1)
+    ended = bar.get_attribute("width")
+    figure.locator("input").fill(str(middle))
+    line, block = runs[0].snapshots[middle], blocks(runs[0])[1]
+    expected = sum(line["macs"][number] for number in block.operations) / block.macs
+    assert float(bar.get_attribute("width")) == pytest.approx(
+        expected * float(bar.get_attribute("data-full")), rel=1e-3
+    )
+    share = 100 * sum(line["macs"]) / runs[0].network["macs"]
+    assert f"{share:.1f} % of the MACs" in figure.locator("output").inner_text()
+    assert f"step {line['step']}" in figure.locator("input").get_attribute("aria-valuetext")
+    figure.locator("input").fill(str(len(runs[0].snapshots) - 1))
+    assert bar.get_attribute("width") == ended
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_cut_or_covered(page: Any, width: int, scheme: str):
+    page.set_viewport_size({"width": width, "height": 844})
+    page.emulate_media(color_scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    shown = page.locator(".curves:visible")
+    assert shown.count() == 1
+    box = shown.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= width
+    texts = shown.evaluate(
+        "e => [...e.querySelectorAll('text')].map(t => t.getBoundingClientRect())"
+        ".map(b => [b.left, b.right])"
+    )
+    assert all(left >= -1 and right <= width + 1 for left, right in texts)
+    targets = [
+        (shown, ".cursor"), (page.locator(".network .block").nth(3), ".hit"),
+        (page.locator(".heat svg").nth(1), ".cell"), (page.locator(".mark").first, "path"),
+    ]  # fmt: skip
+    for target, part in targets:
+        point(page, target)
+        assert tip(page)
+        mine = target.locator(part).first.bounding_box()
+        over = page.locator("#tip").bounding_box()
+        assert over["x"] >= 0 and over["x"] + over["width"] <= width
+        one = (mine["x"], mine["y"], mine["x"] + mine["width"], mine["y"] + mine["height"])
+        two = (over["x"], over["y"], over["x"] + over["width"], over["y"] + over["height"])
+        assert overlap(one, two) == 0, part
+    page.evaluate("window.shifts.length = 0")
+
+
+NAMELESS = """() => [...document.querySelectorAll(
+        'input, button, a, summary, svg[tabindex], svg[role], [role=region], .mark, .block')]
+    .filter(e => e.getClientRects().length)
+    .filter(e => !(e.getAttribute('aria-label') || e.labels?.length || e.textContent.trim()))
+    .map(e => e.outerHTML.slice(0, 80))"""
+
+# Of every text that is seen: its colour and that of what it stands on.
+TEXTS = """() => [...document.querySelectorAll('main *, header *, .bar *, footer *')]
+    .filter(e => e.getClientRects().length && getComputedStyle(e).visibility !== 'hidden')
+    .filter(e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()))
+    .map(e => { const s = getComputedStyle(e);
+        const on = (x) => { while (x) { const c = getComputedStyle(x).backgroundColor;
+            if (c !== 'rgba(0, 0, 0, 0)' && c !== 'transparent') return c; x = x.parentElement; }
+            return 'rgb(255, 255, 255)'; };
+        const ink = e instanceof SVGElement ? s.fill : s.color;
+        return [ink, on(e), e.textContent.slice(0, 30)]; })"""
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_has_a_name_and_enough_contrast(page: Any, scheme: str):
+    page.emulate_media(color_scheme=scheme)
+    assert page.evaluate(NAMELESS) == []
+    inputs = [e.get_attribute("aria-label") for e in page.locator("input").all()]
+    drawings = [e.get_attribute("aria-label") for e in page.locator(".drawing").all()]
+    assert len(set(inputs)) == len(inputs) == len(set(drawings)) == 2
+    for ink, paper, text in page.evaluate(TEXTS):
+        one, other = (
+            tuple(int(n) for n in re.findall(r"\d+", color)[:3]) for color in (ink, paper)
+        )
+        assert contrast(one, other) >= 4.5, (text, ink, paper)

@@ -212,7 +212,8 @@ def warn_missed(target: float | None, attained: float, quanta: Sequence[int], le
             "rate is high or discovery has few steps: lower the rate, or train for longer"
         )
     elif any(step > 1 for step in steps):
-        why += f"the widths allow (multiples of {steps}); a smaller round_to comes closer"
+        multiples = " or ".join(map(str, steps))
+        why += f"the widths allow (multiples of {multiples}); a smaller round_to comes closer"
     else:
         why += "the units and layers that are left come to: each is a step as large as that"
     warnings.warn(f"target={target} was not met: {why}", GuyotWarning, stacklevel=4)

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from guyot.core.errors import GuyotError, MisconfiguredError, SequenceError
 from guyot.core.inputs import Inputs
 from guyot.core.locate import unwrap, wrapper_of
 from guyot.core.parallel import Ranks, resized
-from guyot.core.types import KeepPlan, Structures
+from guyot.core.types import KeepPlan
 from guyot.costs.complexity import Cost
 from guyot.costs.widths import physical_plan
 from guyot.discovery.checks import (
@@ -38,9 +38,9 @@ from guyot.discovery.checks import (
     warn_skipped,
 )
 from guyot.discovery.closures import with_gradients
+from guyot.discovery.figures import Figures
 from guyot.discovery.layer_benefits import Loss, OwnLoss, layer_benefits, untouched
 from guyot.discovery.snapshot import DiscoveryState, checked, identity, snapshot
-from guyot.discovery.standing import BlockTable, Standing, by_block
 from guyot.gates.bank import Gates
 from guyot.gates.calibration import calibrated, most_probable
 from guyot.gates.checks import check_model, check_whole
@@ -50,10 +50,10 @@ from guyot.planning.controller import Controller
 from guyot.planning.dynamics import Phase, Phases
 from guyot.structures import find_structures
 from guyot.surgery import operate
-from guyot.surgery.record import Record, Removal
+from guyot.surgery.record import Record
 
 
-class Discovery:
+class Discovery(Figures):
     """Make a network find its own structure while the user's loop trains it.
 
     Call `step()` once after every optimiser step and `finish()` at the end:
@@ -139,6 +139,7 @@ class Discovery:
         self._ranks.agree("settings or model", repr(identity(self.original, self._controller)))
         self._record = Record(self.original)
         self._followers: list[nn.Module] = []
+        self._listeners: list[Callable[[], object]] = []
         self._own_loss = OwnLoss(self.model)
         self._state = DiscoveryState(settled=not with_gates)
         self._pending = 0
@@ -191,14 +192,15 @@ class Discovery:
         if self._gates is not None:
             self._discover(self._gates, grad_scale or 1.0, loss)
         self._change(step=self._state.step + 1)
-        if self._state.settled:
-            return
-        phase = self._controller.phases.at(self._state.step)
-        if phase is Phase.FINE_TUNE or (self._gates is not None and self._controller.decided):
+        phase, settled = self._controller.phases.at(self._state.step), self._state.settled
+        decided = self._gates is not None and self._controller.decided
+        if not settled and (decided or phase is Phase.FINE_TUNE):
             self.settle()
-        elif self._gates is None and phase is Phase.DISCOVERY:
+        elif not settled and self._gates is None and phase is Phase.DISCOVERY:
             self._controller.price()
             self._draw(self._attach())
+        for told in self._listeners:
+            told()
 
     def _change(self, **values: Any) -> None:
         self._state = replace(self._state, **values)
@@ -349,6 +351,14 @@ class Discovery:
         check_copy(self.model, follower)
         self._followers.append(follower)
 
+    def listen(self, told: Callable[[], object]) -> None:
+        """Call a function at the end of every `step()`.
+
+        Args:
+            told: takes nothing; what it returns is ignored.
+        """
+        self._listeners.append(told)
+
     def abandon(self) -> nn.Module:
         """End the run as it is: nothing undecided is decided, no shape changes any more.
 
@@ -386,155 +396,6 @@ class Discovery:
         for hook in self._hooks:
             hook.remove()
         return self.model
-
-    # -- figures of the network as it is now, and of every structure in it --------------------
-
-    @property
-    def standing(self) -> Standing:
-        """Return where the run is."""
-        step, steps = self._state.step, self._controller.phases.total_steps
-        sizes = (self.macs, self.full_macs, self.params, self.full_params)
-        gates = (self.expected_complexity, self.undecided, self.nu, self.skipped)
-        return Standing(self.phase, step, steps, *sizes, *gates)
-
-    def __repr__(self) -> str:
-        return f"<Discovery: {self.standing}>"
-
-    def _repr_html_(self) -> str:
-        return self.summary().html
-
-    def summary(self) -> BlockTable:
-        """Return a table of what is left of every block, to be printed."""
-        return by_block(self.standing, self.original, self.structures)
-
-    def log(self) -> dict[str, float]:
-        """Return MACs, parameters, phase, undecided gates and nu as numbers for a logger."""
-        return self.standing.log()
-
-    @property
-    def finished(self) -> bool:
-        """Say whether `finish` or `abandon` was called, maybe before a checkpoint."""
-        return self._state.finished
-
-    @property
-    def phase(self) -> Phase:
-        """Return whether this is warm-up, discovery or fine-tuning."""
-        state = self._state
-        return Phase.FINE_TUNE if state.settled else self._controller.phases.at(state.step)
-
-    @property
-    def attained(self) -> float | None:
-        """Return the share of the complexity that `settle` kept; None before."""
-        return self._state.attained
-
-    @property
-    def polarised(self) -> float | None:
-        """Return the share of the gates above 0 at 0.95 or more just before `settle` rounded."""
-        return self._state.polarised
-
-    @property
-    def skipped(self) -> int:
-        """Return how many steps had gradients that were NaN, inf or missing."""
-        return self._state.skipped
-
-    @property
-    def removals(self) -> list[Removal]:
-        """Return what went, and when."""
-        return self._record.removals
-
-    @property
-    def structures(self) -> Structures:
-        """Return what is left of the network's structures."""
-        return self._controller.structures
-
-    @property
-    def full_macs(self) -> int:
-        """Return the MACs of one sample of the full network."""
-        return round(self._controller.full.macs)
-
-    @property
-    def full_params(self) -> int:
-        """Return the number of parameters of the full network."""
-        return round(self._controller.full.params)
-
-    @property
-    def macs(self) -> int:
-        """Return the MACs of one sample at the present physical widths."""
-        return self._controller.macs
-
-    @property
-    def params(self) -> int:
-        """Return the number of parameters at the present physical widths."""
-        ones = torch.ones_like(self._controller.state.theta)
-        return round(float(self._controller.complexity.params(ones)))
-
-    @property
-    def logical_macs(self) -> int:
-        """Return the MACs of one sample if all that is removed for good were sliced away."""
-        alive = self._controller.state.alive.float()
-        return round(float(self._controller.complexity.macs(alive)))
-
-    @property
-    def expected_complexity(self) -> float:
-        """Return E[C], the expected share of the full network's complexity."""
-        if self._gates is None:
-            ones = torch.ones_like(self._controller.state.theta)
-            return float(self._controller.complexity.expected(ones))
-        return self._controller.expected
-
-    def passed(self, target: float) -> bool:
-        """Say whether the most probable network has come down to a share of the complexity.
-
-        It is True as well once gates commit, since the network hardly gets smaller then. It is
-        False without gates.
-        """
-        if self._gates is None:
-            return False
-        if self._controller.phases.commitment(self._state.step) > 0:
-            return True
-        likely = self._gates.probable.cpu()
-        return float(self._controller.complexity.expected(likely)) <= target
-
-    @property
-    def nu(self) -> float:
-        """Return the multiplier in force, in nats: as given, or what the target needs now."""
-        return self._controller.nu
-
-    @property
-    def keep_probs(self) -> dict[str, Tensor]:
-        """Return keep probabilities: group name -> shape (units,), "layer NAME" -> scalar."""
-        return self._by_name(self._controller.state.theta)
-
-    @property
-    def prices(self) -> dict[str, Tensor]:
-        """Return what each structure costs at present, in nats; keys as in `keep_probs`."""
-        return self._by_name(self._controller.nu * self._controller.state.prices)
-
-    @property
-    def benefits(self) -> dict[str, Tensor]:
-        """Return what each structure is estimated to earn, in nats; keys as in `keep_probs`."""
-        return self._by_name(self._controller.gate_values.benefit)
-
-    @property
-    def undecided(self) -> int:
-        """Return how many gates are neither 0 nor 1."""
-        return 0 if self._gates is None else self._controller.undecided
-
-    @property
-    def structure(self) -> dict[str, Any]:
-        """Return what is left, as plain data for JSON; `guyot.rebuild` cuts a fresh model to it.
-
-        `{"units": {group: kept indices of the original network}, "removed_layers": [names]}`;
-        groups that are whole are not listed.
-        """
-        return self._record.structure
-
-    def _by_name(self, flat: Tensor) -> dict[str, Tensor]:
-        structures, index = self.structures, self.structures.index
-        result = {g.name: flat[index.units(n)].clone() for n, g in enumerate(structures.groups)}
-        for number, layer in enumerate(structures.layers):
-            result[f"layer {layer.name}"] = flat[index.layer(number)].clone()
-        return result
 
     # -- checkpoints -------------------------------------------------------------------------
 

@@ -34,6 +34,8 @@ class History:
         lines: all lines in order.
         result: the figures before and after; None while there are none.
         full: `result` of the full network that was trained in the same way; None: there is none.
+        environment: what the last start of the run noted of its machine; None: nothing.
+        family: folder of the family whose member this is; None: it is none.
     """
 
     name: str
@@ -42,6 +44,8 @@ class History:
     lines: Sequence[Line]
     result: Line | None
     full: Line | None = None
+    environment: Line | None = None
+    family: str | None = None
 
     def of(self, event: str) -> list[Line]:
         """Return the lines of an event."""
@@ -59,8 +63,16 @@ class History:
 
     @property
     def status(self) -> str:
-        """One of finished, interrupted, and unfinished: the run is under way or was killed."""
-        return "unfinished" if self.result is None else str(self.result["status"])
+        """One of finished, interrupted, failed, and unfinished.
+
+        An unfinished run is under way or was killed; the last losses of a failed one were not
+        finite.
+        """
+        if self.result is not None:
+            return str(self.result["status"])
+        figures = self.of("steps")
+        failed = bool(figures) and figures[-1].get("loss", 0.0) is None
+        return "failed" if failed else "unfinished"
 
     @property
     def full_network(self) -> bool:
@@ -234,7 +246,25 @@ def _read(folder: Path, name: str) -> History:
     full = _result(folder / BASELINES[0])
     if full is not None and full["status"] != "finished":
         full = None
-    return History(name, config, network, lines, _result(folder), full)
+    return History(
+        name,
+        config,
+        network,
+        lines,
+        _result(folder),
+        full,
+        environment=_environment(folder),
+        family=str(folder.resolve().parent) if folder in _members(folder.parent) else None,
+    )
+
+
+def _environment(folder: Path) -> Line | None:
+    """Return what the last start noted; None where it noted nothing that can be read."""
+    try:
+        found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        return dict(found["starts"][-1])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _result(folder: Path) -> Line | None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from guyot.core.errors import MisconfiguredError
 from guyot.report.history import History
-from guyot.report.page.curves import QUANTITIES, Quantity, limits, percent, phases, points
+from guyot.report.page.curves import QUANTITIES, Quantity, limits, percent, phases, points, unit_of
 from guyot.report.page.heat import rows_of
 from guyot.report.page.network import blocks
-from guyot.report.page.planes import COSTS, accuracy_of, ends, front
+from guyot.report.page.planes import COSTS, accuracy_of, cost_scale, ends, fronts
 from guyot.report.page.style import DASHES, HUES, MATPLOTLIB_MARKERS
 from guyot.report.page.style import marker as marker_of
 from guyot.report.table import count_text
@@ -130,18 +130,23 @@ def _curves(figure: Any, runs: Sequence[History], shown: Sequence[Quantity]) -> 
                 axis.axvspan(start, stop, color="#f0eee8", zorder=0)
     else:
         figure.legend(*axes[0].get_legend_handles_labels(), ncols=4, loc="outside upper left")
-    axes[-1].set_xlabel("epoch")
+    axes[-1].set_xlabel(unit_of(runs))
 
 
 def _plane(figure: Any, runs: Sequence[History], title: str, cost: str) -> None:
     axis, found = figure.subplots(), ends(runs, cost)
-    _, costs, accuracies = zip(*front(found), strict=True)
-    percents = [100 * accuracy for accuracy in accuracies]
-    axis.step(costs, percents, where="post", color=_SOFT, linestyle=":", linewidth=0.8)
+    for best in fronts(found, runs):
+        _, costs, accuracies = zip(*best, strict=True)
+        percents = [100 * accuracy for accuracy in accuracies]
+        axis.step(costs, percents, where="post", color=_SOFT, linestyle=":", linewidth=0.8)
     for end in found:
         look = {"color": HUES[end.run % len(HUES)], "label": runs[end.run].name, "markersize": 6}
         axis.plot(end.cost, 100 * end.accuracy, MATPLOTLIB_MARKERS[marker_of(end.run)], **look)
-    axis.set(xlim=(0, None), xlabel=title, ylabel=f"{accuracy_of(runs)}, %")
+    axis.set(xlabel=title, ylabel=f"{accuracy_of(runs)}, %")
+    if cost_scale([end.cost for end in found], 0, 1).log:
+        axis.set_xscale("log")
+    else:
+        axis.set_xlim(0, None)
     axis.xaxis.set_major_formatter(_short)
     figure.legend(loc="outside right upper")
 

@@ -16,9 +16,9 @@ from torch import nn
 
 from guyot.app.config import RunConfig, interval_of
 from guyot.app.data import Batches
+from guyot.app.recording import environment
 from guyot.app.running.folder import RunFolder
 from guyot.app.running.journal import Journal
-from guyot.app.running.machine import environment
 from guyot.app.training import Tally
 from guyot.core.contents import POSITION
 from guyot.core.errors import DivergedError, GuyotWarning, MisconfiguredError, StorageError

@@ -153,7 +153,7 @@ class Job:
             if result.steps < steps:
                 break
             number = course.epoch + 1
-            journal.epoch(self._progress(number, result, self._validate(number), course.tally))
+            journal.progressed(self._progress(number, result, self._validate(number), course.tally))
             course.next_epoch()
         interrupted = None
         if course.epoch < self.config.epochs:
@@ -201,7 +201,8 @@ class Job:
     ) -> EpochResult:
         def stepped(step: int, loss: float) -> None:
             loss, overdue = agreed.step(loss, course.overdue)
-            journal.stepped(course.step, loss)
+            journal.loss(loss)
+            journal.stepped(course.step)
             watcher.stepped(step, loss)
             course.stepped(loss, overdue)
 

@@ -11,10 +11,10 @@ import torch
 
 from guyot.app.config import TIMEOUT, RunConfig
 from guyot.app.launch import local_device, processes
+from guyot.app.recording import environment
 from guyot.app.running.course import Course
 from guyot.app.running.folder import recorded_config
 from guyot.app.running.job import Job
-from guyot.app.running.machine import environment
 from guyot.app.running.setup import load_data
 from guyot.app.running.together import open_folder, resolve_together, resuming
 from guyot.app.running.watcher import Silent, Watcher

@@ -13,12 +13,22 @@ from typing import Any
 from guyot.core.errors import MisconfiguredError
 from guyot.report.history import History
 from guyot.report.page import heat
-from guyot.report.page.curves import Curves, curves, percent, readouts
+from guyot.report.page.curves import LAYOUTS, Curves, curves, percent, readouts
 from guyot.report.page.drawing import Drawing, Row, draw
 from guyot.report.page.network import Block, blocks, over_time
-from guyot.report.page.planes import planes
+from guyot.report.page.planes import left_out, planes
+from guyot.report.page.reasons import COLUMNS, Reasons, reasons
 from guyot.report.page.style import Style, style
-from guyot.report.page.summary import EPOCH_COLUMNS, about, epochs, notes, sentence, table, tiles
+from guyot.report.page.summary import (
+    EPOCH_COLUMNS,
+    about,
+    epochs,
+    made,
+    notes,
+    sentence,
+    table,
+    tiles,
+)
 from guyot.report.page.summary import title as title_of
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -37,6 +47,8 @@ class Section:
     snapshots: int
     heats: heat.Heats | None
     rows: str
+    reasons: Reasons | None
+    made: Sequence[tuple[str, str]]
 
 
 def render(runs: Sequence[History]) -> str:
@@ -71,7 +83,7 @@ def render(runs: Sequence[History]) -> str:
     )
     styles = [style(number) for number in range(len(runs))]
     sections = [_section(run, look) for run, look in zip(runs, styles, strict=True)]
-    panels = curves(runs, styles)
+    panels = [curves(runs, styles, layout) for layout in LAYOUTS]
     return environment.get_template("report.html.jinja").render(
         version=importlib.metadata.version("guyot"),
         title=title_of(runs),
@@ -82,6 +94,8 @@ def render(runs: Sequence[History]) -> str:
         notes=notes(runs),
         runs=sections,
         planes=planes(runs, styles),
+        left_out=left_out(runs),
+        reason_columns=COLUMNS,
         curves=panels,
         epoch_columns=EPOCH_COLUMNS,
         data=_embedded(_data(runs, sections, panels)),
@@ -102,6 +116,8 @@ def _section(run: History, look: Style) -> Section:
         snapshots=len(run.snapshots),
         heats=maps,
         rows="Large groups are shown by evenly spread units." if part else "",
+        reasons=reasons(run),
+        made=made(run),
     )
 
 
@@ -112,18 +128,21 @@ def _outcome(run: History) -> str:
     return f"{gone or 'None'} of {len(run.layers)} residual branches went."
 
 
-def _data(runs: Sequence[History], sections: Sequence[Section], panels: Curves) -> dict[str, Any]:
+def _data(
+    runs: Sequence[History], sections: Sequence[Section], panels: Sequence[Curves]
+) -> dict[str, Any]:
     """Collect what the script needs."""
     return {
         "curves": {
-            "left": panels.left,
-            "right": panels.right,
-            "last": panels.last,
+            "places": {p.layout.key: (p.layout.left, p.layout.right) for p in panels},
+            "unit": panels[0].unit,
+            "last": panels[0].last,
             "names": [run.name for run in runs],
             "panels": readouts(runs),
         },
         "networks": [
-            over_time(run) | {"blocks": [_block(row) for row in section.drawing.rows]}
+            over_time(run, section.blocks)
+            | {"blocks": [_block(row) for row in section.drawing.rows]}
             for run, section in zip(runs, sections, strict=True)
         ],
         "heat": {"plot": heat.WIDTH, "height": heat.HEIGHT, "settled": heat.SETTLED},
@@ -146,6 +165,7 @@ def _block(row: Row) -> Mapping[str, Any]:
         "layer": block.layer,
         "groups": numbers,
         "macs": f"{row.macs_text} ({share})",
+        "full": block.macs,
     }
 
 

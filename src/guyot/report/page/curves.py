@@ -12,11 +12,12 @@ from guyot.report.page.scale import Point, Scale, around, log_ticks, path, steps
 from guyot.report.page.style import Style
 from guyot.report.table import count_text
 
-WIDTH, LEFT, RIGHT = 1120, 74, 16
-_PANEL, _GAP, _TOP, _BOTTOM = 118, 30, 40, 34
+_PANEL, _BOTTOM = 118, 34
 _LOG_RANGE = 20
 _OUTLIER = 4
 _DOTS = 12
+_EARLY = 3
+"""Accuracies of the first third may lie below the axis, so that the others are not squashed."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _left(key: str, title: str, **more: Any) -> Quantity:
 
 
 QUANTITIES = (
-    Quantity("loss", "Training loss, nats", "steps", lambda _, x: x["loss"], "{:.3g}".format),
+    Quantity("loss", "Training loss, nats", "steps", lambda _, x: x.get("loss"), "{:.3g}".format),
     Quantity(
         "accuracy",
         "Validation accuracy",
@@ -135,11 +136,52 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Places:
+    """Places of the panels, in pixels.
+
+    Attributes:
+        key: tells the layout from others of the page.
+        width: of all.
+        left: of the plotting area.
+        right: of the plotting area.
+        top: of the first panel.
+        gap: between two panels.
+        count: of the ticks of the axis below.
+        below: hints stand on a line of their own.
+    """
+
+    key: str
+    width: int
+    left: int
+    right: int
+    top: int
+    gap: int
+    count: int
+    below: bool = False
+
+
+LAYOUTS = (
+    Places("wide", 1120, 74, 1104, top=40, gap=30, count=10),
+    Places("phone", 358, 50, 348, top=56, gap=48, count=5, below=True),
+)
+
+
+@dataclass(frozen=True)
 class Curves:
-    """All panels, the axis of epochs, and the phases when all runs share them."""
+    """All panels, the axis below, and the phases when all runs share them.
 
-    width, left, right = WIDTH, LEFT, WIDTH - RIGHT
+    Attributes:
+        layout: where everything stands.
+        unit: of the axis: epoch or step.
+        height: of all.
+        last: value at the right end.
+        panels: above one another.
+        ticks: of the axis.
+        phases: name, start and end of each.
+    """
 
+    layout: Places
+    unit: str
     height: float
     last: float
     panels: Sequence[Panel]
@@ -148,18 +190,18 @@ class Curves:
 
 
 def points(run: History, quantity: Quantity, *, second: bool = False) -> list[Point]:
-    """Return (epoch, value) of every line that has the value."""
+    """Return (epoch or step, value) of every line that has the value."""
     value = quantity.other if second else quantity.value
     if value is None:
         return []
-    per_epoch = run.network["steps_per_epoch"]
+    per_epoch = _per_epoch(run)
     found = [(line["step"] / per_epoch, value(run, line)) for line in run.of(quantity.event)]
     return [(x, y) for x, y in found if y is not None]
 
 
 def phases(run: History) -> list[tuple[str, float, float]]:
-    """Return name, first and last epoch of the phases."""
-    total, per_epoch = run.network["steps"], run.network["steps_per_epoch"]
+    """Return name, first and last epoch or step of the phases."""
+    total, per_epoch = run.network["steps"], _per_epoch(run)
     if "discovery" not in run.network:
         return []
     start, stop = run.network["discovery"]
@@ -172,26 +214,37 @@ def phases(run: History) -> list[tuple[str, float, float]]:
     ]
 
 
-def curves(runs: Sequence[History], styles: Sequence[Style]) -> Curves:
+def unit_of(runs: Sequence[History]) -> str:
+    """Return what the axis counts: steps where nobody knows how long an epoch is."""
+    return "epoch" if all(run.network["steps_per_epoch"] for run in runs) else "step"
+
+
+def _per_epoch(run: History) -> int:
+    return run.network["steps_per_epoch"] or 1
+
+
+def curves(runs: Sequence[History], styles: Sequence[Style], layout: Places) -> Curves:
     """Lay the panels out."""
-    last = max(run.network["steps"] / run.network["steps_per_epoch"] for run in runs)
-    across = Scale(0, last, LEFT, WIDTH - RIGHT)
+    last = max(run.network["steps"] / _per_epoch(run) for run in runs)
+    across = Scale(0, last, layout.left, layout.right)
     panels: list[Panel] = []
-    top = _TOP
+    top = layout.top
     for quantity in QUANTITIES:
         lines = [points(run, quantity) for run in runs]
         if any(lines):
             panels.append(_panel(quantity, runs, styles, across, float(top)))
-            top += _PANEL + _GAP
+            top += _PANEL + layout.gap
     shared = {tuple(phases(run)) for run in runs if phases(run)}
     bands = (
         [(n, across(a), across(b)) for n, a, b in next(iter(shared))] if len(shared) == 1 else []
     )
     return Curves(
-        top - _GAP + _BOTTOM,
+        layout,
+        unit_of(runs),
+        top - layout.gap + _BOTTOM,
         last,
         panels,
-        [Tick(across(value), f"{value:g}") for value in ticks(0, last, 10)],
+        [Tick(across(value), f"{value:g}") for value in ticks(0, last, layout.count)],
         bands,
     )
 
@@ -205,6 +258,10 @@ def limits(quantity: Quantity, lines: Sequence[Sequence[Point]]) -> tuple[float,
     if quantity.zero:
         usual = max(max(_OUTLIER * statistics.median(line), line[-1]) for line in found)
         return 0.0, 1.06 * min(high, usual), False
+    if quantity.key == "accuracy":
+        low = max(low, min(min(line[len(line) // _EARLY :]) for line in found))
+        low, high = around([low, high], least=0.02)
+        return low, min(high, 1.0), False
     return *around([low, high], least=0.02), False
 
 
@@ -219,12 +276,18 @@ def _panel(
     thin = [points(run, quantity, second=True) for run in runs]
     low, high, log = limits(quantity, [*main, *thin])
     up = Scale(low, high, top + _PANEL, top, log)
-    outside = sum(y > high for line in (*main, *thin) for _, y in line)
+    values = [y for line in (*main, *thin) for _, y in line]
+    above, below = sum(y > high for y in values), sum(y < low for y in values)
+    outside = [
+        *([f"{above} above {quantity.text(high)}"] if above else []),
+        *([f"{below} below {quantity.text(low)}"] if below else []),
+    ]
 
     def drawn(run: Style, line: Sequence[Point], other: Sequence[Point]) -> Curve:
         placed = [(across(x), up(y)) for x, y in line]
         second = [(across(x), up(y)) for x, y in other]
         dots = placed if len(placed) <= _DOTS else placed[-1:]
+        dots = [(x, y) for x, y in dots if top <= y <= top + _PANEL]
         return Curve(run, path(steps(placed) if quantity.stepped else placed), path(second), dots)
 
     return Panel(
@@ -233,7 +296,7 @@ def _panel(
         _PANEL,
         [Tick(up(v), tick_text(quantity, v)) for v in (log_ticks if log else _four)(low, high)],
         [drawn(*curve) for curve in zip(styles, main, thin, strict=True)],
-        f"{outside} above {quantity.text(high)} not shown" if outside else "",
+        f"{' and '.join(outside)} not shown" if outside else "",
     )
 
 

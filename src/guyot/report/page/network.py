@@ -50,6 +50,7 @@ class Block:
         macs: of one image, in the full network.
         left: in the network that is left.
         apart: begins a new part of the network.
+        operations: numbers of the operators inside.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Block:
     left: int
     inside: str = ""
     apart: bool = False
+    operations: tuple[int, ...] = ()
 
 
 def blocks(run: History) -> list[Block]:
@@ -70,12 +72,12 @@ def blocks(run: History) -> list[Block]:
         for layer in operation["layers"]:
             sizes[layer] = sizes.get(layer, 0) + 1
     modules = _modules(operations)
-    members: dict[int | str, list[Line]] = {}
-    for operation in operations:
+    members: dict[int | str, list[int]] = {}
+    for number, operation in enumerate(operations):
         inside: Sequence[int] = operation["layers"]
         name: str = operation["name"]
         key: int | str = min(inside, key=sizes.__getitem__) if inside else modules.get(name, name)
-        members.setdefault(key, []).append(operation)
+        members.setdefault(key, []).append(number)
     left = run.removals[-1]["operations"] if run.removals else None
     found = [_block(run, key, inside, left) for key, inside in members.items()]
     parents = [block.name.rpartition(".")[0] for block in found]
@@ -112,8 +114,9 @@ def _inside(name: str, operations: Sequence[str]) -> str:
 
 
 def _block(
-    run: History, key: int | str, operations: Sequence[Line], left: Mapping[str, int] | None
+    run: History, key: int | str, inner: Sequence[int], left: Mapping[str, int] | None
 ) -> Block:
+    operations = [run.network["operations"][number] for number in inner]
     layer = key if isinstance(key, int) else None
     numbers = dict.fromkeys(number for operation in operations for number in operation["groups"])
     groups = [(number, run.groups[number]) for number in numbers]
@@ -131,14 +134,26 @@ def _block(
     name = key if isinstance(key, str) else run.layers[key]
     gone = layer is not None and run.layers[layer] in run.removed_layers
     inside = "" if layer is None else _inside(name, sorted(names))
-    return Block(name, layer, gone, boxes, macs, after, inside)
+    return Block(name, layer, gone, boxes, macs, after, inside, operations=tuple(inner))
 
 
-def over_time(run: History) -> dict[str, Any]:
-    """Return what the slider shows: widths that are expected, and estimates, per snapshot."""
+def _macs_over_time(run: History, found: Sequence[Block]) -> list[list[float]] | None:
+    """Return the MACs of each block at each snapshot; None for a run that did not write them."""
+    if not all("macs" in line for line in run.snapshots):
+        return None
+    return [
+        [sum(line["macs"][number] for number in block.operations) for line in run.snapshots]
+        for block in found
+    ]
+
+
+def over_time(run: History, found: Sequence[Block]) -> dict[str, Any]:
+    """Return what the slider shows: expected widths and MACs, and estimates, per snapshot."""
     snapshots = run.snapshots
     return {
         "steps": [line["step"] for line in snapshots],
+        "full": run.network["macs"],
+        "macs": _macs_over_time(run, found),
         "groups": [
             {
                 "name": group["name"],

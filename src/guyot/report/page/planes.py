@@ -10,9 +10,12 @@ from typing import NamedTuple
 from guyot.report.history import History
 from guyot.report.page.curves import Tick, percent
 from guyot.report.page.labels import Label, label
-from guyot.report.page.scale import Scale, around, path, steps, ticks
+from guyot.report.page.scale import Point, Scale, around, log_ticks, path, steps, ticks
 from guyot.report.page.style import Style
 from guyot.report.table import count_text
+
+_LOG_RANGE = 12
+"""How many times the least cost the largest one is on a linear axis, at most."""
 
 
 class End(NamedTuple):
@@ -47,7 +50,7 @@ class Plane:
         across: ticks of the cost.
         up: ticks of the accuracy.
         full: where the full networks are; None when there are several.
-        front: SVG path of the best accuracy at most so much cost.
+        fronts: SVG path of the best accuracy at most so much cost, for runs that compare.
     """
 
     width, height = 540, 342
@@ -59,22 +62,23 @@ class Plane:
     across: Sequence[Tick]
     up: Sequence[Tick]
     full: Tick | None
-    front: str
+    fronts: str
 
 
 COSTS: tuple[tuple[str, str], ...] = (("macs", "MACs of one image"), ("params", "parameters"))
 
 
 def accuracy_of(runs: Sequence[History]) -> str:
-    """Return which accuracy to compare: that on test data where all runs have one."""
-    tested = all(run.test_accuracy is not None for run in runs)
+    """Return which accuracy to compare: that on test data where all that ended have one."""
+    tested = all(run.test_accuracy is not None for run in runs if run.status == "finished")
     return "test accuracy" if tested else "validation accuracy"
 
 
 def ends(runs: Sequence[History], cost: str) -> list[End]:
-    """Return cost ("macs" or "params") and accuracy of the runs that have an accuracy."""
+    """Return cost ("macs" or "params") and accuracy of the finished runs."""
     key = accuracy_of(runs).replace(" ", "_")
-    found = [(number, run, getattr(run, key)) for number, run in enumerate(runs)]
+    ended = [(number, run) for number, run in enumerate(runs) if run.status == "finished"]
+    found = [(number, run, getattr(run, key)) for number, run in ended]
     return [End(n, getattr(run, cost), value) for n, run, value in found if value is not None]
 
 
@@ -92,8 +96,21 @@ def front(ends: Sequence[End]) -> list[End]:
     return result
 
 
+def fronts(found: Sequence[End], runs: Sequence[History]) -> list[list[End]]:
+    """Return the front of all that compare: runs on the same data, and members of one family.
+
+    The members of a family share the beginning of their training, so they are no independent
+    runs and have a front of their own.
+    """
+    groups: dict[object, list[End]] = {}
+    for end in found:
+        run = runs[end.run]
+        groups.setdefault((run.config["data"], run.family), []).append(end)
+    return [front(group) for group in groups.values()]
+
+
 def planes(runs: Sequence[History], styles: Sequence[Style]) -> list[Plane]:
-    """Return both planes; none unless two runs or more have an accuracy."""
+    """Return both planes; none unless two runs or more are finished and have an accuracy."""
     found = [(key, title, ends(runs, key)) for key, title in COSTS]
     return [_plane(key, title, end, runs, styles) for key, title, end in found if len(end) > 1]
 
@@ -103,13 +120,17 @@ def _plane(
 ) -> Plane:
     left, right, top, bottom = Plane.left, Plane.right, Plane.top, Plane.bottom
     full = {runs[end.run].network[key] for end in found}
-    across = Scale(0, 1.06 * max(*full, *(end.cost for end in found)), left, right)
+    costs = [*full, *(end.cost for end in found)]
+    across = cost_scale(costs, left, right)
     low, high = around([end.accuracy for end in found], margin=0.15, least=0.01)
     up = Scale(low, min(high, 1.0), bottom, top)
-    best = [(across(end.cost), up(end.accuracy)) for end in front(found)]
-    corners = [*steps(best), (right, best[-1][1])]
+    drawn: list[list[Point]] = []
+    for best in fronts(found, runs):
+        corners = steps([(across(end.cost), up(end.accuracy)) for end in best])
+        drawn.append([*corners, (right, corners[-1][1])])
     lines = [
         (min(a, c) - 1, min(b, d) - 1, max(a, c) + 1, max(b, d) + 1)
+        for corners in drawn
         for (a, b), (c, d) in pairwise(corners)
     ]
     places = [(across(end.cost), up(end.accuracy)) for end in found]
@@ -124,8 +145,35 @@ def _plane(
         title,
         accuracy,
         marks,
-        [Tick(across(v), count_text(round(v)) if v else "0") for v in ticks(0, across.high, 5)],
+        [Tick(across(v), count_text(round(v)) if v else "0") for v in cost_ticks(across)],
         [Tick(up(v), f"{100 * v:g} %") for v in ticks(up.low, up.high, 5)],
         Tick(across(min(full)), "full network") if len(full) == 1 else None,
-        path(corners),
+        "".join(map(path, drawn)),
     )
+
+
+def cost_scale(costs: Sequence[float], start: float, stop: float) -> Scale:
+    """Return the axis of costs: logarithmic where a linear one would squash the small ones.
+
+    Example:
+        >>> cost_scale([10, 50], 0, 1).log, cost_scale([10, 500], 0, 1).log
+        (False, True)
+    """
+    low, high = min(costs), max(costs)
+    if low > 0 and high > _LOG_RANGE * low:
+        return Scale(low / 1.3, high * 1.15, start, stop, log=True)
+    return Scale(0, 1.06 * high, start, stop)
+
+
+def cost_ticks(across: Scale) -> list[float]:
+    """Return the ticks of an axis of costs."""
+    if across.log:
+        return log_ticks(across.low, across.high)
+    return ticks(0, across.high, 5)
+
+
+def left_out(runs: Sequence[History]) -> str:
+    """Say which runs have no mark, and why; empty when all have one."""
+    words = {"unfinished": "not finished", "interrupted": "stopped", "failed": "failed"}
+    found = [f"{run.name} ({words[run.status]})" for run in runs if run.status in words]
+    return f"Not shown: {', '.join(found)}." if found else ""

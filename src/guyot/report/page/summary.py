@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,14 @@ EPOCH_COLUMNS = (
     "epoch", "phase", "loss", "training accuracy", "validation accuracy", "MACs", "parameters",
     "undecided", "learning rate", "seconds",
 )  # fmt: skip
+
+
+_STATUS = {
+    "finished": "finished",
+    "interrupted": "stopped",
+    "failed": "failed: its last losses were not finite",
+    "unfinished": "not finished",
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,8 @@ def title(runs: Sequence[History]) -> str:
 
 
 def _subject(run: History) -> str:
-    return f"{run.config['model']} on {run.config['data']}"
+    model, data = run.config["model"], run.config["data"]
+    return model if data is None else f"{model} on {data}"
 
 
 def about(runs: Sequence[History]) -> list[str]:
@@ -65,7 +75,7 @@ def about(runs: Sequence[History]) -> list[str]:
     run = runs[0]
     config = run.config
     facts = [
-        f"{config['epochs']} epoch{'s' * (config['epochs'] != 1)}",
+        _length(run),
         f"seed {config['seed']}",
         f"beta {config['beta']:g}",
         _place(config),
@@ -77,8 +87,16 @@ def about(runs: Sequence[History]) -> list[str]:
     return [f"{run.name}: {', '.join(facts)}"]
 
 
+def _length(run: History) -> str:
+    count = run.config["epochs"]
+    if count is None:
+        return f"{run.network['steps']} steps"
+    return f"{count} epoch{'s' * (count != 1)}"
+
+
 def _place(config: Line) -> str:
-    return f"{_machine(config)}, {'bf16' if config['bf16'] else 'float32'}"
+    bf16 = config["bf16"]
+    return _machine(config) + ("" if bf16 is None else ", bf16" if bf16 else ", float32")
 
 
 def _machine(config: Line) -> str:
@@ -98,6 +116,7 @@ def sentence(run: History) -> str:
         "finished": "The network ended at",
         "interrupted": "The run was stopped; the network had",
         "unfinished": "The run is not finished; the network has",
+        "failed": "The run failed, its last losses were not finite; the network had",
     }[run.status]
     text = f"{state} {percent(macs)} of its MACs and {percent(params)} of its parameters."
     if run.test_accuracy is not None:
@@ -142,15 +161,16 @@ def _row(one: Compared, run: History, batches: Sequence[int]) -> list[str]:
     latency = run.after.latency
     layers, gone = len(run.layers), len(run.removed_layers)
     done = len(run.of("epoch"))
+    family = ", of a family" if run.family else ""
     return [
-        goal(run),
+        goal(run) + family,
         f"{count_text(run.macs)} ({percent(run.macs / run.before.macs)})",
         f"{count_text(run.params)} ({percent(run.params / run.before.params)})",
         *(latency_text(latency[b]).replace(" (", "\n(") if b in latency else "–" for b in batches),
         _tested(one, run),
         "–" if run.validation_accuracy is None else percent(run.validation_accuracy),
         f"{layers - gone} of {layers}" if layers else "–",
-        f"{done}" if run.status == "finished" else f"{done}, {run.status}",
+        f"{done}" if run.status == "finished" else f"{done}, {_STATUS[run.status]}",
         "–" if run.result is None else _duration(run.result["seconds"]),
     ]
 
@@ -171,7 +191,7 @@ def notes(runs: Sequence[History]) -> list[str]:
     shapes = dict.fromkeys(
         "×".join(str(n) for n in run.result["image_shape"]) for run in runs if run.result
     )
-    if shapes:
+    if any(shapes):
         found.append(f"MACs are those of one image of {' or '.join(shapes)}.")
     machines = dict.fromkeys(_machine(run.config) for run in runs if run.after.latency)
     latencies = [network.latency for run in runs for network in (run.before, run.after)]
@@ -189,26 +209,72 @@ def notes(runs: Sequence[History]) -> list[str]:
         found.append("The networks before were not trained alone (--baseline full does that).")
     if len({_subject(run) for run in runs}) > 1:
         found.append("These runs differ in model or data: compare their accuracies with care.")
+    families = {run.family for run in runs if run.family}
+    if any(sum(run.family == family for run in runs) > 1 for family in families):
+        found.append(
+            "Members of a family share the beginning of their training: their accuracies are not "
+            "independent."
+        )
+    if worse := _worse(runs):
+        found.append(f"Worse than a smaller member of its family: {', '.join(worse)}.")
     return [" ".join(found)] if found else []
+
+
+def _worse(runs: Sequence[History]) -> list[str]:
+    """Name the members that are less accurate than a smaller one of their family."""
+    tested = [run for run in runs if run.family and run.test_accuracy is not None]
+    return [
+        one.name
+        for one in tested
+        if any(
+            other.family == one.family
+            and other.macs < one.macs
+            and (other.test_accuracy or 0) > (one.test_accuracy or 0)
+            for other in tested
+        )
+    ]
+
+
+def made(run: History) -> list[tuple[str, str]]:
+    """Return how a run was made: command, seed, machine and versions, by name."""
+    config, found = run.config, run.environment or {}
+    hardware, git = found.get("hardware", {}), found.get("git", {}).get("guyot")
+    command = " ".join(shlex.quote(part) for part in found.get("command", ()))
+    versions = found.get("versions", {}).items()
+    pairs = [
+        ("state", _STATUS[run.status]),
+        ("command", command),
+        ("seed", str(config["seed"])),
+        ("started", found.get("started", "")),
+        ("device", f"{_place(config)}; {hardware.get('cpu', '')}".removesuffix("; ")),
+        ("graphics", ", ".join(hardware.get("gpus", ()))),
+        ("versions", ", ".join(f"{name} {version}" for name, version in versions)),
+        ("sources", f"{git['commit'][:12]}{', changed' * git['changed']}" if git else ""),
+    ]
+    return [(name, value) for name, value in pairs if value]
 
 
 def epochs(run: History) -> list[list[str]]:
     """Return a row per epoch, columns as in `EPOCH_COLUMNS`."""
     return [
         [
-            str(line["epoch"]),
+            str(line["step"] if line["epoch"] is None else line["epoch"]),
             line["phase"],
-            "–" if line["loss"] is None else f"{line['loss']:.4f}",
-            percent(line["accuracy"]),
-            percent(line["validation_accuracy"]),
+            _known(line["loss"], "{:.4f}".format),
+            _known(line["accuracy"], percent),
+            _known(line["validation_accuracy"], percent),
             percent(line["macs"] / run.before.macs),
             percent(line["params"] / run.before.params),
             str(line["undecided"]),
-            f"{line['lr']:.2g}",
-            f"{line['seconds']:.1f}",
+            _known(line["lr"], "{:.2g}".format),
+            _known(line["seconds"], "{:.1f}".format),
         ]
         for line in run.of("epoch")
     ]
+
+
+def _known(value: float | None, text: Callable[[float], str]) -> str:
+    return "–" if value is None else text(value)
 
 
 def summary(run: History) -> dict[str, Any]:

@@ -39,25 +39,51 @@
     made("tr", ...["", ...heads].map((head) => made("th", head))),
     ...lines.map(([name, values]) => made("tr", made("th", name), ...values.map((value) => made("td", value)))),
   );
+  const turned = (heads, lines) => table(
+    lines.map(([name]) => name), heads.map((head, place) => [head, lines.map(([, values]) => values[place])]),
+  );
   const say = (title, pairs) => [title, ...pairs.map(([name, value]) => `${name} ${value}`)].join(", ");
   const live = document.getElementById("live");
   const announce = (title, pairs) => { live.textContent = say(title, pairs); };
-  const show = (x, y, title, pairs) => put(x, y, title, list(pairs));
-  const put = (x, y, title, body) => {
+  const show = (spot, title, pairs) => put(spot, title, list(pairs));
+  // Beside, below or above what it explains (a rectangle of the window), and never on it.
+  const put = (spot, title, body) => {
     tip.replaceChildren(made("b", title), body);
-    const { width, height } = tip.getBoundingClientRect();
-    const left = Math.min(x + 16, root.clientWidth - width - 8);
-    const top = y + 16 + height > innerHeight ? y - 12 - height : y + 16;
-    tip.style.transform = `translate(${Math.max(4, left)}px, ${Math.max(4, top)}px)`;
+    tip.style.maxWidth = "";
+    const gap = 12, edge = 6, wide = root.clientWidth - edge, high = innerHeight - edge;
+    let { width, height } = tip.getBoundingClientRect();
+    const room = {
+      right: wide - spot.right - gap, left: spot.left - gap - edge,
+      below: high - spot.bottom - gap, above: spot.top - gap - edge,
+    };
+    const sides = spot.beside ? ["right", "left", "below", "above"] : ["below", "above", "right", "left"];
+    const fits = (side) => room[side] >= (side === "right" || side === "left" ? width : height);
+    let side = sides.find(fits);
+    if (side === undefined) { // make it narrower
+      side = room.right >= room.left ? "right" : "left";
+      if (!spot.beside && Math.max(room.right, room.left) < 120) side = room.below >= room.above ? "below" : "above";
+      else {
+        tip.style.maxWidth = `${Math.max(110, room[side])}px`;
+        ({ width, height } = tip.getBoundingClientRect());
+      }
+    }
+    const bounded = (value, least, most) => Math.max(least, Math.min(value, most));
+    const across = bounded(spot.x ?? spot.left, edge, wide - width);
+    const down = bounded(spot.y ?? spot.top, edge, high - height);
+    const [left, top] = {
+      right: [spot.right + gap, down], left: [spot.left - gap - width, down],
+      below: [across, spot.bottom + gap], above: [across, spot.top - gap - height],
+    }[side];
+    tip.style.transform = `translate(${left}px, ${top}px)`;
     tip.style.visibility = "visible";
+  };
+  const spot = (element, more) => {
+    const { left, right, top, bottom } = element.getBoundingClientRect();
+    return { left: Math.max(0, left), right: Math.min(right, root.clientWidth), top, bottom, ...more };
   };
   let again = null; // what a tooltip of the keyboard shows; it stays when the page scrolls
   const hide = () => { tip.style.visibility = "hidden"; again = null; };
   const keep = (tell) => { tell(); again = tell; };
-  const beside = (element) => {
-    const box = element.getBoundingClientRect();
-    return [Math.min(box.right, root.clientWidth - 40) - 8, box.top + box.height / 2];
-  };
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
   addEventListener("scroll", () => (again ? again() : hide()), { passive: true });
 
@@ -78,18 +104,18 @@
   // -- marks that only have words ------------------------------------------------------------
 
   for (const mark of all(".mark")) {
-    const tell = (x, y) => show(x, y, mark.dataset.title, JSON.parse(mark.dataset.pairs));
-    mark.addEventListener("pointermove", (event) => tell(event.clientX, event.clientY));
+    const tell = () => show(spot(mark), mark.dataset.title, JSON.parse(mark.dataset.pairs));
+    mark.addEventListener("pointermove", tell);
     mark.addEventListener("pointerleave", hide);
-    mark.addEventListener("focus", () => { if (mark.matches(":focus-visible")) keep(() => tell(...beside(mark))); });
+    mark.addEventListener("focus", () => { if (mark.matches(":focus-visible")) keep(tell); });
     mark.addEventListener("blur", hide);
   }
 
   // -- curves: one cursor through all panels -------------------------------------------------
 
-  const curves = document.getElementById("curves");
-  if (curves) {
-    const { left, right, last, panels, names } = data.curves;
+  for (const curves of all(".curves")) {
+    const { places, unit, last, panels, names } = data.curves;
+    const [left, right] = places[curves.dataset.layout];
     const line = curves.querySelector(".cursor");
     const nearest = (xs, x) => {
       let best = -1;
@@ -104,30 +130,32 @@
       ? [[name, panels.map(({ x, text }) => text[run][nearest(x[run], epoch)] ?? "–")]]
       : []);
     const paired = ([, values]) => titles.map((title, place) => [title, values[place]]);
-    const move = (to, x, y) => {
+    const where = () => `${unit} ${unit === "step" ? Math.round(epoch) : epoch.toFixed(2)}`;
+    const move = (to, y) => {
       epoch = Math.min(last, Math.max(0, to));
       const box = curves.getBoundingClientRect();
       const at = left + (epoch / last) * (right - left);
       line.setAttribute("transform", `translate(${at} 0)`);
       line.style.visibility = "visible";
-      const scale = box.width / curves.viewBox.baseVal.width;
+      const x = box.left + at * (box.width / curves.viewBox.baseVal.width);
       const lines = read(), several = names.length > 1;
       put(
-        x ?? box.left + at * scale, y ?? Math.max(box.top, 60) + 20, `epoch ${epoch.toFixed(2)}`,
-        several ? table(titles, lines) : list(paired(lines[0])),
+        { left: x, right: x, top: box.top, bottom: box.bottom, beside: true, y: y ?? Math.max(box.top, 60) },
+        where(),
+        several ? (curves.dataset.layout === "phone" ? turned : table)(titles, lines) : list(paired(lines[0])),
       );
     };
     const press = (to) => {
       keep(() => move(to));
       const spoken = (line) => paired(line).map((pair) => pair.join(" ")).join(", ");
-      announce(`epoch ${epoch.toFixed(2)}`, read().map((line) => [`${line[0]}:`, spoken(line)]));
+      announce(where(), read().map((line) => [`${line[0]}:`, spoken(line)]));
     };
     const leave = () => { line.style.visibility = "hidden"; hide(); };
     curves.addEventListener("pointermove", (event) => {
       const box = curves.getBoundingClientRect();
       const at = ((event.clientX - box.left) / box.width) * curves.viewBox.baseVal.width;
       if (at < left - 6 || at > right + 6) return leave();
-      move(((at - left) / (right - left)) * last, event.clientX, event.clientY);
+      move(((at - left) / (right - left)) * last, event.clientY + 16);
     });
     curves.addEventListener("pointerleave", leave);
     curves.addEventListener("blur", leave);
@@ -147,7 +175,7 @@
   const part = (value, whole) => `${(whole ? (100 * value) / whole : 0).toFixed(0)} %`;
 
   for (const figure of all(".network")) {
-    const { steps, groups, layers, blocks } = data.networks[figure.dataset.network];
+    const { steps, groups, layers, blocks, macs, full } = data.networks[figure.dataset.network];
     const marks = all(".block", figure);
     const slider = figure.querySelector("input"), output = figure.querySelector("output");
     let now = steps.length - 1;
@@ -180,12 +208,13 @@
 
     marks.forEach((mark, place) => {
       const block = blocks[place];
-      mark.addEventListener("pointermove", (e) => show(e.clientX, e.clientY, title(block), pairs(block)));
+      const tell = (x) => show(spot(mark.querySelector(".hit"), { x }), title(block), pairs(block));
+      mark.addEventListener("pointermove", (event) => tell(event.clientX));
       mark.addEventListener("pointerleave", hide);
       mark.addEventListener("blur", hide);
       mark.addEventListener("focus", () => {
         mark.setAttribute("aria-label", say(title(block), pairs(block)));
-        if (mark.matches(":focus-visible")) keep(() => show(...beside(mark), title(block), pairs(block)));
+        if (mark.matches(":focus-visible")) keep(() => tell(root.clientWidth));
       });
       mark.addEventListener("keydown", (event) => {
         const to = { ArrowUp: place - 1, ArrowDown: place + 1, Home: 0, End: marks.length - 1 }[event.key];
@@ -197,12 +226,25 @@
       });
     });
 
-    const end = all(".after-bar[data-group], .units[data-group]", figure).map((element) => [
+    const end = all("[data-group], [data-macs]", figure).map((element) => [
       element, element.getAttribute("width"), element.textContent,
     ]);
+    const count = (value) => {
+      const [size, name] = [[1e9, " G"], [1e6, " M"], [1e3, " k"]].find(([unit]) => value >= unit) ?? [1, ""];
+      return `${Number((value / size).toPrecision(3))}${name}`;
+    };
+    const total = () => macs.reduce((sum, values) => sum + values[now], 0) / full;
     const draw = () => {
       const over = now === steps.length - 1;
       for (const [element, width, text] of end) {
+        if (element.dataset.macs !== undefined) {
+          const value = macs?.[element.dataset.macs][now], block = blocks[element.dataset.macs];
+          if (over || value === undefined) {
+            if (width === null) element.textContent = text; else element.setAttribute("width", width);
+          } else if (width === null) element.textContent = `${count(block.full)} → ${count(value)}`;
+          else element.setAttribute("width", (element.dataset.full * value) / (block.full || 1));
+          continue;
+        }
         const { size, expected } = groups[element.dataset.group];
         if (width === null)
           element.textContent = over ? text : `${size} → ${expected[now].toFixed(1)}`;
@@ -213,7 +255,9 @@
         const { layer } = blocks[place];
         if (layer !== null) mark.classList.toggle("gone", layers[layer].theta[now] < 0);
       });
-      output.textContent = over ? "as it ended" : `step ${steps[now]}: widths that are expected`;
+      output.textContent = over ? "as it ended"
+        : `step ${steps[now]}: ${macs ? `expected widths, ${(100 * total()).toFixed(1)} % of the MACs` : "widths that are expected"}`;
+      slider.setAttribute("aria-valuetext", output.textContent);
     };
     slider?.addEventListener("input", () => { now = Number(slider.value); draw(); });
   }
@@ -260,13 +304,13 @@
       column = x > plot + 1 ? columns - 1 : run.steps.findLastIndex((value, i) => value <= step && i < moving);
       column = Math.max(0, column);
       place();
-      show(event.clientX, event.clientY, ...words());
+      show(spot(cell), ...words());
     });
     svg.addEventListener("pointerleave", leave);
     svg.addEventListener("blur", leave);
     const tell = () => {
       place();
-      keep(() => show(...beside(cell), ...words()));
+      keep(() => show(spot(cell), ...words()));
       announce(...words());
     };
     svg.addEventListener("focus", () => { if (svg.matches(":focus-visible")) tell(); });
