@@ -48,7 +48,13 @@ def test_a_run_from_start_to_table(tmp_path: Path):
     assert "target 50% of the MACs; 3 epochs on" in result.output
     assert re.search(r"^parameters +175 k  => .* k +0\.\d\d$", result.output, re.MULTILINE)
     assert f"Everything is in {tmp_path / 'run'}" in result.output
-    assert max(len(line) for line in result.output.splitlines()[:-1]) <= 80
+    lines = [line for line in result.output.splitlines() if str(tmp_path) not in line]
+    assert max(map(len, lines)) <= 80
+    commands = re.findall(r"^  (guyot \w+) (\S+)", result.output, re.MULTILINE)
+    assert [command for command, _ in commands] == [
+        "guyot report", "guyot evaluate", "guyot export",
+    ]  # fmt: skip
+    assert {folder for _, folder in commands} == {str(tmp_path / "run")}
     assert not load_run(tmp_path / "run").training
 
 

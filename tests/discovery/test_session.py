@@ -164,7 +164,7 @@ def test_without_a_plan_nothing_changes() -> None:
 
 
 def test_a_target_that_was_missed_says_what_would_help() -> None:
-    with pytest.warns(GuyotWarning, match=r"0\.3900 .* widths .*\[1, 8\]\); a smaller round_to"):
+    with pytest.warns(GuyotWarning, match=r"0\.3900 .* widths .*1 or 8\); a smaller round_to"):
         warn_missed(0.4, 0.39, (8, 1, 8), left=True)
     with pytest.warns(GuyotWarning, match=r"closest that the units and layers that are") as said:
         warn_missed(0.4, 0.39, (1, 1), left=True)

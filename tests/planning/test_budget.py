@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -190,7 +191,7 @@ def test_state_round_trip() -> None:
     assert budget.update(again, 120, gates, 0.8) == budget.update(state, 120, gates, 0.8)
 
 
-@pytest.mark.parametrize("target", [0.0, 1.0, -0.2, 50])
-def test_bad_target(target: float) -> None:
+@pytest.mark.parametrize("target", [0.0, 1.0, -0.2, 50, "0.5"])
+def test_bad_target(target: Any) -> None:
     with pytest.raises(MisconfiguredError, match=r"target=.*share of the complexity"):
         Dials(None, target)

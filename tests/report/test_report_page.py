@@ -229,6 +229,16 @@ def test_what_is_no_run_is_told(folders: list[Path], tmp_path: Path):
         render([])
 
 
+def test_a_wrong_line_is_named(folders: list[Path], tmp_path: Path):
+    broken = shutil.copytree(folders[2], tmp_path / "broken")
+    lines = (broken / "metrics.jsonl").read_text().splitlines()
+    for wrong in ('{"event": "epoch", "st', "[1]", '{"step": 3}'):
+        text = "\n".join([lines[0], wrong, *lines[1:]]) + "\n"
+        (broken / "metrics.jsonl").write_text(text)
+        with pytest.raises(MisconfiguredError, match=r"line 2 of metrics\.jsonl is wrong"):
+            read_runs([broken])
+
+
 def test_missing_packages_name_the_extra(runs: list[History], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(MisconfiguredError, match=r"'jinja2'.*pip install 'guyot\[report\]'"):

@@ -96,7 +96,11 @@ def problem_of(setting: str, value: Any) -> str | None:
         'removals=0: give how many times structures may be removed, such as 40'
     """
     condition = CONDITIONS[setting]
-    return None if condition.fits(value) else f"{setting}={value!r}: {condition.advice}"
+    try:
+        fits = condition.fits(value)
+    except TypeError:  # such as a text instead of a number
+        fits = False
+    return None if fits else f"{setting}={value!r}: {condition.advice}"
 
 
 def problem_of_targets(targets: Sequence[float]) -> str | None:
@@ -249,7 +253,9 @@ class Dials:
                 "keep half of the complexity"
             )
         given = {
-            dial: value for dial, value in vars(self).items() if isinstance(value, int | float)
+            dial: value
+            for dial, value in vars(self).items()
+            if isinstance(value, int | float | str)  # neither None nor a Cost
         }
         if problems := [problem for dial in given if (problem := problem_of(dial, given[dial]))]:
             raise MisconfiguredError(*problems)

@@ -239,7 +239,7 @@ def _read(folder: Path, name: str) -> History:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
     whole = text.split("\n")[:-1]  # the last line is being written, or was when the run was killed
-    lines = [json.loads(line) for line in whole]
+    lines = [_line(number, line) for number, line in enumerate(whole, start=1)]
     network = next((line for line in lines if line["event"] == "network"), None)
     if network is None:
         raise ValueError("metrics.jsonl does not describe the network: train it again")
@@ -256,6 +256,20 @@ def _read(folder: Path, name: str) -> History:
         environment=_environment(folder),
         family=str(folder.resolve().parent) if folder in _members(folder.parent) else None,
     )
+
+
+def _line(number: int, text: str) -> Line:
+    """Read a line of `metrics.jsonl`, counted from 1."""
+    try:
+        found: Any = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("event"), str):
+        raise ValueError(
+            f"line {number} of metrics.jsonl is wrong, {text[:40]!r}: restore the file, or remove "
+            "the line"
+        )
+    return found
 
 
 def _environment(folder: Path) -> Line | None:

@@ -1,5 +1,6 @@
 """`guyot train`."""
 
+import shlex
 import time
 from collections.abc import Callable
 from functools import partial
@@ -127,10 +128,23 @@ def _run(folder: Path, start: Callable[..., Any], quiet: bool, json: bool) -> No
         print_json({"folder": str(folder), **values})
     elif first:
         typer.echo("\n".join(["", *lines, "", f"Everything is in {folder}"]))
-        if interrupted:
-            typer.echo(more)
+        typer.echo("\n".join([more] if interrupted else _next(folder, outcome)))
     if interrupted:
         raise typer.Exit(stop.status)
+
+
+def _next(folder: Path, outcome: Any) -> list[str]:
+    """Return what to do with a run that is finished: three commands."""
+    network = next(iter(sorted(folder.glob("seed-*"))), folder)
+    if isinstance(outcome, dict):  # a family: its smallest member
+        network = folder / f"{outcome['targets'][-1]:g}"
+    where, found = shlex.quote(str(folder)), shlex.quote(str(network))
+    commands = {
+        f"guyot report {where}": "what happened, on a page",
+        f"guyot evaluate {found}": "its accuracy and latency again",
+        f"guyot export {found} --format onnx": "a file for other programs",
+    }
+    return ["Next:", *(f"  {command}\n      {what}" for command, what in commands.items())]
 
 
 def _default_folder(config: RunConfig) -> Path:
