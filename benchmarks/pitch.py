@@ -195,7 +195,7 @@ def by_torch_pruning(
 
 METHODS: dict[str, Callable[[Part, float], nn.Module]] = {
     "tiny": lambda *_: crepe("tiny"),
-    "guyot-shrink": lambda data, target: by_guyot(crepe("full"), data, target, 5),
+    "guyot-shrink": lambda data, target: by_guyot(crepe("full"), data, target, 3),
     "guyot-shrink-once": lambda data, target: by_guyot(crepe("full"), data, target, 1),
     "taylor-global": lambda data, target: by_torch_pruning(
         crepe("full"), data, target, "taylor", "global"

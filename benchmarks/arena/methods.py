@@ -149,7 +149,7 @@ class GuyotInProgress:
 class Shrunk:
     """The trained network, cut by `guyot.shrink` before the first step."""
 
-    settings: Mapping[str, Any] = field(default_factory=lambda: {"batches": 100, "stages": 5})
+    settings: Mapping[str, Any] = field(default_factory=lambda: {"batches": 100, "stages": 3})
 
     def network(self, task: Task, run: Run, results: Path) -> nn.Module:
         return task.make(task.full)

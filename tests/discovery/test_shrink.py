@@ -15,7 +15,7 @@ import guyot
 from guyot import DiscoveryConfig, GuyotWarning, MisconfiguredError
 from guyot.discovery.shrink import shrink
 from guyot.gates.bank import Gates
-from guyot.planning.benefits import Homes, SideMeans, SideSums, fisher, with_branches
+from guyot.planning.benefits import Homes, SideMeans, SideSums, curvature, fisher, with_branches
 from guyot.structures import find_structures
 
 EXACT = DiscoveryConfig(round_to=1)
@@ -201,6 +201,21 @@ def test_a_last_unit_before_a_normalisation_is_worth_its_branch() -> None:
     assert abs(float(benefit[unit])) < 1e-2 * float(benefit[layer])
     found = with_branches(benefit, gates.sampled > 0, Homes.of(structures))
     assert found[unit] == pytest.approx(float(benefit[layer]), rel=2e-2)
+
+
+def test_a_slope_is_no_reason_to_keep_a_unit() -> None:
+    """What would lower the loss at once after a cut is no part of what a unit is worth."""
+    sampled, means = torch.ones(2), SideMeans.start(2)
+    for sign in (1.0, -1.0) * 50:
+        noise = torch.tensor([0.1, 0.2]) * sign
+        slope = torch.tensor([0.3, -0.3])
+        sums = SideSums.from_sample(noise + slope, sampled, 8.0)
+        means = means.updated(sums, decay=0.99)
+    first, second = fisher(means, sampled)
+    assert first < 0 < second
+    torch.testing.assert_close(
+        curvature(means), torch.tensor([8 * 0.1**2, 8 * 0.2**2]) / 2, rtol=0.02, atol=0
+    )
 
 
 def test_units_of_a_branch_share_what_it_earns_beyond_them() -> None:

@@ -20,7 +20,7 @@ from guyot.discovery.checks import check_prunable, warn_missed
 from guyot.discovery.layer_benefits import layer_benefits, untouched
 from guyot.gates.bank import Gates
 from guyot.gates.checks import check_model
-from guyot.planning.benefits import Homes, SideMeans, SideSums, fisher, with_branches
+from guyot.planning.benefits import Homes, SideMeans, SideSums, curvature, with_branches
 from guyot.planning.candidates import SearchSpace
 from guyot.planning.choice import Choice, trim
 from guyot.planning.config import Dials, DiscoveryConfig
@@ -64,7 +64,7 @@ def shrink(
     loss: BatchLoss,
     *,
     target: float,
-    stages: int = 5,
+    stages: int = 3,
     alpha: float | Cost = 1.0,
     config: DiscoveryConfig | None = None,
 ) -> ShrinkResult:
@@ -79,8 +79,8 @@ def shrink(
 
     Every stage measures what each structure contributes and removes what contributes least for
     its cost, until the stage's share of the complexity is reached; the shares fall by equal
-    factors. A unit's benefit is its Fisher benefit (`guyot.planning.benefits.fisher`), a layer's
-    is the rise of the loss without it, measured on the first batches. No weight is trained.
+    factors. A unit's benefit is its curvature (`guyot.planning.benefits.curvature`), a layer's is
+    the rise of the loss without it, measured on the first batches. No weight is trained.
     BatchNorm's running statistics are averaged over the batches again at the end.
 
     Args:
@@ -196,7 +196,7 @@ def _measured(
                 means = means.updated(sums, _DECAY)
             if not first:
                 raise MisconfiguredError("batches is empty: give some ten batches or more")
-            benefit = fisher(means, torch.ones(index.total))
+            benefit = curvature(means)
             benefit[index.layer_slice] = _of_layers(model, gates, first, loss)
     finally:
         gates.detach()

@@ -228,18 +228,27 @@ def fisher(means: SideMeans, theta: Tensor) -> Tensor:  # noqa: ARG001  (as abov
     A gate that was active keeps what it earned when it last was. One that never was is expanded
     about 0: b = -E C'(0) - B Var[C'(0)] / 2.
     """
-
-    def expansion(name: str) -> tuple[Tensor, Tensor]:
-        """Return E g and B Var[g] of a side."""
-        weight: Tensor = getattr(means, f"weight_{name}")
-        mean, square, predictions = (
-            getattr(means, f"{key}_{name}") / weight.clamp(min=1e-12)
-            for key in ("mean", "square", "predictions")
-        )
-        return mean, (square - predictions * mean.square()).clamp(min=0)
-
-    (one, bend_one), (zero, bend_zero) = expansion("one"), expansion("zero")
+    (one, bend_one), (zero, bend_zero) = _expansion(means, "one"), _expansion(means, "zero")
     return torch.where(means.weight_one > 0, bend_one / 2 - one, -bend_zero / 2 - zero)
+
+
+def curvature(means: SideMeans) -> Tensor:
+    """Return B Var[g] / 2, g = C'(1): `fisher` without its first order [ours].
+
+    Trained weights lie where the first order is nothing. After a cut it is what the cut cost, and
+    training pays that back; it says little about which units are worth keeping.
+    """
+    return _expansion(means, "one")[1] / 2
+
+
+def _expansion(means: SideMeans, name: str) -> tuple[Tensor, Tensor]:
+    """Return E g and B Var[g] of a side."""
+    weight: Tensor = getattr(means, f"weight_{name}")
+    mean, square, predictions = (
+        getattr(means, f"{key}_{name}") / weight.clamp(min=1e-12)
+        for key in ("mean", "square", "predictions")
+    )
+    return mean, (square - predictions * mean.square()).clamp(min=0)
 
 
 @dataclass(frozen=True)
