@@ -13,7 +13,6 @@ import copy
 import itertools
 import platform
 import random
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,10 +25,10 @@ import torch
 from torch import nn
 
 from guyot.core.axis import best
-from guyot.core.errors import GuyotWarning
 from guyot.core.inputs import Inputs, arguments, tensors_of
 from guyot.core.locate import unwrap
 from guyot.core.types import KeepPlan, Structures
+from guyot.core.warning import warn
 from guyot.costs.latency import CrossValidation, LatencyTable, Measurement, cross_validate, fit
 from guyot.costs.quantum import measure_quantum
 from guyot.costs.timing import Clock, Latency, Span, clock_of, rounds, timed
@@ -193,11 +192,9 @@ def profile(
     measurements = _named(measurements, structures)
     where = _where(parameter, clock) | {"quartiles": f"{full.low:.4g} to {full.high:.4g} ms"}
     if not full.steady:
-        warnings.warn(
+        warn(
             f"the quartiles of the full network's latency, {where['quartiles']}, are far apart: "
             "measure again when nothing else uses the machine",
-            GuyotWarning,
-            stacklevel=2,
         )
     return Profile.of(structures, measurements, batch=batch, quantum=quantum, where=where)
 

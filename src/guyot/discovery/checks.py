@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,14 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from guyot.core.errors import (
-    GuyotWarning,
     MisconfiguredError,
     SequenceError,
     UnsupportedError,
 )
+from guyot.core.inputs import Inputs
 from guyot.core.locate import named_tensors
 from guyot.core.types import Structures
+from guyot.core.warning import warn
+from guyot.planning.config import DiscoveryConfig
 from guyot.planning.dynamics import Phases
+from guyot.structures import find_structures
 
 
 def sgd_weight_decay(optimizer: torch.optim.Optimizer) -> float | None:
@@ -128,10 +130,25 @@ def check_copy(model: nn.Module, follower: nn.Module) -> None:
         )
 
 
-def check_prunable(structures: Structures) -> None:
-    """Refuse a network in which nothing can go; says why."""
+def prunable_structures(
+    model: nn.Module, example_inputs: Inputs, config: DiscoveryConfig
+) -> Structures:
+    """Find what can go, with the settings of a configuration.
+
+    Raises:
+        MisconfiguredError: nothing can go, and why.
+    """
+    structures = find_structures(
+        model,
+        example_inputs,
+        units=config.units,
+        layers=config.layers,
+        ignore=config.ignore,
+        freeze=config.freeze,
+        tie=config.tie,
+    )
     if structures.index.total:
-        return
+        return structures
     reasons = "; ".join(f"{f.name}: {f.reason}" for f in structures.frozen[:5])
     raise MisconfiguredError(
         "the model has no prunable structure (no unit group and no residual branch)"
@@ -150,11 +167,9 @@ NO_GRADIENT = ("no gradient reached the gates", "train in model.train() and with
 def warn_skipped(skipped: int, step: int, reason: str, way_out: str) -> None:
     """Warn, the first time and then every hundredth, that a step taught the gates nothing."""
     if skipped == 1 or skipped % 100 == 0:
-        warnings.warn(
+        warn(
             f"{reason} at step {step} ({skipped} so far): keep probabilities are left as they "
             f"were; {way_out} if this continues",
-            GuyotWarning,
-            stacklevel=4,
         )
 
 
@@ -216,7 +231,7 @@ def warn_missed(target: float | None, attained: float, quanta: Sequence[int], le
         why += f"the widths allow (multiples of {multiples}); a smaller round_to comes closer"
     else:
         why += "the units and layers that are left come to: each is a step as large as that"
-    warnings.warn(f"target={target} was not met: {why}", GuyotWarning, stacklevel=4)
+    warn(f"target={target} was not met: {why}")
 
 
 NO_PRICE = 1e-7
@@ -253,7 +268,7 @@ def warn_extreme(
         )
     else:
         return
-    warnings.warn(text, GuyotWarning, stacklevel=3)
+    warn(text)
 
 
 def _why_nothing(nu: float | None, steps: int, phases: Phases) -> str:

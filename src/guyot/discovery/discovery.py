@@ -29,9 +29,9 @@ from guyot.discovery.checks import (
     check_copy,
     check_measured,
     check_optimizer,
-    check_prunable,
     check_sliceable,
     inner_optimizer,
+    prunable_structures,
     sgd_weight_decay,
     warn_extreme,
     warn_missed,
@@ -48,7 +48,6 @@ from guyot.planning.benefits import SideSums
 from guyot.planning.config import Dials, DiscoveryConfig
 from guyot.planning.controller import Controller
 from guyot.planning.dynamics import Phase, Phases
-from guyot.structures import find_structures
 from guyot.surgery import operate
 from guyot.surgery.record import Record
 
@@ -117,16 +116,7 @@ class Discovery(Figures):
         check_optimizer(self.model, self._optimizer)
         if with_gates:
             check_sliceable(self._optimizer)
-        self.original = find_structures(
-            self.model,
-            example_inputs,
-            units=config.units,
-            layers=config.layers,
-            ignore=config.ignore,
-            freeze=config.freeze,
-            tie=config.tie,
-        )
-        check_prunable(self.original)
+        self.original = prunable_structures(self.model, example_inputs, config)
         self._controller = Controller(
             self.original, dials, phases, config, sgd_weight_decay(self._optimizer)
         )

@@ -16,7 +16,7 @@ from guyot.core.torch_private import batch_norms
 from guyot.core.types import Structures
 from guyot.costs.complexity import Complexity, Cost
 from guyot.costs.widths import physical_plan, quanta_of
-from guyot.discovery.checks import check_prunable, warn_missed
+from guyot.discovery.checks import prunable_structures, warn_missed
 from guyot.discovery.layer_benefits import layer_benefits, untouched
 from guyot.gates.bank import Gates
 from guyot.gates.checks import check_model
@@ -25,7 +25,6 @@ from guyot.planning.candidates import SearchSpace
 from guyot.planning.choice import Choice, trim
 from guyot.planning.config import Dials, DiscoveryConfig
 from guyot.planning.vectors import GateValues
-from guyot.structures import find_structures
 from guyot.surgery import operate
 from guyot.surgery.record import Record, Removal
 
@@ -111,7 +110,10 @@ def shrink(
         raise MisconfiguredError(
             f"batches={type(batches).__name__} can be gone through only once: give list(batches)"
         )
-    structures = _structures(model, example_inputs, alpha, config)
+    check_model(model)
+    structures = prunable_structures(model, example_inputs, config)
+    if (table := Cost.of(alpha).table) is not None:
+        table.check(structures)
     full, record = Complexity(structures, alpha).full, Record(structures)
     complexity, left, choice = Complexity(structures, alpha), structures, None
     for stage in range(stages):
@@ -142,26 +144,6 @@ def shrink(
         params=round(float(complexity.params(ones))),
         removals=record.removals,
     )
-
-
-def _structures(
-    model: nn.Module, example_inputs: Inputs, alpha: float | Cost, config: DiscoveryConfig
-) -> Structures:
-    """Return what can go, checked."""
-    check_model(model)
-    structures = find_structures(
-        model,
-        example_inputs,
-        units=config.units,
-        layers=config.layers,
-        ignore=config.ignore,
-        freeze=config.freeze,
-        tie=config.tie,
-    )
-    check_prunable(structures)
-    if (table := Cost.of(alpha).table) is not None:
-        table.check(structures)
-    return structures
 
 
 def _chosen(space: SearchSpace, benefit: Tensor, share: float) -> Choice:

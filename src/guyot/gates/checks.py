@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-import warnings
 
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from guyot.core.errors import GuyotWarning, MisconfiguredError, UnsupportedError
+from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.locate import wrapper_of, wrappings
 from guyot.core.parallel import check_wrapper
+from guyot.core.warning import warn
 from guyot.gates.module import Gated
 
 
@@ -33,12 +33,10 @@ def check_model(model: nn.Module) -> None:
     check_whole(model)
     processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if processes > 1 and wrapper_of(model) is None:
-        warnings.warn(
+        warn(
             f"there are {processes} processes, but {type(model).__name__} is not wrapped in "
             "DistributedDataParallel: each process discovers a structure of its own; to train one "
             "model together, wrap it before you make the Discovery",
-            GuyotWarning,
-            stacklevel=3,
         )
 
 

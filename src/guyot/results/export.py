@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from guyot.core.errors import GuyotWarning, MisconfiguredError, UnsupportedError
+from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.inputs import (
     Inputs,
     arguments,
@@ -38,6 +38,7 @@ from guyot.core.inputs import (
 from guyot.core.locate import unwrap
 from guyot.core.storage import write_tensors
 from guyot.core.torch_private import pytree
+from guyot.core.warning import warn
 from guyot.gates.checks import check_model
 from guyot.results.codegen import Source, module_text
 from guyot.results.delivery import (
@@ -293,11 +294,9 @@ def _imported(file: Path) -> Any:
 def _warn_unused(model: nn.Module, names: list[str]) -> None:
     left_out = [name for name, _ in model.named_parameters() if name not in names]
     if left_out:
-        warnings.warn(
+        warn(
             f"{len(left_out)} parameters that evaluation mode does not use were left out, e.g. "
             f"{left_out[0]}",
-            GuyotWarning,
-            stacklevel=3,
         )
 
 

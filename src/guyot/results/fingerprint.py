@@ -7,16 +7,16 @@ inputs every time, on every machine, without random numbers.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from guyot.core.errors import GuyotWarning, MisconfiguredError
+from guyot.core.errors import MisconfiguredError
 from guyot.core.inputs import call_model, changed, evaluation_mode, tensors_of
 from guyot.core.torch_private import pytree
+from guyot.core.warning import warn
 
 _VALUES, _SUMS = 48, 8
 """Entries of an output that are kept, and weighted sums over all of them."""
@@ -159,9 +159,7 @@ def _device(model: nn.Module) -> torch.device:
 
 
 def _warn(reason: str) -> None:
-    warnings.warn(
+    warn(
         f"the network is saved without a fingerprint, so guyot.load cannot compare what it "
         f"rebuilds with it: {reason}",
-        GuyotWarning,
-        stacklevel=4,
     )

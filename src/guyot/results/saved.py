@@ -7,7 +7,6 @@ structure.json      what it kept and the shapes of example inputs, for `guyot.re
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from guyot.core.contents import NETWORK
-from guyot.core.errors import GuyotWarning, MisconfiguredError, StorageError
+from guyot.core.errors import MisconfiguredError, StorageError
 from guyot.core.inputs import Inputs
 from guyot.core.schema import misfit
 from guyot.core.storage import read_json, read_tensors, write_tensors
 from guyot.core.trees import difference, json_text
+from guyot.core.warning import warn
 from guyot.results.fingerprint import described, fingerprint_of, inputs_like, unlike
 from guyot.results.rebuild import rebuild
 
@@ -105,11 +105,9 @@ def load(folder: str | Path, model_factory: Callable[[], nn.Module]) -> nn.Modul
     model.load_state_dict(state)
     saved = structure.get("fingerprint")
     if saved is None:
-        warnings.warn(
+        warn(
             f"{Path(folder) / STRUCTURE} has no fingerprint of outputs: compare some outputs "
             "of the network with known ones, or save it again",
-            GuyotWarning,
-            stacklevel=2,
         )
     elif gap := unlike(model, structure["inputs"], saved):
         raise MisconfiguredError(

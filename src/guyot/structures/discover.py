@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
 
-from guyot.core.errors import GuyotWarning
 from guyot.core.inputs import Inputs
 from guyot.core.locate import unwrap
 from guyot.core.patterns import Patterns
 from guyot.core.randomness import isolated
 from guyot.core.reasons import Reason, ReasonKind
 from guyot.core.types import Frozen, Structures
+from guyot.core.warning import warn
 from guyot.structures.axis_graph import AxisGraph
 from guyot.structures.branches import Branch, find_branches
 from guyot.structures.control import Ignored, by_user, frozen_by, tie_groups
@@ -148,18 +147,14 @@ def _warn(groups: dict[str, Reason], layers: dict[str, Reason]) -> None:
     for kind, found in (("units of", groups), ("layer", layers)):
         for name, reason in found.items():
             if reason.kind is not ReasonKind.BY_USER:
-                warnings.warn(
-                    f"{kind} {name} cannot be removed: {reason}", GuyotWarning, stacklevel=4
-                )
+                warn(f"{kind} {name} cannot be removed: {reason}")
 
 
 def _warn_unknown(frozen: Sequence[Frozen]) -> None:
     """Name the operators that no rule covers, once."""
     unknown = dict.fromkeys(f.reason for f in frozen if f.kind is ReasonKind.NO_RULE)
     if unknown:
-        warnings.warn(
+        warn(
             f"the dims that these operators touch cannot shrink: {'; '.join(unknown)}; "
             "guyot.structures.rules.rule registers a rule for an operator",
-            GuyotWarning,
-            stacklevel=3,
         )

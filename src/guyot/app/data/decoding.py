@@ -1,12 +1,12 @@
 """From the bytes of image files to arrays, and what is said of files that are no images."""
 
 import io
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 
-from guyot.core.errors import GuyotWarning, MisconfiguredError
+from guyot.core.errors import MisconfiguredError
+from guyot.core.warning import warn
 
 _NAMED = 5
 """How many images that cannot be read a warning names."""
@@ -56,9 +56,7 @@ def judge(corrupt: list[str], left: int, skip: bool) -> None:
         remedy = "or skip such images (on_corrupt=skip)" if left else "none is left"
         raise MisconfiguredError(f"{corrupt[0]}{more}; remove or repair it, {remedy}")
     more = f"; and {len(corrupt) - _NAMED} more" if len(corrupt) > _NAMED else ""
-    warnings.warn(
+    warn(
         f"{len(corrupt)} of {left + len(corrupt)} images are left out: "
         f"{'; '.join(corrupt[:_NAMED])}{more}",
-        GuyotWarning,
-        stacklevel=2,
     )

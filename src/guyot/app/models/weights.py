@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from guyot.core.errors import GuyotWarning, MisconfiguredError
+from guyot.core.errors import MisconfiguredError
+from guyot.core.warning import warn
 
 _NAMED = 4
 
@@ -41,10 +41,8 @@ def load_fitting(model: nn.Module, state: Mapping[str, Tensor], source: str) -> 
         )
     model.load_state_dict(fitting, strict=False)
     if other:
-        warnings.warn(
+        warn(
             f"{source}: {_named(other)} of another size and start at random",
-            GuyotWarning,
-            stacklevel=2,
         )
 
 

@@ -17,17 +17,16 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from guyot.app.config import TIMEOUT, RunConfig
 from guyot.app.launch import local_device, processes
-from guyot.app.running.folder import raw_config, recorded_config
-from guyot.app.running.start import resume, train
+from guyot.app.running.folder import is_finished, raw_config, recorded_config, result_of
+from guyot.app.running.several import Several
 from guyot.app.running.together import open_folder, resuming
 from guyot.app.running.watcher import Watcher
 from guyot.core.errors import MisconfiguredError
 from guyot.core.parallel import Ranks
-from guyot.core.storage import read_json, replaced
+from guyot.core.storage import replaced
 from guyot.core.trees import json_text
 from guyot.planning.config import BASELINES
 
@@ -63,7 +62,7 @@ def train_compared(
     Raises:
         GuyotError: what the user can put right.
     """
-    return _Runs(Path(out), watcher, stop, tensorboard, timeout, trust=True).all(config)
+    return _Runs(Path(out), watcher, stop, tensorboard, timeout, trust=True).run(config)
 
 
 def resume_compared(
@@ -89,52 +88,40 @@ def resume_compared(
     Raises:
         GuyotError: what the user can put right.
     """
-    return _Runs(Path(folder), watcher, stop, False, timeout, trust).all(None)
+    return _Runs(Path(folder), watcher, stop, False, timeout, trust).run()
 
 
-class _Runs:
+class _Runs(Several):
     """Trains one run after the other, in one process or on every rank of several."""
 
-    def __init__(
-        self,
-        path: Path,
-        watcher: Watcher | None,
-        stop: Callable[[], bool],
-        tensorboard: bool,
-        timeout: float,
-        trust: bool,
-    ) -> None:
-        self._path, self._watcher, self._stop = path, watcher, stop
-        self._tensorboard, self._timeout, self._trust = tensorboard, timeout, trust
-
-    def all(self, config: RunConfig | None) -> bool:
+    def run(self, config: RunConfig | None = None) -> bool:
         """Train all that is not finished; a new folder if there is a configuration."""
-        then = resuming(self._path)
+        then = resuming(self.path)
         device = local_device("auto" if config is None else config.device)
-        with processes(device, self._timeout, then) as ranks:
+        with processes(device, self.timeout, then) as ranks:
             with ranks.together():
                 if config is None:
-                    config = recorded_config(self._path, self._trust)
-                    if self._finished(self._path, config.seeds, config.baseline):
+                    config = recorded_config(self.path, self.trust)
+                    if self._finished(self.path, config.seeds, config.baseline):
                         raise MisconfiguredError(
-                            f"resume={str(self._path)!r} is finished, there is nothing to "
-                            f"continue: guyot compare {self._path} shows what came out"
+                            f"resume={str(self.path)!r} is finished, there is nothing to "
+                            f"continue: guyot compare {self.path} shows what came out"
                         )
             if config.seeds == 1:
-                return self._run(config, self._path, ranks)
+                return self._run(config, self.path, ranks)
             return self._repeat(config, ranks)
 
     def _repeat(self, config: RunConfig, ranks: Ranks) -> bool:
         """Train the runs of all seeds."""
         with ranks.together():
-            known = (self._path / "config.json").is_file()
-            whole = open_folder(ranks, self._path, False, resumed=known)
+            known = (self.path / "config.json").is_file()
+            whole = open_folder(ranks, self.path, False, resumed=known)
         with whole.locked(), contextlib.closing(whole):
             if not ranks.rank and not known:
-                replaced(self._path / "config.json", json_text(config.to_dict()))
+                replaced(self.path / "config.json", json_text(config.to_dict()))
             for seed in range(config.seed, config.seed + config.seeds):
                 own = dataclasses.replace(config, seed=seed, seeds=1)
-                if not self._run(own, self._path / f"seed-{seed}", ranks):
+                if not self._run(own, self.path / f"seed-{seed}", ranks):
                     return False
         return True
 
@@ -143,8 +130,8 @@ class _Runs:
         if not self._trained(config, folder, ranks):
             return False
         with ranks.together():
-            settled = recorded_config(folder, self._trust)
-            result: Any = read_json(folder / "result.json")
+            settled = recorded_config(folder, self.trust)
+            result = result_of(folder)
             share = result["after"]["macs"] / result["before"]["macs"]
         for kind in _kinds(config.baseline):
             if not self._trained(settled.baseline_of(kind, share), folder / kind, ranks):
@@ -153,17 +140,12 @@ class _Runs:
 
     def _trained(self, config: RunConfig, folder: Path, ranks: Ranks) -> bool:
         """Train one network, or what is left of its training; whether it is finished."""
-        if ranks.told(_ended(folder)):
+        if ranks.told(is_finished(folder)):
             return True
-        if ranks.any(self._stop()):
+        if ranks.any(self.stop()):
             return False
         begun = ranks.told((folder / "config.json").is_file())
-        if begun:
-            told: dict[str, Any] = {"timeout": self._timeout, "trust": self._trust}
-            found = resume(folder, self._watcher, self._stop, **told)
-        else:
-            options: dict[str, Any] = {"tensorboard": self._tensorboard, "timeout": self._timeout}
-            found = train(config, folder, self._watcher, self._stop, **options)
+        found = self.resume(folder) if begun else self.train(config, folder)
         return found.interrupted is None
 
     def _finished(self, folder: Path, seeds: int, baseline: str | None) -> bool:
@@ -172,15 +154,11 @@ class _Runs:
         if seeds > 1:
             runs = [path for path in folder.glob("seed-*") if path.is_dir()]
         kinds = _kinds(baseline)
-        ended = [_ended(run) and all(_ended(run / kind) for kind in kinds) for run in runs]
+        ended = [
+            is_finished(run) and all(is_finished(run / kind) for kind in kinds) for run in runs
+        ]
         return len(runs) == seeds and all(ended)
 
 
 def _kinds(baseline: str | None) -> tuple[str, ...]:
     return () if baseline is None else BASELINES[: BASELINES.index(baseline) + 1]
-
-
-def _ended(folder: Path) -> bool:
-    file = folder / "result.json"
-    found: Any = read_json(file) if file.exists() else None
-    return isinstance(found, dict) and found.get("status") == "finished"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-import warnings
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +20,11 @@ from guyot.app.running.folder import RunFolder
 from guyot.app.running.journal import Journal
 from guyot.app.training import Tally
 from guyot.core.contents import POSITION
-from guyot.core.errors import DivergedError, GuyotWarning, MisconfiguredError, StorageError
+from guyot.core.errors import DivergedError, MisconfiguredError, StorageError
 from guyot.core.parallel import Ranks
 from guyot.core.schema import misfit
 from guyot.core.trees import difference
+from guyot.core.warning import warn
 from guyot.discovery.checkpoint import Checkpointer
 from guyot.discovery.family import Family
 
@@ -139,10 +139,8 @@ class Course:
             try:
                 self._checkpoints.save(self.step, self._position(self._config))
             except StorageError as error:
-                warnings.warn(
+                warn(
                     f"no checkpoint at step {self.step}: {error}; {self._good}",
-                    GuyotWarning,
-                    stacklevel=2,
                 )
         self._saved = self.step, time.monotonic()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +14,12 @@ from guyot.app.config import RunConfig
 from guyot.app.data import Batches, Dataset
 from guyot.app.factories import check_trusted
 from guyot.app.models import count_macs
-from guyot.app.running.folder import load_run
+from guyot.app.running.folder import load_run, result_of
 from guyot.app.running.setup import load_data
 from guyot.app.training import score
-from guyot.core.errors import GuyotWarning, MisconfiguredError
+from guyot.core.errors import MisconfiguredError
 from guyot.core.storage import read_json
+from guyot.core.warning import warn
 from guyot.report import Latency, measure
 from guyot.results import export
 from guyot.results.saved import STRUCTURE, WEIGHTS, read
@@ -187,14 +187,10 @@ def _finished(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
                 "`guyot train --resume` finish it"
             )
     structure, _ = read(folder)
-    file = folder / "result.json"
-    result: Any = read_json(file) if file.exists() else None
-    if isinstance(result, Mapping) and (phase := result.get("interrupted")):
-        warnings.warn(
+    if phase := result_of(folder).get("interrupted"):
+        warn(
             f"the run in {str(folder)!r} was interrupted during {phase}: this is the network as it "
             "was then",
-            GuyotWarning,
-            stacklevel=3,
         )
     return config, structure
 
@@ -209,10 +205,8 @@ def _usable(config: RunConfig, data_dir: str | None) -> RunConfig:
     try:
         torch.zeros(1, device=config.device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        warnings.warn(
+        warn(
             f"the run used the device {config.device}, which is not here: this is on the CPU",
-            GuyotWarning,
-            stacklevel=3,
         )
         config = dataclasses.replace(config, device="cpu")
     return config

@@ -17,8 +17,8 @@ from typing import Any
 
 from guyot.app.config import TIMEOUT, RunConfig
 from guyot.app.launch import local_device, processes
-from guyot.app.running.folder import raw_config, recorded_config
-from guyot.app.running.start import resume, train
+from guyot.app.running.folder import is_finished, raw_config, recorded_config, result_of
+from guyot.app.running.several import Several
 from guyot.app.running.together import open_folder, resuming
 from guyot.app.running.watcher import Watcher
 from guyot.core.errors import GuyotError, MisconfiguredError
@@ -94,36 +94,24 @@ def is_family(folder: Path) -> bool:
     return bool(raw_config(folder).get("targets"))
 
 
-class _Members:
+class _Members(Several):
     """Trains one member after the other, in one process or on every rank of several."""
-
-    def __init__(
-        self,
-        path: Path,
-        watcher: Watcher | None,
-        stop: Callable[[], bool],
-        tensorboard: bool,
-        timeout: float,
-        trust: bool,
-    ) -> None:
-        self._path, self._watcher, self._stop = path, watcher, stop
-        self._tensorboard, self._timeout, self._trust = tensorboard, timeout, trust
 
     def run(self, config: RunConfig | None = None) -> Summary:
         """All members that are not finished; a new family if there is a configuration."""
-        then = resuming(self._path)
+        then = resuming(self.path)
         device = local_device("auto" if config is None else config.device)
-        with processes(device, self._timeout, then) as ranks:
+        with processes(device, self.timeout, then) as ranks:
             with ranks.together():
-                whole = open_folder(ranks, self._path, False, resumed=config is None)
+                whole = open_folder(ranks, self.path, False, resumed=config is None)
             with whole.locked(), contextlib.closing(whole), self._nothing_left_behind(ranks):
                 with ranks.together():
                     config = self._settings(config, ranks)
-                    family = Family(self._path, config.targets)
-                    ended = {target for target in family if self._status(target) == "finished"}
+                    family = Family(self.path, config.targets)
+                    ended = {target for target in family if is_finished(self._folder(target))}
                 status = "interrupted"
                 for target in family:
-                    if ranks.any(self._stop()):
+                    if ranks.any(self.stop()):
                         break
                     if target not in ended:
                         outcome = self._member(family, config, target, ranks)
@@ -137,11 +125,11 @@ class _Members:
 
     def _settings(self, config: RunConfig | None, ranks: Ranks) -> RunConfig:
         """Those of the family: written when it is new, else read."""
-        file = self._path / "config.json"
+        file = self.path / "config.json"
         if config is None:
-            config = recorded_config(self._path, self._trust)
+            config = recorded_config(self.path, self.trust)
             if not ranks.rank:
-                (self._path / "result.json").unlink(missing_ok=True)
+                (self.path / "result.json").unlink(missing_ok=True)
         elif not ranks.rank:
             replaced(file, json_text(config.to_dict()))
         return config
@@ -152,23 +140,22 @@ class _Members:
         try:
             yield
         except GuyotError:
-            if not ranks.rank and [file.name for file in self._path.iterdir()] == ["config.json"]:
-                (self._path / "config.json").unlink()
-                self._path.rmdir()
+            if not ranks.rank and [file.name for file in self.path.iterdir()] == ["config.json"]:
+                (self.path / "config.json").unlink()
+                self.path.rmdir()
             raise
 
     def _member(self, family: Family, config: RunConfig, target: float, ranks: Ranks) -> Outcome:
         """Train a member, or what is left of its training."""
         folder, first = self._folder(target), target == family.smallest
-        options: dict[str, Any] = {"timeout": self._timeout, "family": family if first else None}
-        if first and not (folder / "config.json").is_file():
+        begun = ranks.told((folder / "config.json").is_file())
+        if first and not begun:
             own = dataclasses.replace(config, target=target, targets=())
-            options["tensorboard"] = self._tensorboard
-            return train(own, folder, self._watcher, self._stop, **options)
+            return self.train(own, folder, family=family)
         with ranks.together():
-            if not ranks.rank and not (folder / "config.json").is_file():
+            if not ranks.rank and not begun:
                 self._begin(target, self._folder(family.smallest))
-        return resume(folder, self._watcher, self._stop, trust=self._trust, **options)
+        return self.resume(folder, family=family if first else None)
 
     def _begin(self, target: float, first: Path) -> None:
         """Make the run folder of a member as it would be had it gone its way from the start.
@@ -192,19 +179,15 @@ class _Members:
         replaced(folder / "config.json", json_text({**settings, "target": target}))
 
     def _folder(self, target: float) -> Path:
-        return self._path / f"{target:g}"
-
-    def _result(self, target: float) -> dict[str, Any]:
-        file = self._folder(target) / "result.json"
-        found: Any = read_json(file) if file.exists() else None
-        return found if isinstance(found, dict) else {"status": "open"}
-
-    def _status(self, target: float) -> str:
-        return str(self._result(target).get("status"))
+        return self.path / f"{target:g}"
 
     def _summary(self, family: Family, status: str) -> Summary:
         members = [
-            {"target": target, "folder": f"{target:g}", **self._result(target)}
+            {
+                "target": target,
+                "folder": f"{target:g}",
+                **(result_of(self._folder(target)) or {"status": "open"}),
+            }
             for target in family.targets
         ]
         return {"status": status, "targets": list(family.targets), "members": members}

@@ -69,9 +69,7 @@ class RunFolder:
                 f"resume={str(self.path)!r} is no run folder, it has no config.json: give one that "
                 "guyot train wrote"
             )
-        result = self.path / "result.json"
-        ended: Any = read_json(result) if result.exists() else None
-        if isinstance(ended, Mapping) and ended.get("status") == "finished":
+        if is_finished(self.path):
             raise MisconfiguredError(
                 f"resume={str(self.path)!r} is finished, there is nothing to continue: what "
                 "came out is in the folder"
@@ -257,6 +255,18 @@ def raw_config(folder: Path) -> dict[str, Any]:
     except MisconfiguredError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """Return what a folder's `result.json` says; nothing where there is none."""
+    file = folder / "result.json"
+    found: Any = read_json(file) if file.exists() else None
+    return found if isinstance(found, dict) else {}
+
+
+def is_finished(folder: Path) -> bool:
+    """Say whether the run in a folder is finished."""
+    return result_of(folder).get("status") == "finished"
 
 
 def load_run(folder: str | Path, *, trust: bool = False) -> nn.Module:

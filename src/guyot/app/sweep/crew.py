@@ -13,7 +13,7 @@ from typing import Any
 
 from guyot.app.sweep.plan import Sweep, objective, trial_name
 from guyot.app.sweep.study import is_left, is_running, queue_again, taken
-from guyot.app.sweep.trial import error_of, result_of, run_trial
+from guyot.app.sweep.trial import error_of, finished_result, run_trial
 from guyot.report import TRIALS
 
 _POLL = 1.0
@@ -102,7 +102,7 @@ class Crew:
         process.join()
         with self._lock:
             self._processes.remove(process)
-        result = result_of(place)
+        result = finished_result(place)
         if result is None:
             if self._stopping.is_set():
                 queue_again(self._study, trial.number)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -16,6 +15,7 @@ from typing import Any
 
 from guyot.app import running
 from guyot.app.config import RunConfig
+from guyot.app.running.folder import is_finished, result_of
 from guyot.core.errors import MisconfiguredError
 from guyot.core.storage import read_json
 
@@ -40,7 +40,7 @@ def run_trial(settings: dict[str, Any], place: str, parent: int) -> None:
         return bool(asked) or os.getppid() != parent
 
     try:
-        if result_of(folder) is not None:
+        if finished_result(folder) is not None:
             return
         log.unlink(missing_ok=True)
         _train(RunConfig.from_dict(settings), folder, stop)
@@ -49,12 +49,11 @@ def run_trial(settings: dict[str, Any], place: str, parent: int) -> None:
         raise SystemExit(1) from None
 
 
-def result_of(folder: Path) -> dict[str, Any] | None:
+def finished_result(folder: Path) -> dict[str, Any] | None:
     """Return what a finished trial came to; None if it has not finished."""
     with contextlib.suppress(OSError, ValueError):
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        if result.get("status") == "finished":
-            return result
+        if is_finished(folder):
+            return result_of(folder)
     return None
 
 
@@ -76,7 +75,7 @@ def _train(config: RunConfig, folder: Path, stop: Callable[[], bool]) -> None:
         run = running.RunFolder(folder, None, resumed=True)
         while not (free := _is_free(run)) and not stop():
             time.sleep(0.5)
-        if free and result_of(folder) is None:
+        if free and finished_result(folder) is None:
             there = RunConfig.from_dict(read_json(folder / "config.json"))
             running.resume(folder, stop=stop, trust=there.model == config.model)
         return

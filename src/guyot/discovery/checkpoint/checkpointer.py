@@ -6,7 +6,6 @@ import importlib.metadata
 import platform
 import re
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from guyot.core.contents import MANIFEST
-from guyot.core.errors import GuyotError, GuyotWarning, MisconfiguredError, UnsupportedError
+from guyot.core.errors import GuyotError, MisconfiguredError, UnsupportedError
 from guyot.core.locate import unwrap, wrapper_of
 from guyot.core.parallel import Ranks
 from guyot.core.randomness import diverge, random_state
@@ -34,6 +33,7 @@ from guyot.core.storage import (
     write_tree,
 )
 from guyot.core.trees import difference
+from guyot.core.warning import warn
 from guyot.discovery.checkpoint.others import collected, misfit_of_ranks, own, warn_number
 from guyot.discovery.checkpoint.parts import REMEDY, Stateful, restore, restore_random
 from guyot.discovery.discovery import Discovery
@@ -384,9 +384,7 @@ def _check_manifest(file: Path) -> None:
             "the version of guyot that wrote it"
         )
     if found.get("torch") != str(torch.__version__):
-        warnings.warn(
+        warn(
             f"{file}: torch {found.get('torch')} wrote it and this is {torch.__version__}; the "
             "run resumes, but not bit for bit as with the former",
-            GuyotWarning,
-            stacklevel=3,
         )

@@ -6,16 +6,15 @@ A checkpoint holds everything of rank 0, and of every other rank what differs fr
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from guyot.core.errors import GuyotWarning
 from guyot.core.parallel import Ranks
 from guyot.core.storage import packed, unpacked
+from guyot.core.warning import warn
 
 
 def collected(ranks: Ranks, known: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -65,12 +64,10 @@ def misfit_of_ranks(others: Any, names: Sequence[str]) -> str | None:
 
 def warn_number(file: Path, wrote: int, here: int) -> None:
     """Warn that the number of ranks is another one."""
-    warnings.warn(
+    warn(
         f"{file}: {wrote} process{'es' if wrote > 1 else ''} wrote it and {here} "
         f"{'resume' if here > 1 else 'resumes'}, but with other random numbers: not bit for bit as "
         f"{wrote} would",
-        GuyotWarning,
-        stacklevel=4,
     )
 
 

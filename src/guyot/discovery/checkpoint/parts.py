@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -10,9 +9,10 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from guyot.core.errors import GuyotWarning, MisconfiguredError
+from guyot.core.errors import MisconfiguredError
 from guyot.core.randomness import set_random_state
 from guyot.core.trees import difference
+from guyot.core.warning import warn
 from guyot.discovery.checks import keeps_elementwise_state
 
 REMEDY = "build model, discovery and all parts as for the first start"
@@ -60,11 +60,9 @@ def restore_random(state: Any, file: Path) -> None:
     except (*UNFIT, RuntimeError) as error:
         raise MisconfiguredError(f"{file}: random does not fit: {error}") from error
     if saved != torch.cuda.device_count():
-        warnings.warn(
+        warn(
             f"{file}: it holds the random states of {saved} GPUs and "
             f"{torch.cuda.device_count()} are here, whose random numbers are new",
-            GuyotWarning,
-            stacklevel=3,
         )
 
 
