@@ -195,3 +195,22 @@ def test_state_round_trip() -> None:
 def test_bad_target(target: Any) -> None:
     with pytest.raises(MisconfiguredError, match=r"target=.*share of the complexity"):
         Dials(None, target)
+
+
+def test_gates_are_still_only_while_all_that_are_left_are_one() -> None:
+    """A discovery may end early after such steps, and after no others."""
+    config = DiscoveryConfig(round_to=1, estimator="two-sided")
+    controller = Controller(NET, Dials(nu=0.5, target=None), Phases(1000), config, None)
+    controller.price()
+    every = torch.ones(NET.index.total)
+
+    def advance(step: int) -> int:
+        gradient = -100 * controller.state.reference  # keeping every gate pays
+        controller.advance(SideSums.from_sample(gradient, every), step)
+        return controller.state.still
+
+    assert advance(1) == 0  # theta is below 1
+    controller.decide(every.bool())
+    assert [advance(2), advance(3)] == [1, 2]
+    controller.decide(torch.arange(len(every)) > 0)
+    assert advance(4) == 3  # what was removed does not count
