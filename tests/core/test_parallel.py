@@ -31,7 +31,7 @@ from guyot.app.launch import launched, local_device, processes
 from guyot.app.running.together import resolve_together
 from guyot.core.errors import ParallelError
 from guyot.core.parallel import Ranks
-from guyot.discovery.checks import check_optimizer
+from guyot.discovery.optimizers import Optimizers
 from guyot.planning.benefits import SideMeans, SideSums
 
 pytestmark = pytest.mark.timeout(1200)  # processes share what cores there are
@@ -316,4 +316,4 @@ def test_sharded_optimisers_are_refused() -> None:
     model = CASES["mlp"].build()
     optimizer: Any = ZeroRedundancyOptimizer(model.parameters(), 0.1)
     with pytest.raises(UnsupportedError, match="use the optimiser that it wraps"):
-        check_optimizer(model, optimizer)
+        Optimizers(model, optimizer)

@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from guyot import Discovery, DiscoveryConfig, MisconfiguredError, UnsupportedError
+from guyot import Discovery, DiscoveryConfig, MisconfiguredError
 from guyot.app.models.cifar import resnet
 from guyot.discovery.integrations.lightning import DiscoveryCallback
 from guyot.gates.module import Gated
@@ -217,12 +217,6 @@ class Wide(Digits):
             return super().training_step(batch, batch_idx)
 
 
-class Manual(Digits):
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-
-
 class Nothing(Digits):
     def __init__(self) -> None:
         super().__init__()
@@ -230,7 +224,6 @@ class Nothing(Digits):
 
 
 REFUSED: dict[str, tuple[type[Digits], dict[str, Any], type[Exception], str]] = {
-    "manual": (Manual, {}, UnsupportedError, "automatic_optimization=False: a discovery needs one"),
     "inputs": (Nothing, {}, MisconfiguredError, "example_inputs=None, and Nothing has no example_"),
     "module": (Digits, {"module": "body"}, MisconfiguredError, r"module='body' .* \['net'\]"),
 }
@@ -276,3 +269,44 @@ def quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     yield
     logger.setLevel(level)
+
+
+class Manual(pl.LightningModule):
+    """Steps two optimisers itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 10))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.manual_backward(nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
+        for optimizer in self.optimizers():  # type: ignore[union-attr]
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def configure_optimizers(self) -> Any:
+        matrices = [p for p in self.parameters() if p.dim() == 2]
+        biases = [p for p in self.parameters() if p.dim() != 2]
+        return [torch.optim.Muon(matrices, 0.01), torch.optim.AdamW(biases, 0.01)]
+
+
+def test_manual_optimization_with_two_optimizers(tmp_path: Path):
+    def fit(ckpt_path: Path | None = None, **choices: Any) -> tuple[Manual, Discovery]:
+        model, every = Manual(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+        callback = DiscoveryCallback("net", (IMAGE,), target=0.5, config=EXACT)
+        trainer = trainer_of(tmp_path, callback, every, enable_checkpointing=True, **choices)
+        trainer.fit(model, loader(), ckpt_path=ckpt_path, weights_only=True)
+        assert callback.discovery is not None
+        return model, callback.discovery
+
+    torch.manual_seed(0)
+    model, discovery = fit()
+    assert discovery.standing.step == discovery.standing.steps == 120
+    assert discovery.attained == pytest.approx(0.5, rel=0.03)
+    assert model.net[1].out_features < 24
+    again, resumed = fit(tmp_path / "epoch=0.ckpt")
+    assert resumed.removals == discovery.removals
+    assert same(again, model)
+    _, short = fit(max_steps=200)  # Lightning counts the steps of both
+    assert short.standing.step == short.standing.steps == 100

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from guyot import find_structures
 from guyot.core.types import KeepPlan
-from guyot.gates.bank import Gates
+from guyot.gates.bank import Gates, Norms
 from guyot.surgery import operate
 
 CPU = torch.device("cpu")
@@ -33,6 +33,12 @@ def gated(model: nn.Module, inputs: Tensor) -> Gates:
     gates = Gates(find_structures(model, (inputs,)), CPU)
     gates.attach(model)
     return gates
+
+
+def norms_of(gates: Gates, model: nn.Module) -> Norms:
+    """As if one optimiser held all parameters."""
+    squares = gates.squares(model.parameters())
+    return gates.norms([squares], gates.gradient.abs(), torch.ones_like(gates.gradient))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -406,7 +412,7 @@ def test_a_branch_that_ends_in_buffers_is_gated_and_never_certified() -> None:
     place = gates.structures.index.layer(0)
     model(x).square().sum().backward()
     assert gates.gradient[place] != 0
-    norms = gates.norms(gates.gradient.abs(), torch.ones_like(gates.gradient))
+    norms = norms_of(gates, model)
     assert norms.weight[place] > 0 and norms.gradient[place].isinf()
     assert bool(norms.gradient[:place].isfinite().all()) and bool(norms.gradient[:place].any())
     gates.sampled[place] = 0
@@ -420,5 +426,5 @@ def test_weights_that_do_not_learn_are_never_certified() -> None:
     model[2].weight.requires_grad_(False)
     gates = gated(model, x)
     model(x).square().sum().backward()
-    norms = gates.norms(gates.gradient.abs(), torch.ones_like(gates.gradient))
+    norms = norms_of(gates, model)
     assert bool(norms.gradient.isinf().all())

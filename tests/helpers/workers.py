@@ -325,7 +325,7 @@ def norms_are_those_of_ranks_with_the_gate_on() -> None:
             gates.sampled[2] = 0
         model(x).square().mean().backward()
         sums = discovery._sums(gates)
-        norms.append(gates.norms(sums.sum_one, sums.count_one))
+        norms.append(gates.norms([gates.squares(model.parameters())], sums.sum_one, sums.count_one))
     both, one = norms
     assert float(both.gradient[2]) > 0
     torch.testing.assert_close(one.gradient[2], both.gradient[2], rtol=0.1, atol=0)

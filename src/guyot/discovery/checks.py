@@ -1,20 +1,15 @@
-"""What must be true of a user's model and optimiser, with errors that say the way out."""
+"""What must be true of a user's model and run, with errors that say the way out."""
 
 from __future__ import annotations
 
-import copy
 import math
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from guyot.core.errors import (
     MisconfiguredError,
     SequenceError,
-    UnsupportedError,
 )
 from guyot.core.inputs import Inputs
 from guyot.core.locate import named_tensors
@@ -23,95 +18,6 @@ from guyot.core.warning import warn
 from guyot.planning.config import DiscoveryConfig
 from guyot.planning.dynamics import Phases
 from guyot.structures import find_structures
-
-
-def sgd_weight_decay(optimizer: torch.optim.Optimizer) -> float | None:
-    """Return the least L2 coefficient of SGD's groups; None for other optimisers."""
-    if not isinstance(optimizer, torch.optim.SGD):
-        return None
-    return min(float(group["weight_decay"]) for group in optimizer.param_groups)
-
-
-def inner_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return the optimiser inside the wrappers of accelerate and Lightning."""
-    inner = getattr(optimizer, "optimizer", None)
-    return inner_optimizer(inner) if isinstance(inner, torch.optim.Optimizer) else optimizer
-
-
-def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Refuse an optimiser that does not hold every parameter that trains, or shards their state."""
-    if any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(optimizer).__mro__):
-        raise UnsupportedError(
-            "ZeroRedundancyOptimizer keeps each parameter's state in one of the processes, and "
-            "surgery slices it in all of them: use the optimiser that it wraps"
-        )
-    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in held]
-    if missing:
-        raise MisconfiguredError(
-            f"the optimizer does not hold {len(missing)} of the model's parameters, e.g. "
-            f"{missing[0]}: build it from model.parameters() of this very model, or set "
-            "requires_grad=False on what must not train"
-        )
-
-
-def check_sliceable(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse an optimiser whose state cannot be sliced, as far as that shows before its first step.
-
-    Raises:
-        UnsupportedError: it keeps tensors that have no entry per entry of their parameter.
-    """
-    entry = _foreign(optimizer.state) or _foreign(_rehearsed(optimizer) or {})
-    if isinstance(optimizer, torch.optim.LBFGS):  # a step of it needs the loss
-        entry = "'old_dirs', a list, for all parameters"
-    if entry is not None:
-        raise UnsupportedError(
-            f"{type(optimizer).__name__} keeps {entry}: guyot cannot slice it when the parameter "
-            "gets smaller; use an optimiser with elementwise state (SGD, Adam, AdamW, RMSprop, ...)"
-        )
-
-
-def keeps_elementwise_state(optimizer: torch.optim.Optimizer) -> bool:
-    """Say whether its state surely has one entry per entry of the parameter, or one in all."""
-    state = _rehearsed(optimizer)
-    return bool(state) and _foreign(state) is None
-
-
-def _rehearsed(optimizer: torch.optim.Optimizer) -> dict[Tensor, Any] | None:
-    """Return the state after one step of a copy with the same settings on a small parameter.
-
-    None where that cannot be done: optimisers that wrap others or need more than their settings.
-    """
-    optimizer = inner_optimizer(optimizer)
-    kind = type(optimizer)
-    if kind.__getstate__ is not torch.optim.Optimizer.__getstate__:
-        return None
-    if not {"state", "param_groups"} <= optimizer.__dict__.keys():
-        return None  # properties that may lead to the real ones
-    device = next((p.device for g in optimizer.param_groups for p in g["params"]), None)
-    parameter = nn.Parameter(torch.ones(4, 6, device=device))
-    parameter.grad = torch.ones_like(parameter)
-    double = copy.copy(optimizer)
-    double.state = defaultdict(dict)
-    double.param_groups = [{**optimizer.param_groups[0], "params": [parameter]}]
-    step: Callable[..., Any] = kind.step
-    try:
-        getattr(step, "__wrapped__", step)(double)  # without the hooks of a real step
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-        return None
-    return dict(double.state)
-
-
-def _foreign(state: dict[Any, Any]) -> str | None:
-    """Describe an entry of a state that is neither one number nor of its parameter's shape."""
-    for parameter, entries in state.items():
-        for name, value in entries.items() if isinstance(entries, dict) else ():
-            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
-                shapes = tuple(value.shape), tuple(parameter.shape)
-                return f"{name!r} of shape {shapes[0]} for a parameter of shape {shapes[1]}"
-            if isinstance(value, list | tuple | dict):
-                return f"{name!r}, a {type(value).__name__}, for a parameter"
-    return None
 
 
 def check_copy(model: nn.Module, follower: nn.Module) -> None:
@@ -161,7 +67,10 @@ NOT_FINITE = (
     "NaN or inf in the loss or its gradients",
     "lower the learning rate or clip gradients",
 )
-NO_GRADIENT = ("no gradient reached the gates", "train in model.train() and with loss.backward()")
+NO_GRADIENT = (
+    "no gradient reached the gates",
+    "train in model.train(), and with a loss.backward() for every step()",
+)
 
 
 def warn_skipped(skipped: int, step: int, reason: str, way_out: str) -> None:

@@ -7,7 +7,6 @@ controller gives back what can go, surgery what is left.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -28,20 +27,16 @@ from guyot.discovery.checks import (
     NOT_FINITE,
     check_copy,
     check_measured,
-    check_optimizer,
-    check_sliceable,
-    inner_optimizer,
     prunable_structures,
-    sgd_weight_decay,
     warn_extreme,
     warn_missed,
     warn_skipped,
 )
-from guyot.discovery.closures import with_gradients
 from guyot.discovery.figures import Figures
 from guyot.discovery.layer_benefits import Loss, OwnLoss, layer_benefits, untouched
+from guyot.discovery.optimizers import Optimizers, parameters_of
 from guyot.discovery.snapshot import DiscoveryState, checked, identity, snapshot
-from guyot.gates.bank import Gates
+from guyot.gates.bank import Gates, Squares
 from guyot.gates.calibration import calibrated, most_probable
 from guyot.gates.checks import check_model, check_whole
 from guyot.planning.benefits import SideSums
@@ -73,7 +68,8 @@ class Discovery(Figures):
     Args:
         model: the network; its modules get smaller in place, its parameters stay the same objects.
         example_inputs: arguments of its `forward` (a mapping: by name); dimension 0 is the batch.
-        optimizer: holds the model's parameters; its state is sliced with them.
+        optimizer: holds the model's parameters; its state is sliced with them. Several optimisers
+            that share the parameters: a list; `step()` comes once, after all of them.
         total_steps: optimiser steps of the whole run.
         nu: nats of training loss worth paying to remove 100 % of the complexity; 0: no gates.
         target: share of the complexity to keep, in (0, 1); finds `nu` by itself.
@@ -96,7 +92,7 @@ class Discovery(Figures):
         self,
         model: nn.Module,
         example_inputs: Inputs,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Optimizer | Iterable[torch.optim.Optimizer],
         *,
         total_steps: int,
         nu: float | None = None,
@@ -112,13 +108,12 @@ class Discovery(Figures):
         self._outer = model
         check_model(model)
         self.model = unwrap(model)
-        self._optimizer = inner_optimizer(optimizer)
-        check_optimizer(self.model, self._optimizer)
+        self._optimizers = Optimizers(self.model, optimizer)
         if with_gates:
-            check_sliceable(self._optimizer)
+            self._optimizers.check_sliceable()
         self.original = prunable_structures(self.model, example_inputs, config)
         self._controller = Controller(
-            self.original, dials, phases, config, sgd_weight_decay(self._optimizer)
+            self.original, dials, phases, config, self._optimizers.sgd_weight_decay
         )
         self._gates: Gates | None = None
         self._source = self._controller.generator.get_state()  # before the present gates were drawn
@@ -132,25 +127,13 @@ class Discovery(Figures):
         self._listeners: list[Callable[[], object]] = []
         self._own_loss = OwnLoss(self.model)
         self._state = DiscoveryState(settled=not with_gates)
-        self._pending = 0
-        self._hooks = [
-            self._optimizer.register_step_pre_hook(self._before_optimizer),
-            self._optimizer.register_step_post_hook(self._after_optimizer),
-        ]
+        self._squares: dict[torch.optim.Optimizer, Squares] = {}
+        self._optimizers.watch(self._measure)
 
-    def _before_optimizer(self, _: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Measure, before a removal, what its certificate needs once gradients are there."""
+    def _measure(self, optimizer: torch.optim.Optimizer) -> None:
+        """Measure, before a removal, what its certificate needs of weights and gradients."""
         if self._gates is not None and self._state.step % self._controller.interval == 0:
-            return with_gradients(functools.partial(self._measure, self._gates), args, kwargs)
-        return None
-
-    def _measure(self, gates: Gates) -> None:
-        sums = self._sums(gates)
-        norms = gates.norms(sums.sum_one, sums.count_one)
-        self._controller.take_norms(*self._ranks.mean(torch.stack(norms)).cpu())
-
-    def _after_optimizer(self, *_: object) -> None:
-        self._pending += 1
+            self._squares[optimizer] = self._gates.squares(parameters_of(optimizer))
 
     def step(self, *, grad_scale: float | None = None, loss: Loss | None = None) -> None:
         """Move the gates after an optimiser step; structures may go.
@@ -168,15 +151,15 @@ class Discovery(Figures):
         """
         if self.finished:
             raise SequenceError("step() after finish(): make a new Discovery for another run")
-        if not self._pending and grad_scale is None:
+        if not self._optimizers.steps and grad_scale is None:
             raise SequenceError(
                 f"step() was called twice, or before optimizer.step(), at step {self._state.step}: "
-                "call it once after every optimizer.step(), with grad_scale if a GradScaler may "
-                "skip it"
+                "call it once after every optimizer.step() (of all, if there are several), with "
+                "grad_scale if a GradScaler may skip it"
             )
         if self._controller.config.estimator == "fisher":
             loss = loss or self._own_loss.again
-        self._pending = 0
+        self._optimizers.steps = 0
         if not self._state.settled:
             check_whole(self.model)
         if self._gates is not None:
@@ -224,6 +207,7 @@ class Discovery(Figures):
             reason = NO_GRADIENT if sums.silent else NOT_FINITE
             warn_skipped(self.skipped, self._state.step, *reason)
         else:
+            self._take_norms(gates, sums)
             if loss is not None:
                 self._measure_layers(gates, loss)
             removable = self._controller.advance(sums, self._state.step)
@@ -237,7 +221,14 @@ class Discovery(Figures):
                 if not keep.empty:
                     self._cut(keep)
                     gates = self._attach()
+        self._squares.clear()
         self._draw(gates)
+
+    def _take_norms(self, gates: Gates, sums: SideSums) -> None:
+        """Tell the controller the norms of what gates scale, where the optimisers' steps came."""
+        if self._squares:
+            norms = gates.norms([*self._squares.values()], sums.sum_one, sums.count_one)
+            self._controller.take_norms(*self._ranks.mean(torch.stack(norms)).cpu())
 
     def _measure_layers(self, gates: Gates, loss: Loss) -> None:
         """Measure what some layers earn, if it is their turn."""
@@ -277,7 +268,7 @@ class Discovery(Figures):
         """
         before = self.structures
         with resized(self._wrapper):
-            left = operate(self.model, before, keep, [self._optimizer])
+            left = operate(self.model, before, keep, self._optimizers.each)
         for follower in self._followers:
             operate(follower, before, keep)
         self._controller.select(left.structures, left.gates)
@@ -383,14 +374,13 @@ class Discovery(Figures):
     def _end(self) -> nn.Module:
         self._change(finished=True)
         self._own_loss.stop()
-        for hook in self._hooks:
-            hook.remove()
+        self._optimizers.forget()
         return self.model
 
     # -- checkpoints -------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that must survive, except the states of the model and the optimiser.
+        """Return all that must survive, except the states of the model and its optimisers.
 
         Call it between two steps: after `step()`, before the next forward pass.
 
@@ -400,7 +390,7 @@ class Discovery(Figures):
         Raises:
             SequenceError: the optimiser made a step and `step()` has not been called.
         """
-        if self._pending:
+        if self._optimizers.steps:
             raise SequenceError(
                 f"state_dict() between optimizer.step() and step() of the discovery, after step "
                 f"{self._state.step}: call it after step()"

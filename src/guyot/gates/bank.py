@@ -9,7 +9,7 @@ every gate.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,6 +36,20 @@ class Norms(NamedTuple):
 
     weight: Tensor
     gradient: Tensor
+
+
+class Squares(NamedTuple):
+    """Hold sums over the weights of one optimiser that each gate scales, float32, shape (gates,).
+
+    Attributes:
+        weight: ||w_j||^2.
+        gradient: the squared norm of their `.grad`.
+        inner: sum w * `.grad`.
+    """
+
+    weight: Tensor
+    gradient: Tensor
+    inner: Tensor
 
 
 class Gates:
@@ -151,32 +165,47 @@ class Gates:
             parameter.copy_(gate.masked(parameter, training=False))
 
     @torch.no_grad()
-    def norms(self, active: Tensor, share: Tensor) -> Norms:
-        """Measure weights and their `.grad`, before the optimiser uses it.
-
-        A user may have clipped or rescaled the gradients. Those of the gates are as they were and
-        equal sum w * dC/d(xi w). So the factor is known, and gradients are divided by it.
+    def squares(self, parameters: Iterable[nn.Parameter]) -> Squares:
+        """Measure some weights and their `.grad`, before their optimiser uses it.
 
         Args:
+            parameters: of that optimiser.
+        """
+        held = {id(parameter) for parameter in parameters}
+        weight, gradient, inner = (torch.zeros_like(self.sampled) for _ in range(3))
+        for parameter, _, places in self._places:
+            if parameter.grad is not None and parameter.requires_grad and id(parameter) in held:
+                for where, fold in places:
+                    weight[where] += fold(parameter.square())
+                    gradient[where] += fold(parameter.grad.square())
+                    inner[where] += fold(parameter * parameter.grad)
+        return Squares(weight, gradient, inner)
+
+    @torch.no_grad()
+    def norms(self, squares: Sequence[Squares], active: Tensor, share: Tensor) -> Norms:
+        """Return the norms of what each gate scales.
+
+        A user may have clipped or rescaled the gradients of an optimiser. Those of the gates are as
+        they were and equal sum w * dC/d(xi w). So the factor is known, and gradients are divided by
+        it.
+
+        Args:
+            squares: of all optimisers.
             active: xi dC/dxi, mean over the ranks, shape (gates,).
             share: of the ranks that sampled 1, the others' gradients being 0, shape (gates,).
         """
         active, share = active.to(self.sampled), share.to(self.sampled)
-        weight, gradient, inner = (torch.zeros_like(self.sampled) for _ in range(3))
+        weight = torch.stack([part.weight for part in squares]).sum(0)
         known = torch.ones_like(self.sampled)
         for parameter, _, places in self._places:
-            for where, fold in places:
-                if not parameter.requires_grad:
-                    weight[where] += fold(parameter.square())
-                    known[where] = 0
-                elif parameter.grad is not None:
-                    weight[where] += fold(parameter.square())
-                    gradient[where] += fold(parameter.grad.square())
-                    inner[where] += fold(parameter * parameter.grad)
-        scale = (known * inner).abs().sum() / (known * active).abs().sum().clamp(min=1e-30)
-        gradient = gradient.sqrt() / torch.where(share > 0, share, 1)
-        gradient = torch.where(known > 0, gradient / scale.clamp(min=1e-30), torch.inf)
-        return Norms(weight.sqrt(), gradient)
+            for where, fold in () if parameter.requires_grad else places:
+                weight[where] += fold(parameter.square())
+                known[where] = 0
+        scales = _scales(torch.stack([known * part.inner for part in squares]), known * active)
+        parts = [p.gradient.sqrt() / s for p, s in zip(squares, scales, strict=True)]
+        gradient = torch.linalg.vector_norm(torch.stack(parts), dim=0)
+        gradient = gradient / torch.where(share > 0, share, 1)
+        return Norms(weight.sqrt(), torch.where(known > 0, gradient, torch.inf))
 
     def _over(self, axes: Sequence[Axis], dim: int) -> Mask:
         """Return the mask over a dimension, differentiable in training mode."""
@@ -219,3 +248,20 @@ class Gates:
 
 def _sum_but(tensor: Tensor, dim: int) -> Tensor:
     return tensor.sum([other for other in range(tensor.dim()) if other != dim])
+
+
+def _scales(inner: Tensor, active: Tensor) -> Tensor:
+    """Return by what the gradients of each optimiser were multiplied, float32, shape (optimisers,).
+
+    One factor is a ratio of sums. Several factors s solve sum_k inner_k / s_k = active by least
+    squares. A factor that cannot be told is tiny, so that nothing is certified with its gradients.
+
+    Args:
+        inner: sum w * `.grad` over the weights of an optimiser, shape (optimisers, gates).
+        active: xi dC/dxi, shape (gates,).
+    """
+    least = 1e-30
+    if len(inner) == 1:
+        return (inner.abs().sum(1) / active.abs().sum().clamp(min=least)).clamp(min=least)
+    inverse = torch.linalg.pinv(inner.double().T) @ active.double()
+    return torch.where(inverse > 0, 1 / inverse, least).clamp(min=least).float()

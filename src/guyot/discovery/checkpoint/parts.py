@@ -13,7 +13,7 @@ from guyot.core.errors import MisconfiguredError
 from guyot.core.randomness import set_random_state
 from guyot.core.trees import difference
 from guyot.core.warning import warn
-from guyot.discovery.checks import keeps_elementwise_state
+from guyot.discovery.optimizers import keeps_elementwise_state
 
 REMEDY = "build model, discovery and all parts as for the first start"
 UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.inputs import Inputs, changed
@@ -59,9 +59,13 @@ class HostedDiscovery:
                 self._withheld[id(model)] = Withheld(model)
 
     def _begin(
-        self, model: nn.Module, inputs: Inputs, optimizer: torch.optim.Optimizer, steps: int
+        self,
+        model: nn.Module,
+        inputs: Inputs,
+        optimizer: Optimizer | Iterable[Optimizer],
+        steps: int,
     ) -> Discovery:
-        """Make the discovery when training begins; `steps` of the optimiser in all."""
+        """Make the discovery when training begins; `steps` of the optimisers in all."""
         device = next(model.parameters()).device
         inputs = changed(inputs, lambda tensor: tensor.to(device))
         self.discovery = Discovery(model, inputs, optimizer, total_steps=steps, **self._dials)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from guyot.core.errors import MisconfiguredError, UnsupportedError
+from guyot.core.errors import MisconfiguredError
 from guyot.core.inputs import Inputs
 from guyot.discovery.integrations.host import HostedDiscovery, check_one_process, missing
 
@@ -22,10 +22,11 @@ class DiscoveryCallback(HostedDiscovery, Callback):
     """Let the network of a `LightningModule` find its structure while Lightning trains it.
 
     Gates move after every step of the optimiser, also with accumulated gradients, clipping and a
-    gradient scaler. When training ends the module is a plain one. Lightning's checkpoints hold the
-    discovery: `trainer.fit(..., ckpt_path=...)` resumes with the smaller network. Averages of
-    `WeightAveraging` are cut along. The trainer's loggers get MACs, parameters, phase, undecided
-    gates and nu, see `Discovery.log`.
+    gradient scaler. With manual optimisation of one or more optimisers, they move once after every
+    batch in which one made a step. When training ends the module is a plain one. Lightning's
+    checkpoints hold the discovery: `trainer.fit(..., ckpt_path=...)` resumes with the smaller
+    network. Averages of `WeightAveraging` are cut along. The trainer's loggers get MACs,
+    parameters, phase, undecided gates and nu, see `Discovery.log`.
 
     Args:
         module: qualified name of the network in the `LightningModule`; "" is all of it. Training
@@ -81,18 +82,14 @@ class DiscoveryCallback(HostedDiscovery, Callback):
         Raises:
             MisconfiguredError: no example inputs, no such module, or a checkpoint without a
                 discovery.
-            UnsupportedError: several optimisers, manual optimisation, several devices.
+            UnsupportedError: several devices.
         """
         check_one_process(trainer.world_size, "Lightning")
-        if not pl_module.automatic_optimization or len(trainer.optimizers) != 1:
-            raise UnsupportedError(
-                f"{type(pl_module).__name__} has {len(trainer.optimizers)} optimizers and "
-                f"automatic_optimization={pl_module.automatic_optimization}: a discovery needs one "
-                "optimizer and automatic optimization"
-            )
-        network = self._network(pl_module)
+        network, optimizers = self._network(pl_module), trainer.optimizers
         steps = int(trainer.estimated_stepping_batches)
-        discovery = self._begin(network, self._example(pl_module), trainer.optimizers[0], steps)
+        if trainer.max_steps > 0:  # Lightning counts the steps of each optimiser
+            steps = min(steps, trainer.max_steps // len(optimizers))
+        discovery = self._begin(network, self._example(pl_module), optimizers, steps)
         for average in _averages(trainer):
             discovery.follow(average.module.get_submodule(self._module))
         self._resume(self._state)

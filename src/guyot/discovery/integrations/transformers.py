@@ -11,13 +11,13 @@ from torch import nn
 from guyot.core.errors import MisconfiguredError
 from guyot.core.inputs import Inputs
 from guyot.core.storage import read_tree, write_tree
-from guyot.discovery.checks import inner_optimizer
 from guyot.discovery.integrations.host import (
     STATE_FILE,
     HostedDiscovery,
     check_one_process,
     missing,
 )
+from guyot.discovery.optimizers import inner_optimizer
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
