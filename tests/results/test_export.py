@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from guyot import export
-from guyot.core.errors import MisconfiguredError, UnsupportedError
+from guyot.core.errors import GuyotWarning, MisconfiguredError, UnsupportedError
 from guyot.structures import find_structures
 from guyot.surgery import operate
 
@@ -183,10 +183,61 @@ class Noisy(Fixed):
         return self.linear(x) + torch.rand_like(x)
 
 
+class Grid(Fixed):
+    """Remembers the shape that it saw, as detectors do for their anchors."""
+
+    seen: tuple[int, ...] = ()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.seen != x.shape:
+            self.seen, self.grid = x.shape, torch.arange(x.shape[0] * 4.0).view(-1, 4)
+        return self.linear(x + self.grid)
+
+
+@pytest.mark.parametrize("kind", [Fixed, Grid])
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_fixed_batch_is_refused(name: str, tmp_path: Path):
-    with pytest.raises(UnsupportedError, match=r"Fixed for batches of any size: .*x.shape\[0\]"):
-        WRITERS[name](Fixed(), (torch.randn(3, 4),), tmp_path / name)
+def test_a_fixed_batch_is_that_of_the_example(name: str, kind: type[Fixed], tmp_path: Path):
+    model, x = kind().eval(), torch.randn(3, 4)
+    message = rf"batches of 3 only.*{kind.__name__} for batches of any"
+    with pytest.warns(GuyotWarning, match=message):
+        written = WRITERS[name](model, (x,), tmp_path / name)
+    assert written.batch == 3 and written.difference < 1e-4
+    again = read_back(name, tmp_path / name)
+    torch.testing.assert_close(again(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_tracing_leaves_what_forward_remembers():
+    model = Grid().eval()
+    model(torch.randn(3, 4))
+    grid = model.grid
+    with pytest.raises(UnsupportedError, match="cannot trace Grid for batches of any size"):
+        export.program(model, (torch.randn(3, 4),))
+    assert model.seen == (3, 4) and model.grid is grid
+
+
+class Counting(Fixed):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + len(x) if bool(x.sum() > 0) else x
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_no_batch_makes_possible_is_refused(name: str, tmp_path: Path):
+    message = r"cannot trace Counting for batches of any size: .*values of tensors"
+    with pytest.raises(UnsupportedError, match=message):
+        WRITERS[name](Counting(), (torch.randn(3, 4),), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def read_back(name: str, path: Path) -> Callable[[Tensor], Tensor]:
+    if name == "net":
+        spec = importlib.util.spec_from_file_location("written", path / "model.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.load()
+    if name == "net.pt2":
+        return torch.export.load(path).module()
+    return export.OnnxNetwork(path)
 
 
 @pytest.mark.parametrize("name", ["net", "net.pt2"])

@@ -19,6 +19,8 @@ from guyot.core.inputs import Inputs, arguments, changed, evaluation_mode, tenso
 from guyot.core.torch_private import pytree
 
 _BATCHES = (1, 2, 5)
+"""Numbers of samples on which what is written for any number is compared."""
+
 _ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
@@ -31,18 +33,20 @@ class Exported:
         size: bytes, of all files.
         difference: largest difference from the model's outputs that was seen, relative to the
             largest output where that exceeds 1.
+        batch: the only number of samples that it takes; None: it takes any.
     """
 
     path: Path
     size: int
     difference: float
+    batch: int | None = None
 
     @classmethod
-    def of(cls, path: str | Path, difference: float) -> Exported:
+    def of(cls, path: str | Path, difference: float, batch: int | None = None) -> Exported:
         """Describe a file or folder that was written."""
         path = Path(path)
         files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-        return cls(path, sum(file.stat().st_size for file in files), difference)
+        return cls(path, sum(file.stat().st_size for file in files), difference, batch)
 
 
 def with_samples(inputs: Inputs, count: int, *, noise: bool = True) -> Inputs:
@@ -73,6 +77,7 @@ def largest_gap(
     inputs: Inputs,
     tolerance: float,
     *,
+    batch: int | None = None,
     flat: bool = True,
 ) -> float:
     """Return the largest relative difference over batches of several sizes.
@@ -82,6 +87,7 @@ def largest_gap(
         network: what was read back.
         inputs: of the model.
         tolerance: for float32 and float64.
+        batch: the only number of samples that the network takes; None: it takes any.
         flat: the network takes the tensors of the inputs one after another; else as the model.
 
     Raises:
@@ -89,7 +95,7 @@ def largest_gap(
     """
     largest = 0.0
     with evaluation_mode(model):
-        for count in _BATCHES:
+        for count in _BATCHES if batch is None else (batch,):
             args, kwargs = arguments(model, with_samples(inputs, count))
             expected = tensors_of(pytree().tree_leaves(model(*args, **kwargs)))
             given = network(*tensors_of([args, kwargs])) if flat else network(*args, **kwargs)

@@ -7,7 +7,8 @@
 | `to_onnx` | `.onnx`, for ONNX Runtime and others | no torch |
 
 What is written is read back and compared with the model, on batches of several sizes, before it
-gets its name. Every format takes batches of any size, in evaluation mode.
+gets its name. Every format takes batches of any size, in evaluation mode. Where `forward` fixes the
+size, it is that of the example inputs, and a warning says so.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.inputs import (
     Inputs,
     arguments,
+    call_model,
     changed,
     check_inputs,
     evaluation_mode,
@@ -70,14 +72,15 @@ def to_source(model: nn.Module, example_inputs: Inputs, folder: str | Path) -> E
         folder: does not exist.
 
     Warns:
-        GuyotWarning: parameters that evaluation mode does not use were left out.
+        GuyotWarning: parameters that evaluation mode does not use were left out, or `forward`
+            fixes the number of samples.
 
     Raises:
         MisconfiguredError: the folder exists, or the inputs do not fit.
         UnsupportedError: the model cannot be exported or written as source code.
     """
     model, inputs = _prepared(model, example_inputs)
-    exported = program(model, inputs)
+    exported, batch = _traced(model, inputs)
     source = _source(model, exported)
     tensors = {
         **dict(model.named_parameters(remove_duplicate=False)),
@@ -91,8 +94,8 @@ def to_source(model: nn.Module, example_inputs: Inputs, folder: str | Path) -> E
         names = list(module.Network().state_dict())
         write_tensors(scratch / WEIGHTS, {name: tensors[name] for name in names})
         _warn_unused(model, names)
-        gap = largest_gap(model, module.load(), inputs, _EXACT)
-    return Exported.of(folder, gap)
+        gap = largest_gap(model, module.load(), inputs, _EXACT, batch=batch)
+    return Exported.of(folder, gap, batch)
 
 
 def to_program(model: nn.Module, example_inputs: Inputs, path: str | Path) -> Exported:
@@ -103,18 +106,22 @@ def to_program(model: nn.Module, example_inputs: Inputs, path: str | Path) -> Ex
         example_inputs: arguments of its `forward`, or a mapping of keyword arguments.
         path: does not exist.
 
+    Warns:
+        GuyotWarning: `forward` fixes the number of samples.
+
     Raises:
         MisconfiguredError: the file exists, or the inputs do not fit.
-        UnsupportedError: the model cannot be exported for batches of any size.
+        UnsupportedError: the model cannot be exported.
     """
     if Path(path).suffix != ".pt2":
         raise MisconfiguredError(f"output={str(path)!r} must end in .pt2: give such a name")
     model, inputs = _prepared(model, example_inputs)
+    exported, batch = _traced(model, inputs)
     with staged(path) as scratch:
-        torch.export.save(program(model, inputs), scratch)
+        torch.export.save(exported, scratch)
         network = torch.export.load(scratch).module()
-        gap = largest_gap(model, network, inputs, _EXACT, flat=False)
-    return Exported.of(path, gap)
+        gap = largest_gap(model, network, inputs, _EXACT, batch=batch, flat=False)
+    return Exported.of(path, gap, batch)
 
 
 def to_onnx(model: nn.Module, example_inputs: Inputs, path: str | Path) -> Exported:
@@ -128,14 +135,17 @@ def to_onnx(model: nn.Module, example_inputs: Inputs, path: str | Path) -> Expor
         example_inputs: arguments of its `forward`, or a mapping of keyword arguments.
         path: does not exist.
 
+    Warns:
+        GuyotWarning: `forward` fixes the number of samples.
+
     Raises:
         MisconfiguredError: the file exists, the inputs do not fit, or a package is missing.
-        UnsupportedError: the model cannot be exported for batches of any size, an operator has no
-            ONNX counterpart, or ONNX Runtime gives other outputs (by more than 1e-4).
+        UnsupportedError: the model cannot be exported, an operator has no ONNX counterpart, or ONNX
+            Runtime gives other outputs (by more than 1e-4).
     """
     onnx = onnx_package()
     model, inputs = _prepared(model, example_inputs)
-    exported = program(model, inputs)
+    exported, batch = _traced(model, inputs)
     with staged(path) as scratch, _quiet():
         try:
             written = torch.onnx.export(
@@ -144,7 +154,7 @@ def to_onnx(model: nn.Module, example_inputs: Inputs, path: str | Path) -> Expor
                 verbose=False,
                 input_names=_input_names(exported),
                 output_names=_output_names(exported),
-                dynamic_shapes=_shapes(model, inputs, "batch"),
+                dynamic_shapes=_shapes(model, inputs, "batch") if batch is None else None,
             )
         except Exception as error:
             raise UnsupportedError(
@@ -156,8 +166,8 @@ def to_onnx(model: nn.Module, example_inputs: Inputs, path: str | Path) -> Expor
         _forget_origin(proto)
         onnx.checker.check_model(proto, full_check=True)
         onnx.save(proto, scratch)
-        gap = largest_gap(model, OnnxNetwork(scratch), inputs, _ONNX)
-    return Exported.of(path, gap)
+        gap = largest_gap(model, OnnxNetwork(scratch), inputs, _ONNX, batch=batch)
+    return Exported.of(path, gap, batch)
 
 
 # -- programs ----------------------------------------------------------------------------------
@@ -173,21 +183,63 @@ def program(model: nn.Module, example_inputs: Inputs) -> ExportedProgram:
     Raises:
         UnsupportedError: `torch.export` cannot trace it, or its `forward` fixes the batch size.
     """
-    inputs = with_samples(example_inputs, 2, noise=False)
-    args, kwargs = arguments(model, inputs)
-    shapes = _shapes(model, inputs, Dim("batch"))
-    with evaluation_mode(model), _quiet():
+    shapes = _shapes(model, example_inputs, Dim("batch"))
+    with _attributes_kept(model):
         try:
-            exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            return _export(model, with_samples(example_inputs, 2, noise=False), shapes)
         except Exception as error:
             raise UnsupportedError(
                 f"torch.export cannot trace {type(model).__name__} for batches of any size: "
                 f"{_first_line(error)}; forward must not depend on the values of tensors, nor "
                 "fix the number of samples (len(x) does, x.shape[0] does not)"
             ) from error
+
+
+def _traced(model: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, int | None]:
+    """Return the model as a program, and the only number of samples that it takes.
+
+    Raises:
+        UnsupportedError: `torch.export` cannot trace it.
+    """
+    try:
+        return program(model, inputs), None
+    except UnsupportedError as error:
+        with _attributes_kept(model):
+            try:
+                with evaluation_mode(model), torch.no_grad():
+                    call_model(model, inputs)  # what forward remembers of shapes fits these
+                exported = _export(model, inputs, None)
+            except Exception:  # noqa: BLE001 - the first error says more
+                raise error from None
+        batch = int(tensors_of(inputs)[0].shape[0])
+        warnings.warn(
+            f"what is written takes batches of {batch} only, as in example_inputs: {error}",
+            GuyotWarning,
+            stacklevel=4,
+        )
+        return exported, batch
+
+
+def _export(model: nn.Module, inputs: Inputs, shapes: dict[str, Any] | None) -> ExportedProgram:
+    """Return a program without a trace of where the sources lie."""
+    args, kwargs = arguments(model, inputs)
+    with evaluation_mode(model), _quiet():
+        exported = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
     for node in exported.graph.nodes:
-        node.meta.pop("stack_trace", None)  # where the sources lie is nobody's business
+        node.meta.pop("stack_trace", None)
     return exported
+
+
+@contextlib.contextmanager
+def _attributes_kept(model: nn.Module) -> Generator[None]:
+    """Give modules back the attributes that `forward` sets: tracing leaves symbols in them."""
+    kept = [(vars(module), dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for attributes, before in kept:
+            attributes.clear()
+            attributes.update(before)
 
 
 def _prepared(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:

@@ -161,7 +161,7 @@ def export_run(
     times: dict[str, dict[int, Latency]] = {}
     if format == "onnx":
         models = {"torch": model, "onnxruntime": export.OnnxNetwork(path)}
-        for batch in _LATENCY_BATCHES:
+        for batch in _LATENCY_BATCHES if written.batch is None else (written.batch,):
             for name, latency in measure(models, shape, batch).items():
                 times.setdefault(name, {})[batch] = latency
     return Delivery(str(folder), format, str(written.path), written.size, written.difference, times)
