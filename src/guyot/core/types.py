@@ -98,6 +98,7 @@ class UnitGroup:
         tied: names of the groups that the user made one with it.
         block: what numbers the equal blocks that the units come in, one after the other; all blocks
             lose as many units as each other, and a block that goes takes its units along.
+        multiple: an operator refuses numbers of units (in a block) that are no multiples of this.
     """
 
     name: str
@@ -107,6 +108,7 @@ class UnitGroup:
     tied: tuple[str, ...] = ()
     stride: int = 1
     block: Fixed | Units = Fixed(1)
+    multiple: int = 1
 
     @property
     def writers(self) -> tuple[Slot, ...]:

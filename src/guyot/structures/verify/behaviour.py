@@ -123,7 +123,8 @@ def _noting(fired: set[str], name: str) -> Callable[..., None]:
 
 def projected(output: Tensor) -> Tensor:
     """A sum in which every entry has a weight of its own."""
-    weights = torch.arange(output.numel(), device=output.device) * 0.7 + 0.3
+    numbers = torch.arange(output.numel(), device=output.device, dtype=torch.float64)
+    weights = numbers * 0.7 + 0.3
     return (output * weights.cos().view(output.shape).to(output.dtype)).sum()
 
 
@@ -144,7 +145,11 @@ def _other(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any
 
 
 def disagreement(
-    masked: Behaviour, cut: Behaviour, structures: Structures, plan: KeepPlan
+    masked: Behaviour,
+    cut: Behaviour,
+    structures: Structures,
+    plan: KeepPlan,
+    tolerance: float = TRAINING_TOLERANCE,
 ) -> str | None:
     """Return what differs between the masked and the cut network; None when nothing does."""
     masks = present(structures, plan)
@@ -152,7 +157,7 @@ def disagreement(
         tensor.name: tuple(kept_indices(axis, masks) for axis in tensor.axes)
         for tensor in structures.tensors
     }
-    if not agree(masked.outputs, cut.outputs):
+    if not agree(masked.outputs, cut.outputs, tolerance):
         return "in training mode its outputs are others than those of the masked network"
     for name, gradient in cut.gradients.items():
         expected = masked.gradients.get(name)
@@ -162,12 +167,12 @@ def disagreement(
         if (
             gradient is not None
             and expected is not None
-            and not _as(expected, gradient, kept[name])
+            and not _as(expected, gradient, kept[name], tolerance)
         ):
             return f"the gradient of {name} is another than in the masked network"
     for name, buffer in cut.buffers.items():
         expected = masked.buffers.get(name)
-        if expected is not None and not _as(expected, buffer, kept.get(name, ())):
+        if expected is not None and not _as(expected, buffer, kept.get(name, ()), tolerance):
             return f"after a training step {name} is another than in the masked network"
     for name, changed in cut.changed.items():
         if dict(masked.changed.get(name, changed)) != dict(changed):
@@ -182,11 +187,11 @@ def _nothing(gradient: Tensor | None, expected: Tensor | None) -> bool:
     return gradient is None and expected is not None and not bool(expected.any())
 
 
-def _as(expected: Tensor, found: Tensor, indices: Indices) -> bool:
+def _as(expected: Tensor, found: Tensor, indices: Indices, tolerance: float) -> bool:
     """Say whether a tensor is the part of another that stays."""
     if any(index is not None for index in indices):
         expected = select(expected, indices)
-    return agree([expected], [found])
+    return agree([expected], [found], tolerance)
 
 
 def agree(

@@ -87,6 +87,12 @@ class Replay:
         self._given: dict[str, Any] = dict(zip(trace.inputs, leaves, strict=True))
         self._written = _written(trace.graph)
 
+    def _converted(self, constant: Tensor) -> Tensor:
+        """Return a constant in the floating-point type that the model has."""
+        kinds = {t.dtype for t in self._tensors.values() if t.is_floating_point()}
+        double = as_double(constant)
+        return double.float() if torch.float32 in kinds and double.is_floating_point() else double
+
     def on(self, inputs: Inputs) -> Replay:
         """The same on other inputs."""
         return Replay(self._model, inputs, self._trace, self._inference, self._branches)
@@ -105,13 +111,18 @@ class Replay:
 
     def _scaled(self, scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
-            key: self._tensors[key] * scales[name] if name in scales else self._tensors[key]
+            key: (self._tensors[key] * scales[name]).to(self._tensors[key].dtype)
+            if name in scales
+            else self._tensors[key]
             for key, name in self._names.items()
         }
 
     @torch.enable_grad()
-    def moving(self) -> set[tuple[str, int]]:
-        """The groups and layers ("group" or "layer", number) with gates that outputs depend on."""
+    def moving(self) -> dict[tuple[str, int], Tensor]:
+        """Return derivatives by the gates of those groups and layers that outputs depend on.
+
+        The keys are ("group" or "layer", number).
+        """
         structures = self._inference.structures
         units = [
             torch.ones(g.size, dtype=torch.float64).requires_grad_() for g in structures.groups
@@ -124,12 +135,12 @@ class Replay:
         outputs = self._run(self._scaled(scales), Change())
         total = sum(projected(output) for output in outputs if output.requires_grad)
         if not isinstance(total, Tensor) or not (units or layers):
-            return set()
+            return {}
         found = torch.autograd.grad(total, [*units, *layers], allow_unused=True)
         names = [("group", n) for n in range(len(units))]
         names += [("layer", n) for n in range(len(layers))]
         return {
-            name
+            name: gradient
             for name, gradient in zip(names, found, strict=True)
             if gradient is not None and bool(gradient.any())
         }
@@ -161,7 +172,7 @@ class Replay:
         return self._run(tensors, Change(shapes, literals, shortcuts))
 
     def _run(self, tensors: Mapping[str, Tensor], change: Change) -> list[Tensor]:
-        constants = {key: as_double(value) for key, value in self._trace.constants.items()}
+        constants = {key: self._converted(value) for key, value in self._trace.constants.items()}
         values: list[Any] = []
         for node in self._trace.graph.nodes:
             if node.op == "placeholder":

@@ -3,7 +3,8 @@
 All checks run in float64 on a copy whose parameters and buffers are perturbed, so that nothing
 is hidden behind a weight that happens to be zero (a zero-initialised last BatchNorm, a small
 LayerScale). Many are tried at once; only if that fails are they halved until every culprit is
-found.
+found. A model that has no float64 is checked in float32: there a difference has to be explained by
+rounding, and every structure has to move an output by much more than that.
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ from guyot.core.types import KeepPlan, Structures
 from guyot.structures.branches import Branch
 from guyot.structures.inference import Inference
 from guyot.structures.trace import Trace
-from guyot.structures.verify.behaviour import Behaviour, agree, disagreement, observe
+from guyot.structures.verify import rounding
+from guyot.structures.verify.behaviour import (
+    TRAINING_TOLERANCE,
+    Behaviour,
+    agree,
+    disagreement,
+    observe,
+)
 from guyot.structures.verify.double import double_precision, may_narrow
 from guyot.structures.verify.drawn import drawn
 from guyot.structures.verify.replay import Replay, as_double
@@ -38,6 +46,11 @@ from guyot.surgery.plan import removed_tensors
 CUT_TOLERANCE = 1e-8
 DRAWS = 6
 """How often inputs are drawn until an output reacts to every structure."""
+
+SILENT = "no output reacts to it, whatever the inputs"
+FAINT = (
+    "the model does not run in float64, and in float32 no output reacts to it by more than rounding"
+)
 
 Suspect = tuple[str, int]
 """("group" or "layer", its number)."""
@@ -57,17 +70,39 @@ class Verifier:
         self, model: nn.Module, example_inputs: Inputs, trace: Trace, training: Trace | None = None
     ) -> None:
         self.trace = trace
-        self.model = _perturbed(model)
-        self.given = changed(example_inputs, as_double)
-        self.inputs = drawn(self.model, self.given, trace, seed=0)
-        if not self._runs(self.model, _finite):
-            self.inputs = self.given  # their values mean something: positions, times
         self.precision: Callable[[], contextlib.AbstractContextManager[Any]] = (
             contextlib.nullcontext
         )
+        self._single = False
+        self._tolerance, self._in_training_tolerance = CUT_TOLERANCE, TRAINING_TOLERANCE
+        self._hold(_perturbed(model), changed(example_inputs, as_double))
         if may_narrow(trace.graph) or not self._runs(self.model, _forward):
             self.precision = double_precision  # looking at every operator doubles the time
+            if not self._runs(self.model, _forward):
+                self._hold_single()
         self._training = training if training and self._trains() else None
+
+    def _hold(self, model: nn.Module, given: Inputs) -> None:
+        """Check a model on inputs near the given ones."""
+        self.model, self.given = model, given
+        self.inputs = drawn(model, given, self.trace, seed=0)
+        if not self._runs(model, _finite):
+            self.inputs = given  # their values mean something: positions, times
+
+    def _hold_single(self) -> None:
+        """Check in float32 what has no float64, if it runs there."""
+        double, given, precision = self.model, self.given, self.precision
+        self.precision = contextlib.nullcontext
+        self._hold(copied(double).float(), changed(given, _as_single))
+        if not self._runs(self.model, _forward):
+            self.precision = precision
+            self._hold(double, given)
+            return
+        self._single = True
+        tolerance = rounding.tolerance_of(self._outputs, list[Tensor])
+        self._tolerance = CUT_TOLERANCE if tolerance is None else tolerance
+        found = rounding.tolerance_of(lambda: self._observed(_to_cut(self.model)), _shown)
+        self._in_training_tolerance = TRAINING_TOLERANCE if found is None else found
 
     def bad_groups(
         self, inference: Inference, retryable: Callable[[int], bool] = lambda _: False
@@ -135,18 +170,42 @@ class Verifier:
                     found[suspect] = trouble
             left = still
         self.inputs, self.replay, self.training_replay = inputs, replay, training
-        return found | dict.fromkeys(left, "no output reacts to it, whatever the inputs")
+        return found | dict.fromkeys(left, FAINT if self._single else SILENT)
 
     def _unmoved(self, suspects: Sequence[Suspect]) -> list[Suspect]:
-        """Suspects that no output reacts to: nothing that was compared says anything about them."""
+        """Suspects that no output reacts to: nothing that was compared says anything about them.
+
+        In float32 an output has to react by more than rounding to the one unit of a group to whose
+        gate it reacts least.
+        """
         with isolated(), self.precision():
             moving = self.replay.moving()
             if self.training_replay is not None:
-                moving |= self.training_replay.moving()
-            silent = [suspect for suspect in suspects if suspect not in moving]
-            whole = self.replay.masked(KeepPlan()) if silent else []
-            plans = {suspect: self._plan([suspect]) for suspect in silent}
-            return [s for s, plan in plans.items() if agree(self.replay.masked(plan), whole, 0.0)]
+                moving = self.training_replay.moving() | moving
+            silent = [s for s in suspects if self._single or s not in moving]
+            plans = {s: self._slightest(s, moving.get(s)) for s in silent}
+            replays = [self.replay]
+            least = rounding.MARGIN * self._tolerance if self._single else 0.0
+            if self._single and self.training_replay is not None:
+                replays.append(self.training_replay)
+            wholes = [replay.masked(KeepPlan()) if silent else [] for replay in replays]
+            return [
+                suspect
+                for suspect, plan in plans.items()
+                if all(
+                    agree(replay.masked(plan), whole, least)
+                    for replay, whole in zip(replays, wholes, strict=True)
+                )
+            ]
+
+    def _slightest(self, suspect: Suspect, gradient: Tensor | None) -> KeepPlan:
+        """Return a plan without a suspect, or of a group without its unit of least effect."""
+        kind, number = suspect
+        if gradient is None or kind == "layer":
+            return self._plan([suspect])
+        effects = torch.where(gradient == 0, torch.inf, gradient.abs())
+        units = torch.arange(len(gradient))
+        return KeepPlan({number: units[units != int(effects.argmin())]}, frozenset())
 
     def _culprits(
         self,
@@ -216,7 +275,8 @@ class Verifier:
         chosen = {number for kind, number in suspects if kind == "group"}
         kept: dict[int, Tensor] = {}
         for number, group in enumerate(self.structures.groups):
-            units = _uneven(group.size, self.structures.blocks_of(group), generator)
+            blocks = self.structures.blocks_of(group)
+            units = _uneven(group.size, blocks, generator, group.multiple)
             if number in chosen:
                 kept[number] = units
         return KeepPlan(kept, frozenset(n for kind, n in suspects if kind == "layer"))
@@ -229,13 +289,14 @@ class Verifier:
             own, trouble = self._own(module, plan)
             if trouble is not None:
                 return trouble
-            if not agree(self.replay.masked(plan), own, CUT_TOLERANCE):
+            if not agree(self.replay.masked(plan), own, self._tolerance):
                 return "the model's own forward gives another output than its graph"
         return self._trouble_in_training(module, plan) if train else None
 
     def _trouble_in_training(self, cut: nn.Module, plan: KeepPlan) -> str | None:
         """Return how training steps of the cut and the masked module differ, or None."""
-        for precision in dict.fromkeys((self.precision, contextlib.nullcontext, double_precision)):
+        others = () if self._single else (contextlib.nullcontext, double_precision)
+        for precision in dict.fromkeys((self.precision, *others)):
             with precision():
                 masked = self._masked(plan)
                 expected = self._observed(masked)
@@ -246,7 +307,9 @@ class Verifier:
                     return "the model's forward and backward in training mode do not run without it"
                 if precision is not self.precision:
                     return None  # what is rounded to float32 on the way cannot be compared
-                trouble = disagreement(expected, found, self.structures, plan)
+                trouble = disagreement(
+                    expected, found, self.structures, plan, self._in_training_tolerance
+                )
                 again = self._observed(self._masked(plan), seed=1) if trouble else None
                 by_chance = again and not agree(again.outputs, expected.outputs)
                 return None if by_chance else trouble
@@ -257,7 +320,7 @@ class Verifier:
         module = _to_cut(self.model)
         for name, scale in self.replay.scales(plan).items():
             tensor = tensor_at(module, name)
-            tensor.data = tensor.data * scale
+            tensor.data = (tensor.data * scale).to(tensor.dtype)
         return module
 
     def _trains(self) -> bool:
@@ -284,7 +347,8 @@ class Verifier:
         """The trouble, unless the graph has some, too: then a rule is wrong, not a `forward`."""
         with self.precision():
             try:
-                if not agree(self.replay.masked(plan), self.replay.sliced(plan), CUT_TOLERANCE):
+                masked, sliced = self.replay.masked(plan), self.replay.sliced(plan)
+                if not agree(masked, sliced, self._tolerance):
                     return "masking and slicing it give different outputs"
             except Exception as error:  # noqa: BLE001  (whatever an operator raises)
                 return f"the graph does not run without it: {_first_line(error)}"
@@ -302,11 +366,15 @@ class Verifier:
             return own, _stays(min(left))
         return own, None
 
+    def _outputs(self) -> list[Tensor]:
+        """Return what the whole graph computes."""
+        return tensors_of(call_model(copied(self.model).eval(), changed(self.inputs, Tensor.clone)))
+
     def _runs(self, model: nn.Module, work: Callable[[nn.Module, Inputs], None]) -> bool:
         """Does some work of a model end without an error? Leaves no trace."""
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
-            with isolated(), evaluation_mode(model), _quiet():
+            with isolated(), evaluation_mode(model), _quiet(), self.precision():
                 work(model, changed(self.inputs, Tensor.clone))
         except Exception:  # noqa: BLE001  (whatever a user's forward raises)
             return False
@@ -353,13 +421,25 @@ def _coloured(number: int, meetings: Iterable[Iterable[int]]) -> list[list[int]]
     return classes
 
 
-def _uneven(size: int, blocks: int, generator: torch.Generator) -> Tensor:
+def _uneven(size: int, blocks: int, generator: torch.Generator, multiple: int = 1) -> Tensor:
     """Some two thirds of the units of every block of a group, never the same backwards."""
-    count = blocks * max(1, size // blocks * 2 // 3)
+    count = blocks * multiple * max(1, size // blocks // multiple * 2 // 3)
     while True:
         units = best(torch.rand(size, generator=generator), count, blocks)
         if count == size or not torch.equal(units, size - 1 - units.flip(0)):
             return units
+
+
+def _as_single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype is torch.float64 else tensor
+
+
+def _shown(behaviour: Behaviour | None) -> list[Tensor]:
+    """Return the numbers of a training step that are compared."""
+    if behaviour is None:
+        return []
+    gradients = [g for g in behaviour.gradients.values() if g is not None]
+    return [*behaviour.outputs, *gradients, *behaviour.buffers.values()]
 
 
 def _forward(model: nn.Module, inputs: Inputs) -> None:
