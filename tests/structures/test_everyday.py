@@ -244,28 +244,6 @@ def test_gates_of_a_weight_norm_are_discovered_with() -> None:
     assert torch.isfinite(found(x)).all()
 
 
-@pytest.mark.parametrize("norm", [parametrizations.spectral_norm, nn.utils.spectral_norm])
-def test_spectral_norm_keeps_its_units_and_says_why(norm: Any) -> None:
-    """Its largest singular value is that of all rows: a masked row would count, a sliced not."""
-    model = nn.Sequential(
-        norm(nn.Conv2d(2, 6, 3)), nn.ReLU(), nn.Conv2d(6, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1)
-    )
-    x = torch.randn(3, 2, 5, 5)
-    model(x)
-    structures = find_structures(model, (x,))
-    assert [group.name for group in structures.groups] == ["2"]
-    reasons = [f.reason for f in structures.frozen if f.kind is ReasonKind.OPERATOR]
-    assert any("sums over it" in reason for reason in reasons)
-    optimizer = torch.optim.SGD(model.parameters(), 0.01)
-    discovery = Discovery(model, (x,), optimizer, total_steps=100, nu=0.3)
-    for _ in range(100):
-        model(x).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        discovery.step()
-    assert discovery.finish() is not None
-
-
 def test_outputs_in_a_plain_dataclass() -> None:
     @dataclasses.dataclass
     class Inner:

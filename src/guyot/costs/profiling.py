@@ -113,7 +113,7 @@ def variants(
     """
     draw = random.Random(seed)
     levels = [
-        _levels(group.size, lcm(quantum, structures.blocks_of(group)))
+        _levels(group.size, lcm(quantum, structures.blocks_of(group) * group.multiple))
         for group in structures.groups
     ]
     sizes = [group.size for group in structures.groups]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from math import ceil, gcd
+from math import ceil, gcd, lcm
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ def quanta_of(structures: Structures, round_to: int | Mapping[str, int]) -> tupl
     Widths are counted in entries of weights. Where a unit has several (a head), as few units as
     make a multiple: with heads of 64 entries and `round_to=8` any number of heads will do. Equal
     blocks of units (the groups of a convolution) lose as many each, so the quantum of such a group
-    is that of a block times the number of blocks.
+    is that of a block times the number of blocks. What an operator refuses is no multiple.
 
     Args:
         structures: what there is.
@@ -60,7 +60,8 @@ def quanta_of(structures: Structures, round_to: int | Mapping[str, int]) -> tupl
             if isinstance(group.block, Units):  # blocks may go, in multiples of their own quantum
                 least = gcd(blocks, each[group.block.group])
             each[number] = blocks * (wanted // gcd(wanted, group.stride * least))
-    return tuple(each)
+    needed = (structures.blocks_of(group) * group.multiple for group in structures.groups)
+    return tuple(lcm(quantum, least) for quantum, least in zip(each, needed, strict=True))
 
 
 def protect(alive: Tensor, score: Tensor, structures: Structures, quanta: Sequence[int]) -> Tensor:

@@ -44,6 +44,13 @@ VIEWS = {
 """Operators behind which a weight is still that weight."""
 
 
+_PRODUCTS = {aten.mv.default, aten.mm.default, aten.matmul.default}
+"""Operators that sum over one dim: a gate on another dim of a factor is a gate on the result."""
+
+_FACTORS: dict[Any, int] = {aten.mul.Tensor: 2, aten.div.Tensor: 1, aten.square.default: 1}
+"""Operators, entry by entry, that are 0 where one of so many first operands is 0."""
+
+
 def base_of(node: fx.Node) -> fx.Node:
     """Return the node that a view is a view of; a node that is computed is its own base."""
     while node.target in VIEWS:
@@ -72,6 +79,7 @@ class AxisGraph:
         contracted: (tensor, dim) pairs that gates can multiply.
         own_units: pairs of dims: blocks, and units that each of them might lose on its own.
         blocked: (tensor, dim) -> what numbers the blocks that dimension 0 of it is made of.
+        multiples: pairs of a dim and what the number of its entries has to be a multiple of.
     """
 
     def __init__(
@@ -88,6 +96,7 @@ class AxisGraph:
         self.contracted: dict[Slot, None] = {}
         self.own_units: list[tuple[DimVar, DimVar]] = []
         self.blocked: dict[tuple[str, int], DimVar] = {}
+        self.multiples: list[tuple[DimVar, int]] = []
         self.attributes: list[tuple[str, str, DimVar]] = []
         self.counts: list[tuple[fx.Node, str, tuple[DimVar, ...]]] = []
         self.shaped: list[fx.Node] = []
@@ -107,7 +116,7 @@ class AxisGraph:
         if beside is not None:
             self.tensors, self.contracted = beside.tensors, beside.contracted
             self.own_units, self.blocked = beside.own_units, beside.blocked
-            self.attributes = beside.attributes
+            self.attributes, self.multiples = beside.attributes, beside.multiples
 
     def name(self, node: fx.Node) -> str:
         """Return the module that made the node, for messages."""
@@ -174,22 +183,37 @@ class AxisGraph:
     def reads(self, operand: fx.Node, dim: int) -> bool:
         """Let gates multiply the weight behind an operand; False when it is no weight.
 
-        A weight may have been transposed or reshaped, as long as the dim is one of its own.
+        A weight may have been transposed or reshaped, as long as the dim is one of its own, or
+        flattens some of them.
         """
         wanted = root_of(self.dims[operand][dim])
+        parts = [part for part in wanted.parts if not self.is_batch(part)]
+        parts = parts if wanted.kind == "product" else []
         for name, places in self._weights_behind(base_of(operand)):
             for place in sorted(places, key=lambda place: place != dim):  # both may be the units
                 if root_of(self.tensors[name][place]) is wanted:
                     self.contracted[Slot(name, place)] = None
                     return True
+            own = {root_of(self.tensors[name][place]): place for place in places}
+            if parts and all(root_of(part) in own for part in parts):
+                self.contracted |= {Slot(name, own[root_of(part)]): None for part in parts}
+                return True
         return False
 
     def _weights_behind(self, node: fx.Node) -> Iterator[tuple[str, Sequence[int]]]:
         """Yield parameters whose gates act as gates of a node would, and in which dims.
 
         Behind a weight norm g v / |v| these are g where its rows are, and v where they are not: the
-        norm of a row of v without some columns is that of the row with zeros there.
+        norm of a row of v without some columns is that of the row with zeros there. Behind entries
+        that are looked up by number (an expert's matrix) these are the other dims. Behind products
+        and quotients these are the dims that are left, as in a spectral norm W / (u' W v): without
+        a row of W the sum u' W v is that with zeros there. Sums are followed where nothing depends
+        on an input: else they make activations, whose readers have weights of their own.
         """
+        if node.target is aten.index.Tensor and len(node.args[1]) == 1:  # pyright: ignore[reportArgumentType]
+            for name, places in self._weights_behind(base_of(node.all_input_nodes[0])):
+                yield name, [place for place in places if place]
+            return
         if node.target is aten._weight_norm.default:
             v, g = (base_of(source) for source in node.all_input_nodes)
             row = int(self.argument(node, 2, "dim", 0)) % len(self.dims[node])
@@ -197,6 +221,13 @@ class AxisGraph:
                 yield name, (row,)
             for name, places in self._weights_behind(v):
                 yield name, [place for place in places if place != row]
+            return
+        if node.target in _FACTORS or (node.target in _PRODUCTS and node not in self._fed):
+            own = {root_of(dim) for dim in self.dims[node]}
+            for source in node.all_input_nodes[: _FACTORS.get(node.target)]:
+                for name, places in self._weights_behind(base_of(source)):
+                    dims = self.tensors[name]
+                    yield name, [place for place in places if root_of(dims[place]) in own]
             return
         name = self.trace.tensors.get(node.name)
         if name is not None and self.canonical[name] in self._parameters:
@@ -226,22 +257,31 @@ class AxisGraph:
         if (name := self.parameter(node, position)) is not None:
             self.blocked[name, 1] = block
 
+    def multiple(self, dim: DimVar, number: int) -> None:
+        """Say that an operator refuses lengths of a dim that are no multiples of a number."""
+        self.multiples.append((dim, number))
+
     def attribute(
         self, node: fx.Node, position: int | fx.Node, attribute: str, dim: DimVar
     ) -> None:
         """Say that an attribute of the modules that own a parameter states a dim's size.
 
-        A weight that is a weight norm of parameters belongs to the module that computes with it.
+        A weight that is computed from parameters belongs to the module that computes with it.
         """
         canonical = self.parameter(node, position)
         for name in () if canonical is None else self.aliases[canonical]:
             self.attributes.append((name.rpartition(".")[0], attribute, dim))
-        if getattr(self._operand(node, position), "target", "") is aten._weight_norm.default:
+        operand = self._operand(node, position)
+        if canonical is None and any(True for _ in self._weights_behind(base_of(operand))):
             self.attributes.append((module_of(node), attribute, dim))
 
     def count(self, node: fx.Node, *dims: DimVar) -> None:
         """Say that one sample costs the product of these dims in multiply-accumulates."""
         self.counts.append((node, self.name(node), dims))
+
+    def is_batch(self, dim: DimVar) -> bool:
+        """Return whether a dim numbers the samples."""
+        return root_of(dim) is root_of(self.batch)
 
     def samples(self, dims: DimVars) -> DimVars:
         """Return dims without the batch, also where others are folded into it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import gcd, prod
+from math import gcd, lcm, prod
 
 from torch import fx, nn
 
@@ -126,6 +126,10 @@ def _groups(
     frozen: dict[str, Reason] = {}
     groups: list[UnitGroup] = []
     number: dict[DimVar, int] = {}
+    multiples: dict[DimVar, int] = defaultdict(lambda: 1)
+    for dim, least in graph.multiples:
+        for leaf in leaves(dim):
+            multiples[leaf] = lcm(multiples[leaf], least)
     for leaf, slots in _members(graph).items():
         readers = tuple(slot for slot in slots if slot in graph.contracted)
         name = names.of[leaf]
@@ -143,7 +147,8 @@ def _groups(
         block = blocks.get(leaf)
         size = leaf.size * (block.size if block else 1)
         stride = _stride(graph, leaf, slots, block)
-        groups.append(UnitGroup(name, size, tuple(slots), readers, tied, stride))
+        least = gcd(multiples[leaf], leaf.size)
+        groups.append(UnitGroup(name, size, tuple(slots), readers, tied, stride, multiple=least))
     return number, groups, frozen
 
 

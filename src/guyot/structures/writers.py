@@ -25,7 +25,9 @@ _CONTRACTING = dict.fromkeys(
     ),
     (1, 2),
 )
-MULTIPLYING = set(overloads("mul mul_ matmul bmm mm".split()))
+MULTIPLYING = set(overloads("mul mul_ matmul bmm mm _grouped_mm".split()))
+_BY_NAME = {"transformers.grouped_mm_fallback.default"}
+"""Products by operators of libraries that need not be imported."""
 WEIGHTED = {*_CONTRACTING, aten.mm.default, aten.matmul.default, aten.addmm.default}
 """Operators that have a weight and multiply-accumulates."""
 
@@ -84,7 +86,7 @@ class Writers:
         target = node.target
         if target in _AFFINE:
             return self._affine(node, _AFFINE[target], zero)
-        if target in MULTIPLYING:
+        if target in MULTIPLYING or str(target) in _BY_NAME:
             return self._factor(node.args[:2], zero)
         if target is aten._weight_norm.default:
             return self.of(node.args[1], zero)

@@ -46,6 +46,7 @@ for _family in (
     "attention",
     "convolution",
     "embedding",
+    "experts",
     "indexing",
     "layout",
     "linear",

@@ -33,10 +33,12 @@ def convolution(graph: AxisGraph, node: fx.Node) -> DimVars:
         numbers, made = factor(outputs, groups)
         unify(group, numbers)
         unify(weight[1], inner)
+        if graph.is_batch(group):  # every sample has weights of its own
+            return _finish(graph, node, outputs, 1, (made, *weight[1:]))
         graph.blocks(node, 1, group, inner, made)
         graph.attribute(node, 1, "groups", group)
         graph.literal(node, 6, group)
-    return _finish(graph, node, outputs, contracted=1)
+    return _finish(graph, node, outputs, 1, weight)
 
 
 @rule(*overloads("conv_transpose1d conv_transpose2d conv_transpose3d".split()))
@@ -49,14 +51,26 @@ def transposed_convolution(graph: AxisGraph, node: fx.Node) -> DimVars:
     if groups > 1:
         group, inner = factor(x[1], groups)
         outputs = product(group, weight[1])
+        if graph.is_batch(group):
+            return _finish(graph, node, outputs, 0, (inner, *weight[1:]))
         graph.blocks(node, 1, group, inner, weight[1])
         graph.attribute(node, 1, "groups", group)
         graph.literal(node, 6, group)
-    return _finish(graph, node, outputs, contracted=0)
+    return _finish(graph, node, outputs, 0, weight)
 
 
-def _finish(graph: AxisGraph, node: fx.Node, outputs: DimVar, contracted: int) -> DimVars:
-    """Note what all convolutions share: kernel, space, bias, attributes, multiply-accumulates."""
+def _finish(
+    graph: AxisGraph, node: fx.Node, outputs: DimVar, contracted: int, counted: DimVars
+) -> DimVars:
+    """Note what all convolutions share: kernel, space, bias, attributes, multiply-accumulates.
+
+    Args:
+        graph: holds the dims.
+        node: the convolution.
+        outputs: its channels.
+        contracted: the dim of the weight that is summed over.
+        counted: dims of the weight of one sample.
+    """
     x, weight = graph.operands(node, 0, 1)
     for dim in weight[2:]:
         freeze(dim, SPACE)
@@ -71,5 +85,5 @@ def _finish(graph: AxisGraph, node: fx.Node, outputs: DimVar, contracted: int) -
     space = graph.fresh(node, start=2)
     # Every position of the larger side meets each weight once: outputs, or transposed inputs.
     positions = space if contracted == 1 else x[2:]
-    graph.count(node, *weight, *graph.samples((x[0], *positions)))
+    graph.count(node, *counted, *graph.samples((x[0], *positions)))
     return (x[0], outputs, *space)

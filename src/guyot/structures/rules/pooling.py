@@ -57,7 +57,7 @@ def pooling_with_indices(graph: AxisGraph, node: fx.Node) -> list[DimVars]:
     *overloads("argmax argmin any all".split()),
 )
 def reduction(graph: AxisGraph, node: fx.Node) -> DimVars:
-    """Reduced dims must not shrink (a mean would change); the others pass."""
+    """Reduced dims must not shrink (a mean would change) but in sums that have weights."""
     return _reduced(graph, node)
 
 
@@ -79,7 +79,10 @@ def _reduced(graph: AxisGraph, node: fx.Node) -> DimVars:
     listed = range(len(x)) if given is None else [given] if isinstance(given, int) else given
     reduced = {dim % len(x) for dim in listed} or set(range(len(x)))
     keep = bool(graph.named(node, "keepdim", False))
+    weighted = node.target is aten.sum.dim_IntList
     for position in reduced:
+        if weighted and graph.reads(node.all_input_nodes[0], position):
+            continue  # zeros add nothing
         freeze(x[position], f"{graph.name(node)} reduces over it")
     result: list[DimVar] = []
     for position, dim in enumerate(x):

@@ -32,7 +32,8 @@ def rule(*targets: Any) -> Callable[[Rule], Rule]:
 
     Args:
         targets: operator overloads, e.g. `torch.ops.aten.conv2d.default`, what
-            `torch.library.custom_op` made, or a `torch.Tag`.
+            `torch.library.custom_op` made, a `torch.Tag`, or the name of an overload as a graph
+            prints it, of a library that need not be imported.
 
     Raises:
         MisconfiguredError: a target is none of these.
@@ -54,7 +55,8 @@ def _overload(target: Any) -> Any:
             f"rule({target}) is about an operator with the overloads "
             f"{', '.join(target.overloads())}: give one of them, e.g. {target}.default"
         )
-    if isinstance(target, torch.Tag) or is_operator(target):
+    named = isinstance(target, str) and target.count(".") == 2
+    if named or isinstance(target, torch.Tag) or is_operator(target):
         return target
     if (overload := custom_overload(target)) is None:
         raise MisconfiguredError(
@@ -66,6 +68,7 @@ def _overload(target: Any) -> Any:
 
 def rule_for(target: Any) -> Rule | None:
     """The rule of an operator, or None; PyTorch's own tag tells what is elementwise."""
-    if target not in _RULES and torch.Tag.pointwise in getattr(target, "tags", ()):
+    found = _RULES.get(target) or _RULES.get(str(target))
+    if found is None and torch.Tag.pointwise in getattr(target, "tags", ()):
         return _RULES[torch.Tag.pointwise]
-    return _RULES.get(target)
+    return found
