@@ -212,11 +212,7 @@ def _traced(model: nn.Module, inputs: Inputs) -> tuple[ExportedProgram, int | No
             except Exception:  # noqa: BLE001 - the first error says more
                 raise error from None
         batch = int(tensors_of(inputs)[0].shape[0])
-        warnings.warn(
-            f"what is written takes batches of {batch} only, as in example_inputs: {error}",
-            GuyotWarning,
-            stacklevel=4,
-        )
+        warn(f"what is written takes batches of {batch} only, as in example_inputs: {error}")
         return exported, batch
 
 
