@@ -207,7 +207,7 @@ def methods(task: Task, start: str, guyot: Mapping[str, Mapping[str, Any]]) -> d
     trained = start != "scratch"
     asked = GUYOT | {"guyot-other-phases": {"trained": not trained}} | dict(guyot)
     discoveries = {
-        name: Guyot({"trained": trained} | dict(settings))
+        name: Guyot(({"trained": True} if trained else {}) | dict(settings))
         for name, settings in asked.items()
         if task.branches or name not in ABOUT_BRANCHES
     }
