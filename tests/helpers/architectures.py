@@ -113,9 +113,8 @@ class Residual(nn.Module):
                 branch = F.dropout(branch, 0.2, self.training)
                 return F.relu(branch + self.skip(x))
             case 2:
-                x = self.skip(x)
-                x += branch
-                return x
+                branch += self.skip(x)
+                return branch
             case 3:
                 return torch.add(self.skip(x), branch)
             case _:
