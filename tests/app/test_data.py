@@ -1,4 +1,5 @@
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,13 @@ def test_corrupt_images_stop_or_are_left_out(tmp_path: Path):
         assert len(dataset.test) == 7
     with pytest.raises(MisconfiguredError, match=r"1.png is not a readable .*on_corrupt=skip"):
         load_dataset(f"imagefolder:{root}", cache_dir=cache)
+
+
+def test_a_pipe_among_images_is_not_waited_for(tmp_path: Path):
+    root = folder_of(tmp_path / "images", {})
+    os.mkfifo(root / "train" / "a" / "pipe.png")
+    with pytest.raises(MisconfiguredError, match=r"pipe.png is not a readable .*no regular file"):
+        load_dataset(f"imagefolder:{root}", cache_dir=tmp_path)
 
 
 def test_nothing_but_corrupt_images(tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -385,6 +386,16 @@ def test_a_fused_runtime_names_fewer_operators() -> None:
 def test_bad_tables(change: dict, message: str) -> None:
     with pytest.raises(MisconfiguredError, match=message):
         replace(LatencyTable({"a": Rate(1.0)}, 1, 1.0), **change)
+
+
+def test_a_table_may_be_a_link_but_no_pipe(tmp_path: Path) -> None:
+    table = LatencyTable({"a": Rate(1.0)}, 1, 1.0)
+    table.save(tmp_path / "table.json")
+    (tmp_path / "link.json").symlink_to(tmp_path / "table.json")
+    assert LatencyTable.load(tmp_path / "link.json") == table
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(MisconfiguredError, match=r"pipe.json' cannot be read .it is no regular"):
+        LatencyTable.load(tmp_path / "pipe.json")
 
 
 @pytest.mark.parametrize(

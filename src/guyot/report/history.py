@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from guyot.core.errors import MisconfiguredError
+from guyot.core.storage import read_json, regular
 from guyot.planning.config import BASELINES, DIALS
 from guyot.report.outcome import Network
 
@@ -204,7 +205,7 @@ def _expanded(path: Path, name: str, several: bool) -> list[tuple[Path, str]]:
     trials = [run.parent for run in sorted(path.glob(f"{TRIALS}/*/metrics.jsonl"))]
     if not trials:
         return [(path, name)]
-    configs = [json.loads((run / "config.json").read_text(encoding="utf-8")) for run in trials]
+    configs = [read_json(run / "config.json", links=True) for run in trials]
     dials = [dial for dial in DIALS if len({config[dial] for config in configs}) > 1] or DIALS[:1]
     values = [[config[dial] for dial in dials] for config in configs]
     names = [
@@ -227,8 +228,8 @@ def _with_baselines(path: Path, name: str) -> list[tuple[Path, str]]:
 def _members(path: Path) -> list[Path]:
     """Return the run folders of a family that have begun; none if it is no family."""
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json(path / "config.json", links=True)
+    except MisconfiguredError:
         return []  # refused where it is read
     targets = config.get("targets") if isinstance(config, dict) else None
     members = [path / f"{target:g}" for target in targets or ()]
@@ -236,8 +237,10 @@ def _members(path: Path) -> list[Path]:
 
 
 def _read(folder: Path, name: str) -> History:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    config = read_json(folder / "config.json", links=True)
+    lines_file = (folder / "metrics.jsonl").resolve()
+    regular(lines_file)
+    text = lines_file.read_text(encoding="utf-8")
     whole = text.split("\n")[:-1]  # the last line is being written, or was when the run was killed
     lines = [_line(number, line) for number, line in enumerate(whole, start=1)]
     network = next((line for line in lines if line["event"] == "network"), None)
@@ -275,15 +278,15 @@ def _line(number: int, text: str) -> Line:
 def _environment(folder: Path) -> Line | None:
     """Return what the last start noted; None where it noted nothing that can be read."""
     try:
-        found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        found = read_json(folder / "environment.json", links=True)
         return dict(found["starts"][-1])
-    except (OSError, ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError):
         return None
 
 
 def _result(folder: Path) -> Line | None:
     path = folder / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return read_json(path, links=True) if path.exists() else None
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

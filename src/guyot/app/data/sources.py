@@ -21,6 +21,7 @@ from guyot.app.data.own import own_data
 from guyot.app.data.tables import read_table
 from guyot.app.user_code import is_function
 from guyot.core.errors import MisconfiguredError, UnsupportedError
+from guyot.core.storage import regular
 
 _HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
 _LABEL = {"cifar10": "label", "cifar100": "fine_label"}
@@ -263,7 +264,12 @@ def _class_files(folder: Path, classes: tuple[str, ...], whole: bool) -> list[tu
 def _decode_folder(files: list[tuple[Path, int]], size: int) -> Decoded:
     decoded = Decoded(size)
     for path, label in files:
-        decoded.add(path.read_bytes, str(path), label)
+
+        def read(path: Path = path) -> bytes:
+            regular(path.resolve())  # a pipe would be waited for
+            return path.read_bytes()
+
+        decoded.add(read, str(path), label)
     return decoded
 
 

@@ -11,6 +11,7 @@ import torch
 
 from guyot.app.data import cache_root
 from guyot.app.recording import cpu
+from guyot.core.storage import read_json
 
 
 def remembered(measure: Callable[[], int], *circumstances: object) -> int:
@@ -25,7 +26,7 @@ def remembered(measure: Callable[[], int], *circumstances: object) -> int:
     key = json.dumps([cpu(), str(torch.__version__), *map(str, circumstances)])
     file = cache_root() / f"quantum-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
+        known = read_json(file)
         if isinstance(known["value"], int) and known["value"] >= 1 and known["of"] == key:
             return known["value"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from guyot.app.models import build, image_shape
 from guyot.app.running.setup import usable
 from guyot.core.errors import MisconfiguredError
+from guyot.core.storage import read_json
 from guyot.costs.latency import Measurement
 from guyot.costs.profiling import Profile, profile
 from guyot.structures import find_structures
@@ -76,7 +76,7 @@ def profile_model(  # noqa: PLR0913 - what the command asks
 
 def _read(path: Path) -> list[Measurement]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path, links=True)
         networks = list(values["networks"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise MisconfiguredError(

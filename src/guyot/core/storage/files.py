@@ -100,14 +100,18 @@ def replaced(file: Path, text: str) -> None:
         raise unwritten(file, error) from error
 
 
-def read_json(file: Path) -> Any:
+def read_json(file: Path, *, links: bool = False) -> Any:
     """Read plain data.
+
+    Args:
+        file: to read; a device or a pipe is not waited for.
+        links: follow them, as suits a file that the user names.
 
     Raises:
         MisconfiguredError: it is missing, too large, or no JSON.
     """
     try:
-        size = regular(file)
+        size = regular(file.resolve() if links else file)
         if size > JSON_LIMIT:
             raise ValueError(f"it has {size} bytes, more than {JSON_LIMIT}")
         return json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)

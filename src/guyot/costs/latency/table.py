@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from guyot.core.errors import MisconfiguredError
+from guyot.core.storage import read_json
 from guyot.core.types import Structures
 from guyot.costs.polynomial import Monomial, Polynomial, merge, monomials_of
 
@@ -183,11 +184,11 @@ class LatencyTable:
             MisconfiguredError: it cannot be read.
         """
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            values = read_json(Path(path), links=True)
+        except MisconfiguredError as error:
             raise MisconfiguredError(
-                f"the latency table {str(path)!r} cannot be read ({error}): write one with `guyot "
-                "profile`"
+                f"the latency table {str(path)!r} cannot be read ({error.__cause__}): write one "
+                "with `guyot profile`"
             ) from error
         return cls.from_dict(values)
 
