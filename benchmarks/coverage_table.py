@@ -1,4 +1,4 @@
-"""The page docs/coverage.md and its two tables from the results of coverage.py."""
+"""The page docs/coverage.md and its two tables from the results of covered.py."""
 
 import csv
 import io
@@ -58,7 +58,7 @@ This page answers one question: does guyot find the structure of the model that 
 It covers every classification model of torchvision and a list of models of timm and transformers.
 Each model has random weights and no annotations.
 
-`python benchmarks/coverage.py` examines the models, and with `--table` writes this page.
+`python benchmarks/covered.py` examines the models, and with `--table` writes this page.
 `benchmarks/results/coverage/` has one JSON file per model.
 
 ## What a model must do to pass

@@ -208,7 +208,7 @@ def test_the_page_of_coverage_is_the_one_of_the_committed_results(coverage: Modu
     assert len(files) == 3
     for name, text in files.items():
         committed = (ROOT / "docs" / name).read_text(encoding="utf-8")
-        assert committed == text, "python benchmarks/coverage.py --table"
+        assert committed == text, "python benchmarks/covered.py --table"
 
 
 def test_the_tables_of_coverage(coverage: ModuleType) -> None:

@@ -59,7 +59,7 @@ def test_all_models(name: str) -> None:
     pytest.importorskip(name.partition("/")[0])
     recorded = ROOT / "benchmarks" / "results" / "coverage" / f"{name.replace('/', '-')}.json"
     if not recorded.exists():
-        pytest.skip("no result is recorded: python benchmarks/coverage.py")
+        pytest.skip("no result is recorded: python benchmarks/covered.py")
     program = str(HELPERS / "examine.py")
     done = subprocess.run(
         [sys.executable, program, "guyot", name], capture_output=True, text=True, check=True

@@ -1,8 +1,8 @@
 """Which models of torchvision, timm and transformers find their structure, and which do not.
 
-    python benchmarks/coverage.py [MODEL ...]
-    python benchmarks/coverage.py --list
-    python benchmarks/coverage.py --table
+    python benchmarks/covered.py [MODEL ...]
+    python benchmarks/covered.py --list
+    python benchmarks/covered.py --table
 
 Every model of ``tests/helpers/zoo.py`` is examined in a process of its own with bounded memory and
 CPU time, once by guyot and once by torch-pruning, and the results go to
@@ -37,7 +37,7 @@ from zoo import ZOO  # noqa: E402  # pyright: ignore[reportMissingImports]
 RESULTS = Path(__file__).parent / "results" / "coverage"
 DOCS = ROOT / "docs"
 METHODS = ("guyot", "torch-pruning")
-COMMAND = ("python", "benchmarks/coverage.py")
+COMMAND = ("python", "benchmarks/covered.py")
 IMPORTED = ("torch.export", "torch._dynamo")
 
 Json = dict[str, Any]
