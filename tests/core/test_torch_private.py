@@ -63,6 +63,13 @@ def test_compiled_module() -> None:
     assert torch_private.compiled_module(torch.compile(module)) is module
 
 
+def test_compiles_calls() -> None:
+    module = nn.Linear(2, 2)
+    assert not torch_private.compiles_calls(module)
+    module.compile(backend="eager")
+    assert torch_private.compiles_calls(module)
+
+
 @pytest.mark.parametrize("mode", ["zeros", "circular", "reflect"])
 def test_convolve(mode: str) -> None:
     module = nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from guyot.core.torch_private import compiled_module
+from guyot.core.torch_private import compiled_module, compiles_calls
 
 
 def owner_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
@@ -68,6 +68,13 @@ def wrappings(model: nn.Module) -> Iterator[nn.Module]:
         inner = model.module
     if isinstance(inner, nn.Module):
         yield from wrappings(inner)
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Say whether `torch.compile` or `compile()` was called for the model or a part of it."""
+    *outer, innermost = wrappings(model)
+    wrapped = any(compiled_module(module) is not None for module in outer)
+    return wrapped or any(compiles_calls(module) for module in innermost.modules())
 
 
 def wrapper_of(model: nn.Module) -> DistributedDataParallel | None:

@@ -105,6 +105,11 @@ def compiled_module(model: nn.Module) -> nn.Module | None:
     return private(model, "_orig_mod", "pass the model that you gave to torch.compile")
 
 
+def compiles_calls(module: nn.Module) -> bool:
+    """Say whether `module.compile()` was called."""
+    return private(module, "_compiled_call_impl", "torch.compile(model)") is not None
+
+
 def convolve(module: nn.Module, read: Tensor, weight: Tensor) -> Tensor:
     """Return what a convolution computes with another weight, padded as its mode says."""
     convolution = private(module, "_conv_forward", "nothing that has convolutions")

@@ -16,7 +16,7 @@ from torch import nn
 
 from guyot.core.errors import GuyotError, MisconfiguredError, SequenceError
 from guyot.core.inputs import Inputs
-from guyot.core.locate import unwrap, wrapper_of
+from guyot.core.locate import is_compiled, unwrap, wrapper_of
 from guyot.core.parallel import Ranks, resized
 from guyot.core.types import KeepPlan
 from guyot.costs.complexity import Cost
@@ -299,6 +299,8 @@ class Discovery(Figures):
         self._cut(physical_plan(self.structures, choice.mask, controller.quanta))
         controller.decide(torch.ones_like(controller.state.alive))
         self._change(settled=True, attained=choice.attained, polarised=polarised)
+        if is_compiled(self._outer):
+            torch.compiler.reset()  # dynamo gave up on a network that changed; it is final now
         if not choice.within:
             warn_missed(controller.dials.target, choice.attained, controller.quanta, left)
 
