@@ -56,8 +56,8 @@ def train(discovery: Discovery, steps: int, *, closure: bool = True) -> list[flo
     for _ in range(steps):
         value = loss()
         value.backward()
-        discovery._optimizer.step()
-        discovery._optimizer.zero_grad()
+        discovery._optimizers.each[0].step()
+        discovery._optimizers.each[0].zero_grad()
         discovery.step(loss=loss if closure else None)
         losses.append(float(value.detach()))
     return losses
@@ -190,7 +190,9 @@ def test_a_resumed_run_measures_as_one_in_one_piece() -> None:
     second = discovery_of(network())
     second.load_state_dict(first.state_dict())
     second.model.load_state_dict(first.model.state_dict())
-    second._optimizer.load_state_dict(copy.deepcopy(first._optimizer.state_dict()))
+    second._optimizers.each[0].load_state_dict(
+        copy.deepcopy(first._optimizers.each[0].state_dict())
+    )
     losses: list[list[float]] = []
     for discovery in (first, second):
         torch.manual_seed(3)
@@ -223,8 +225,8 @@ def test_a_model_that_returns_its_loss_needs_no_closure(mapping: bool) -> None:
     for _ in range(80):
         output = model(x, labels=y)
         (output["loss"] if mapping else output.loss).backward()
-        discovery._optimizer.step()
-        discovery._optimizer.zero_grad()
+        discovery._optimizers.each[0].step()
+        discovery._optimizers.each[0].zero_grad()
         discovery.step()
         copies = [copy.deepcopy(model)]
     index, state = discovery.structures.index, discovery._controller.state

@@ -27,7 +27,7 @@ def make(name: str = "nested", steps: int = 100) -> Discovery:
 
 
 def train(discovery: Discovery, name: str, steps: int) -> None:
-    optimizer = discovery._optimizer
+    optimizer = discovery._optimizers.each[0]
     for _ in range(steps):
         discovery.model(CASES[name].inputs()).square().mean().backward()
         optimizer.step()
