@@ -279,16 +279,29 @@ def test_gradients_that_are_not_finite_are_skipped(estimator: str) -> None:
     discovery = watched(config=DiscoveryConfig(estimator=estimator))
     train(discovery, 20)
     before = discovery.keep_probs
-    with pytest.warns(GuyotWarning, match=r"NaN or inf in the loss .* at step 20 \(1 so far\)"):
+    with pytest.warns(GuyotWarning, match=r"NaN or inf .* at step 20 \(1 step so far\)"):
         train(discovery, 1, spoil=0)
     after = discovery.keep_probs
     assert discovery.skipped == 1
     assert all(torch.equal(before[name], after[name]) for name in before)
     train(discovery, 20)
     assert discovery.skipped == 1
+
     for told in (discovery.keep_probs, discovery.benefits, discovery.prices):
         assert all(bool(value.isfinite().all()) for value in told.values())
     assert any(not torch.equal(before[name], discovery.keep_probs[name]) for name in before)
+
+
+def test_skipped_steps_are_counted_when_the_gates_move() -> None:
+    discovery = watched(total_steps=2_000, config=DiscoveryConfig(warmup=0.01))
+    train(discovery, 31)
+    first, last = discovery._controller.span(31)
+    assert last - first == 9
+    train(discovery, last - 31, spoil=0)
+    assert discovery.skipped == 0
+    with pytest.warns(GuyotWarning, match=rf"between steps {first} and {last} \(1 step so far\)"):
+        train(discovery, 1)
+    assert discovery.skipped == 1
 
 
 def test_refusal_leaves_no_trace() -> None:

@@ -33,6 +33,7 @@ from guyot.core.errors import ParallelError
 from guyot.core.parallel import Ranks
 from guyot.discovery.optimizers import Optimizers
 from guyot.planning.benefits import SideMeans, SideSums
+from guyot.planning.evidence import Evidence
 
 pytestmark = pytest.mark.timeout(1200)  # processes share what cores there are
 WORKERS = HELPERS / "workers.py"
@@ -273,16 +274,17 @@ def test_a_rank_s_sample_weighs_what_it_saw(size: int, seed: int) -> None:
     """Ranks that all sample one side move a running mean as one rank with all their images does."""
     torch.manual_seed(seed)
     gradient, gate = torch.randn(size, 4), (torch.rand(4) < 0.5).float()
-    mine = SideSums.from_sample(gradient[0], gate)
-    off, squares, all_on = 1 - gate, gradient.square(), torch.ones(size, 4)
-    rows = (gradient * gate, gradient * off, all_on * gate, squares * gate, squares * off, all_on)
-    every = torch.stack(rows)
+    off, squares = (1 - gate).expand(size, -1), gradient.square()
+    rows = (gradient * gate, gradient * off, 1 - off, squares * gate, squares * off)
+    every = torch.cat([*rows, torch.ones(size, 1)], dim=1)
 
     def mean(values: torch.Tensor) -> torch.Tensor:
-        torch.testing.assert_close(values, every[:, 0])
-        return every.mean(1)
+        torch.testing.assert_close(values, every[0])
+        return every.mean(0)
 
-    shared = mine.averaged(mean)
+    evidence = Evidence(4, "cpu")
+    evidence.add(gradient[0], gate, 1, mean)
+    shared = evidence.take().sums
     whole = SideSums.from_sample(gradient.mean(0), gate)
     several = one = SideMeans.start(4)
     for _ in range(3):

@@ -315,7 +315,7 @@ def test_truncated_and_flipped_files_are_named(saved: Path, name: str) -> None:
             ),
             r"optimizer does not fit: state.0.momentum_buffer: the state is a uint8 tensor",
         ),
-        ("state.json", set_to("discovery", "version", to=1), "version 1 and this guyot reads 4"),
+        ("state.json", set_to("discovery", "version", to=1), "version 1 and this guyot reads 5"),
         ("state.json", set_to("ranks", to={}), "ranks is a dict, expected a list"),
         ("state.json", set_to("ranks", to=[3]), r"ranks\[0\] is a int, expected a mapping"),
         ("state.json", set_to("ranks", to=[{"x": {}}]), r"ranks\[0\].x is unexpected"),

@@ -144,13 +144,14 @@ def test_layers_that_are_not_measured_are_drawn_and_estimated_from_both_sides() 
     discovery = discovery_of(network(), 400)
     sample, seen = discovery._controller.sample, [0, 0]
 
-    def noted(generator: torch.Generator) -> Tensor:
-        state, drawn = discovery._controller.state, sample(generator)
+    def noted(generator: torch.Generator, steps: int) -> Tensor:
+        state, drawn = discovery._controller.state, sample(generator, steps)
         units = discovery.structures.index.layer_slice.start
         likely = (state.theta >= 0.5) & state.alive
-        assert torch.equal(drawn[:units] == 1, likely[:units])  # units are where they are likely
-        seen[0] += len(drawn) - units
-        seen[1] += int(drawn[units:].sum())
+        for row in drawn:  # units are where they are likely
+            assert torch.equal(row[:units] == 1, likely[:units])
+        seen[0] += drawn[:, units:].numel()
+        seen[1] += int(drawn[:, units:].sum())
         return drawn
 
     discovery._controller.sample = noted

@@ -147,7 +147,7 @@ def change(state: dict[str, Any], path: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("version", 7, "has version 7 and this guyot reads 4"),
+        ("version", 7, "has version 7 and this guyot reads 5"),
         ("version", None, "has version None"),
         ("run", 3, r"another run: the state is 3, expected a mapping"),
         ("removals", "none", "removals is no list"),

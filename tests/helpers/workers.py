@@ -32,6 +32,7 @@ from guyot.core.parallel import Ranks, resized
 from guyot.core.types import KeepPlan, Structures
 from guyot.gates.bank import Gates
 from guyot.gates.module import Gate
+from guyot.planning.evidence import Evidence
 from guyot.surgery import operate
 
 CASE = CASES["cifar"]
@@ -299,7 +300,9 @@ def sums_are_means_over_ranks() -> None:
     gates = discovery._gates
     assert gates is not None
     model(CASE.inputs()).square().mean().backward()
-    sums = discovery._sums(gates)
+    evidence = Evidence(len(gates.sampled), "cpu")
+    evidence.add(gates.gradient, gates.sampled, gates.predictions, discovery._ranks.mean)
+    sums = evidence.take().sums
     sampled = torch.stack(everywhere(gates.sampled))
     gradient = torch.stack(everywhere(gates.gradient))
     torch.testing.assert_close(sums.count_one, sampled.mean(0))
@@ -324,8 +327,11 @@ def norms_are_those_of_ranks_with_the_gate_on() -> None:
         if dist.get_rank() == off:
             gates.sampled[2] = 0
         model(x).square().mean().backward()
-        sums = discovery._sums(gates)
-        norms.append(gates.norms([gates.squares(model.parameters())], sums.sum_one, sums.count_one))
+        evidence = Evidence(len(gates.sampled), "cpu")
+        latest = evidence.add(
+            gates.gradient, gates.sampled, gates.predictions, discovery._ranks.mean
+        )
+        norms.append(gates.norms([gates.squares(model.parameters())], latest.active, latest.share))
     both, one = norms
     assert float(both.gradient[2]) > 0
     torch.testing.assert_close(one.gradient[2], both.gradient[2], rtol=0.1, atol=0)

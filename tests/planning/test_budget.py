@@ -16,6 +16,7 @@ from guyot.planning.budget import Budget, BudgetState
 from guyot.planning.config import Dials, DiscoveryConfig
 from guyot.planning.controller import Controller
 from guyot.planning.dynamics import Phases, speed, step
+from guyot.planning.evidence import Evidence
 from guyot.planning.vectors import GateValues
 
 NET = residual_network(16, (16,) * 9, pixels=8)  # the shape of a ResNet-20
@@ -55,9 +56,9 @@ def simulate(
     tails = torch.distributions.StudentT(3.0)
     group = index.group_of_gate
     sizes = torch.bincount(group).float()
-    outcome = Outcome(controller.state.theta, [], [], [])
+    outcome, evidence = Outcome(controller.state.theta, [], [], []), Evidence(index.total, "cpu")
     for t in range(phases.discovery_start, phases.discovery_stop):
-        gate = controller.sample(generator)
+        gate = controller.sample(generator)[0]
         kept = torch.zeros(len(sizes)).index_add(0, group, gate)
         others = ((kept[group] - gate) / (sizes[group] - 1).clamp(min=1)).clamp(max=1)
         others[index.layer_slice] = gate[index.layer_slice].mean()
@@ -67,9 +68,11 @@ def simulate(
         true = base * adapted * present * (3 - 2 * others)
         noisy = noise * 0.17 * reference * present * tails.sample((index.total,))
         gradient = -true * (1.5 - gate) + noisy
-        removable = controller.advance(SideSums.from_sample(gradient, gate), t)
-        if t % controller.interval == 0:
-            controller.remove(removable)
+        evidence.add(gradient, gate, 1, lambda values: values)
+        if controller.deciding(t):
+            removable = controller.advance(evidence.take().sums, t)
+            if controller.removing(t):
+                controller.remove(removable)
         theta = controller.state.theta
         adapted += (theta.clamp(min=0.02) / 0.9 - adapted) * 10 / phases.discovery_steps
         outcome.expected.append(controller.expected)

@@ -17,6 +17,7 @@ from guyot.core.types import Structures
 from guyot.core.warning import warn
 from guyot.planning.config import DiscoveryConfig
 from guyot.planning.dynamics import Phases
+from guyot.planning.evidence import Told
 from guyot.structures import find_structures
 
 
@@ -63,23 +64,34 @@ def prunable_structures(
     )
 
 
-NOT_FINITE = (
+_NOT_FINITE = (
     "NaN or inf in the loss or its gradients",
     "lower the learning rate or clip gradients",
 )
-NO_GRADIENT = (
+_NO_GRADIENT = (
     "no gradient reached the gates",
     "train in model.train(), and with a loss.backward() for every step()",
 )
 
 
-def warn_skipped(skipped: int, step: int, reason: str, way_out: str) -> None:
-    """Warn, the first time and then every hundredth, that a step taught the gates nothing."""
-    if skipped == 1 or skipped % 100 == 0:
-        warn(
-            f"{reason} at step {step} ({skipped} so far): keep probabilities are left as they "
-            f"were; {way_out} if this continues",
-        )
+def warn_skipped(told: Told, before: int, span: tuple[int, int]) -> None:
+    """Warn, the first time and then every hundredth, that steps taught the gates nothing.
+
+    Args:
+        told: of the latest steps.
+        before: how many were skipped before these.
+        span: the first and the last of these steps.
+    """
+    skipped = before + told.skipped
+    if not told.skipped or (before and before // 100 == skipped // 100):
+        return
+    reason, way_out = _NO_GRADIENT if told.silent else _NOT_FINITE
+    first, last = span
+    where = f"at step {last}" if first == last else f"between steps {first} and {last}"
+    warn(
+        f"{reason} {where} ({skipped} {'step' if skipped == 1 else 'steps'} so far): these steps "
+        f"do not move the keep probabilities; {way_out} if this continues",
+    )
 
 
 _EVIDENCE = 0.1

@@ -22,9 +22,7 @@ from guyot.core.types import KeepPlan
 from guyot.costs.complexity import Cost
 from guyot.costs.widths import physical_plan
 from guyot.discovery.checks import (
-    NO_GRADIENT,
     NO_PRICE,
-    NOT_FINITE,
     check_copy,
     check_measured,
     prunable_structures,
@@ -35,7 +33,7 @@ from guyot.discovery.checks import (
 from guyot.discovery.figures import Figures
 from guyot.discovery.layer_benefits import Loss, OwnLoss, layer_benefits, untouched
 from guyot.discovery.optimizers import Optimizers, parameters_of
-from guyot.discovery.snapshot import DiscoveryState, checked, identity, snapshot
+from guyot.discovery.snapshot import DiscoveryState, Drawn, checked, identity, snapshot
 from guyot.gates.bank import Gates, Squares
 from guyot.gates.calibration import calibrated, most_probable
 from guyot.gates.checks import check_model, check_whole
@@ -43,6 +41,7 @@ from guyot.planning.benefits import SideSums
 from guyot.planning.config import Dials, DiscoveryConfig
 from guyot.planning.controller import Controller
 from guyot.planning.dynamics import Phase, Phases
+from guyot.planning.evidence import Evidence, Latest, Told
 from guyot.surgery import operate
 from guyot.surgery.record import Record
 
@@ -116,8 +115,9 @@ class Discovery(Figures):
             self.original, dials, phases, config, self._optimizers.sgd_weight_decay
         )
         self._gates: Gates | None = None
-        self._source = self._controller.generator.get_state()  # before the present gates were drawn
         self._device = next(self.model.parameters()).device
+        self._drawn: Drawn | None = None
+        self._rows = torch.zeros(0)  # the gates of the steps until they move again
         self._wrapper = wrapper_of(model)
         group = None if self._wrapper is None else self._wrapper.process_group
         self._ranks = Ranks(group, self._device)
@@ -132,7 +132,7 @@ class Discovery(Figures):
 
     def _measure(self, optimizer: torch.optim.Optimizer) -> None:
         """Measure, before a removal, what its certificate needs of weights and gradients."""
-        if self._gates is not None and self._state.step % self._controller.interval == 0:
+        if self._gates is not None and self._controller.removing(self._state.step):
             self._squares[optimizer] = self._gates.squares(parameters_of(optimizer))
 
     def step(self, *, grad_scale: float | None = None, loss: Loss | None = None) -> None:
@@ -160,10 +160,10 @@ class Discovery(Figures):
         if self._controller.config.estimator == "fisher":
             loss = loss or self._own_loss.again
         self._optimizers.steps = 0
-        if not self._state.settled:
-            check_whole(self.model)
         if self._gates is not None:
             self._discover(self._gates, grad_scale or 1.0, loss)
+        elif not self._state.settled:
+            check_whole(self.model)
         self._change(step=self._state.step + 1)
         phase, settled = self._controller.phases.at(self._state.step), self._state.settled
         decided = self._gates is not None and self._controller.decided
@@ -171,7 +171,9 @@ class Discovery(Figures):
             self.settle()
         elif not settled and self._gates is None and phase is Phase.DISCOVERY:
             self._controller.price()
-            self._draw(self._attach())
+            self._attach()
+        if self._gates is not None and self._drawn is None:
+            self._draw(self._gates)
         for told in self._listeners:
             told()
 
@@ -182,7 +184,7 @@ class Discovery(Figures):
         """Take the gates off the modules."""
         assert self._gates is not None
         self._gates.detach()
-        self._gates = None
+        self._gates = self._drawn = None
 
     def _attach(self) -> Gates:
         """Put gates on the modules."""
@@ -190,45 +192,74 @@ class Discovery(Figures):
         self._gates.attach(self.model)
         return self._gates
 
-    def _draw(self, gates: Gates) -> None:
-        """Sample gates for the next step."""
-        self._source = self._controller.generator.get_state()
-        generator = self._ranks.stream(self._controller.generator)
-        gates.sampled.copy_(self._controller.sample(generator))
-        state = self._controller.state
+    def _draw(self, gates: Gates) -> Drawn:
+        """Draw the gates of all steps until they move again, and take those of the next step."""
+        controller, step = self._controller, self._state.step
+        first, last = controller.span(step)
+        evidence = Evidence(len(gates.sampled), self._device)
+        self._drawn = drawn = Drawn(controller.generator.get_state(), evidence)
+        rows = controller.sample(self._ranks.stream(controller.generator), last - first + 1)
+        self._rows = rows.to(self._device)
+        state = controller.state
         gates.probable.copy_(most_probable(state.theta, state.alive, self.structures))
+        self._take(gates, step - first)
+        return drawn
+
+    def _take(self, gates: Gates, number: int) -> None:
+        """Take the gates of one of the steps that were drawn."""
+        gates.sampled.copy_(self._rows[number])
         gates.zero_grad()
 
     def _discover(self, gates: Gates, grad_scale: float, loss: Loss | None) -> None:
-        """Let the controller move the gates; remove what can go."""
-        sums = self._sums(gates, grad_scale)
-        if sums.silent or not sums.finite:
-            self._change(skipped=self.skipped + 1)
-            reason = NO_GRADIENT if sums.silent else NOT_FINITE
-            warn_skipped(self.skipped, self._state.step, *reason)
-        else:
-            self._take_norms(gates, sums)
-            if loss is not None:
-                self._measure_layers(gates, loss)
-            removable = self._controller.advance(sums, self._state.step)
-            due = self._state.step % self._controller.interval == 0
-            if due:
-                self._agree()
-            if due and bool(removable.any()):
-                self._controller.remove(removable)
-                alive, quanta = self._controller.state.alive, self._controller.quanta
-                keep = physical_plan(self.structures, alive, quanta)
-                if not keep.empty:
-                    self._cut(keep)
-                    gates = self._attach()
+        """Learn from a step; now and then let the controller move the gates."""
+        assert self._drawn is not None
+        gradient, step = gates.gradient / grad_scale, self._state.step
+        latest = self._drawn.evidence.add(
+            gradient, gates.sampled, gates.predictions, self._ranks.mean
+        )
+        first, last = self._controller.span(step)
+        if step < last:
+            self._take(gates, step + 1 - first)
+            return
+        check_whole(self.model)
+        told = self._take_evidence(first, step)
+        if told.sums.steps:
+            self._decide(gates, told.sums, latest, loss)
         self._squares.clear()
-        self._draw(gates)
+        self._drawn = None
 
-    def _take_norms(self, gates: Gates, sums: SideSums) -> None:
+    def _take_evidence(self, first: int, last: int) -> Told:
+        """Return what some steps told, and count those that told nothing."""
+        assert self._drawn is not None
+        told = self._drawn.evidence.take()
+        warn_skipped(told, self.skipped, (first, last))
+        self._change(skipped=self.skipped + told.skipped)
+        return told
+
+    def _decide(self, gates: Gates, sums: SideSums, latest: Latest, loss: Loss | None) -> None:
+        """Let the controller move the gates; remove what can go."""
+        self._take_norms(gates, latest)
+        if loss is not None:
+            self._measure_layers(gates, loss)
+        controller, step = self._controller, self._state.step
+        removable = controller.advance(sums, step)
+        if not controller.removing(step):
+            return
+        self._agree()
+        if bool(removable.any()):
+            controller.remove(removable)
+            keep = physical_plan(self.structures, controller.state.alive, controller.quanta)
+            if not keep.empty:
+                self._cut(keep)
+                self._attach()
+
+    def _take_norms(self, gates: Gates, latest: Latest) -> None:
         """Tell the controller the norms of what gates scale, where the optimisers' steps came."""
         if self._squares:
-            norms = gates.norms([*self._squares.values()], sums.sum_one, sums.count_one)
-            self._controller.take_norms(*self._ranks.mean(torch.stack(norms)).cpu())
+            norms = gates.norms([*self._squares.values()], latest.active, latest.share)
+            weight, gradient = self._ranks.mean(torch.stack(norms)).cpu()
+            if latest.counts:
+                self._controller.take_norms(weight, gradient)
 
     def _measure_layers(self, gates: Gates, loss: Loss) -> None:
         """Measure what some layers earn, if it is their turn."""
@@ -237,12 +268,6 @@ class Discovery(Figures):
             with untouched(self.model):
                 rises = layer_benefits(gates, due, loss)
             self._controller.take_layers(due, self._ranks.mean(rises.to(self._device)).cpu())
-
-    def _sums(self, gates: Gates, grad_scale: float = 1.0) -> SideSums:
-        """Return the gate gradients of this step, over all ranks."""
-        gradient = gates.gradient / grad_scale
-        mine = SideSums.from_sample(gradient, gates.sampled, gates.predictions)
-        return mine.averaged(lambda values: self._ranks.mean(values).cpu())
 
     def _agree(self) -> None:
         """Check, before anything is removed, that all ranks decide the same."""
@@ -288,8 +313,11 @@ class Discovery(Figures):
         if self._gates is None:
             self._change(settled=True)
             return
-        self._agree()
         controller = self._controller
+        if self._drawn is not None:
+            first, _ = controller.span(self._state.step)
+            controller.learn(self._take_evidence(first, self._state.step - 1).sums)
+        self._agree()
         choice, polarised = controller.choose(), controller.polarised
         left = bool((controller.state.alive & ~choice.mask).any())
         check_measured(self._state.step, self.skipped, controller.phases, removing=left)
@@ -397,8 +425,7 @@ class Discovery(Figures):
                 f"state_dict() between optimizer.step() and step() of the discovery, after step "
                 f"{self._state.step}: call it after step()"
             )
-        source = None if self._gates is None else self._source
-        return snapshot(self.original, self._controller, self.removals, source, self._state)
+        return snapshot(self.original, self._controller, self.removals, self._drawn, self._state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume where `state_dict` was called: cut the full model down, put the gates on.
@@ -427,9 +454,9 @@ class Discovery(Figures):
                     f"of {removal.macs}: build the model as it was built for the run"
                 )
         self._controller.load_state_dict(state["controller"])
+        self._state = self._state.restored(state["counters"])
         if state["generator"] is not None:
             self._controller.generator.set_state(state["generator"].cpu())
-            self._draw(self._attach())
-        self._state = self._state.restored(state["counters"])
+            self._draw(self._attach()).evidence.load_state_dict(state["evidence"])
         if self.finished:
             self._end()

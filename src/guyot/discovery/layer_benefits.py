@@ -34,19 +34,20 @@ def layer_benefits(gates: Gates, where: Tensor, loss: Loss) -> Tensor:
     if not len(where):
         return torch.zeros(0)
     state = random_state()
+    numbers = where.tolist()
+    on = (gates.sampled[where.to(gates.sampled.device)] > 0).tolist()
 
-    def measured() -> float:
+    def measured() -> Tensor:
         set_random_state(state)
-        return float(loss())
+        return torch.as_tensor(loss(), dtype=torch.float32, device=gates.sampled.device)
 
-    present, rises = measured(), list[float]()
-    for gate in where.tolist():
-        on = bool(gates.sampled[gate])
-        gates.sampled[gate] = not on
-        other = measured()
-        gates.sampled[gate] = on
-        rises.append(other - present if on else present - other)
-    return torch.tensor(rises)
+    present, rises = measured(), list[Tensor]()
+    for gate, active in zip(numbers, on, strict=True):
+        gates.sampled[gate] = not active
+        rise = measured() - present
+        gates.sampled[gate] = active
+        rises.append(rise if active else -rise)
+    return torch.stack(rises).cpu()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +24,12 @@ from guyot.core.types import Structures
 from guyot.planning.config import DiscoveryConfig
 from guyot.planning.controller import Controller
 from guyot.planning.dynamics import Phases
+from guyot.planning.evidence import Evidence
 from guyot.planning.vectors import GateState
 from guyot.surgery import shrink_structures
 from guyot.surgery.record import Record, Removal
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 """Of the tree."""
 
 _NUMBERS = Fields({"counters": COUNTERS, "controller": CONTROLLER})
@@ -57,11 +58,23 @@ class DiscoveryState(GateState):
     polarised: float | None = None
 
 
+class Drawn(NamedTuple):
+    """Say where the gates are between two moves.
+
+    Attributes:
+        source: state of the generator before the present gates were drawn.
+        evidence: what the steps since the last move told.
+    """
+
+    source: Tensor
+    evidence: Evidence
+
+
 def snapshot(
     original: Structures,
     controller: Controller,
     removals: Sequence[Removal],
-    source: Tensor | None,
+    drawn: Drawn | None,
     own: DiscoveryState,
 ) -> dict[str, Any]:
     """Return the tree.
@@ -70,7 +83,7 @@ def snapshot(
         original: structures of the full network.
         controller: everything that is numbered by gates.
         removals: in order.
-        source: state of the generator before the present gates were drawn; None without gates.
+        drawn: where the gates are between two moves; None without gates.
         own: what the discovery knows of itself.
     """
     return {
@@ -79,7 +92,8 @@ def snapshot(
         "removals": [removal.to_dict() for removal in removals],
         "counters": own.state_dict(),
         "controller": controller.state_dict(),
-        "generator": source,
+        "generator": None if drawn is None else drawn.source,
+        "evidence": None if drawn is None else drawn.evidence.state_dict(),
     }
 
 
@@ -161,6 +175,7 @@ def checked(
     expected["controller"] = mapped(fresh["controller"], lambda vector: vector.new_empty(total))
     if state.get("generator") is not None:
         expected["generator"] = torch.Generator().get_state()
+        expected["evidence"] = Evidence(total, "cpu").state_dict()
     if isinstance(state.get("controller"), Mapping) and state["controller"].get("plan") is not None:
         expected["controller"]["plan"] = torch.empty(total, dtype=torch.bool)
     found = difference(expected, state)

@@ -27,11 +27,11 @@ from guyot.planning.vectors import GateState
 
 @dataclass(frozen=True)
 class SideSums:
-    """Hold the gate gradients of one step by sampled side.
+    """Hold the gate gradients of some steps by sampled side.
 
     With several ranks each rank samples its own gates, and a sample counts as the share of the
-    step's images that the rank saw: the fields are means over the ranks, see `averaged`. So the
-    window of `SideMeans` holds the same number of images for any number of ranks.
+    step's images that the rank saw: the fields are means over the ranks. So the window of
+    `SideMeans` holds the same number of images for any number of ranks.
 
     Attributes:
         sum_one: sum of dC/dxi_j over samples with xi_j = 1, nats, shape (gates,).
@@ -41,7 +41,7 @@ class SideSums:
         square_one: sum of B (dC/dxi_j)**2 over samples with xi_j = 1, where a rank's loss is the
             mean of B predictions (images, tokens).
         square_zero: the same for xi_j = 0.
-        predictions: B, the mean over the ranks.
+        predictions: B, the mean over steps and ranks.
     """
 
     sum_one: Tensor
@@ -69,28 +69,11 @@ class SideSums:
         on, squares = gradient * one, predictions * gradient.square()
         return cls(on, one, gradient - on, 1 - one, squares * one, squares * (1 - one), predictions)
 
-    def averaged(self, mean: Callable[[Tensor], Tensor]) -> SideSums:
-        """Return the mean over all ranks, each with a sample of its own.
-
-        Args:
-            mean: takes the mean of a tensor of shape (6, gates) over the ranks; called once.
-        """
-        number = torch.full_like(self.sum_one, self.predictions)
-        rows = (self.sum_one, self.sum_zero, self.count_one, self.square_one, self.square_zero)
-        one, zero, count, square_one, square_zero, number = mean(torch.stack([*rows, number]))
-        predictions = float(number[0]) if len(number) else self.predictions
-        return SideSums(one, count, zero, 1 - count, square_one, square_zero, predictions)
-
     @property
-    def silent(self) -> bool:
-        """Say whether no gradient reached any gate on any rank."""
-        sums = torch.stack([self.sum_one, self.sum_zero])
-        return bool(sums.numel()) and not bool(sums.any())
-
-    @property
-    def finite(self) -> bool:
-        """Say whether no gradient was NaN or infinite; a step where one was is better skipped."""
-        return bool(torch.isfinite(self.sum_one.sum() + self.sum_zero.sum()))
+    def steps(self) -> int:
+        """Return how many steps these are."""
+        counts = self.count_one + self.count_zero
+        return round(float(counts[0])) if len(counts) else 0
 
 
 @dataclass(frozen=True)

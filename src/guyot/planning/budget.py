@@ -41,13 +41,13 @@ class BudgetState(GateState):
 class Budget:
     r"""Find the multiplier nu, in nats, with which C^(theta) follows a path to the target.
 
-    With unit prices c_j (nu = 1) and reference prices c~_j, one `step` at multiplier nu and scale
-    s moves theta_j by theta0/H * clip((b_j - nu c_j) / (s c~_j) + ..., -m, m), projected to
+    With unit prices c_j (nu = 1) and reference prices c~_j, n steps at multiplier nu and scale s
+    move theta_j by n theta0/H * clip((b_j - nu c_j) / (s c~_j) + ..., -m, m), projected to
     [0, 1]; to first order C^ changes by sum_j dC^/dtheta_j * dtheta_j. For fixed s this falls
     monotonically in nu for any signs of the b_j (with s = nu it would not where b_j < 0), so
     bisection in log nu finds the nu whose change is the wanted one,
 
-        path(t + 1) - path(t) + (path(t) - C^) / tau.
+        path(t + n) - path(t) + n (path(t) - C^) / tau.
 
     No gain is to be tuned. The change of log nu per step is bounded, since the b_j are noisy, and
     log s follows log nu slowly, so that in the mean the step is that of a fixed nu. The path
@@ -73,15 +73,16 @@ class Budget:
         return initial + (self.target - initial) * u * u * (3 - 2 * u)
 
     def update(
-        self, state: BudgetState, now: int, gates: GateValues, expected: float
+        self, state: BudgetState, now: int, gates: GateValues, expected: float, ahead: int = 1
     ) -> BudgetState:
-        """Return `nu` and `scale` for this step and those until the next update.
+        """Return `nu` and `scale` for the steps that the gates take next.
 
         Args:
             state: after the last update.
             now: optimiser step.
             gates: at this step.
             expected: C^(theta).
+            ahead: n, how many steps they take.
         """
         initial, nu, scale = state.initial, state.nu, state.scale
         if initial is None:
@@ -94,14 +95,15 @@ class Budget:
         if self.phases.progress(now) >= 1 - self.phases.commit:
             return BudgetState(scale, scale, initial, now)
         tau = max(_RELAXATION * self.phases.discovery_steps, 2 * steps, 2)
-        wanted = self.path(initial, now + 1) - self.path(initial, now)
-        wanted += (self.path(initial, now) - expected) / tau
+        wanted = self.path(initial, now + ahead) - self.path(initial, now)
+        wanted += ahead * (self.path(initial, now) - expected) / tau
         slope = gates.gradient * gates.alive
 
         def change(nu: float) -> float:
             reference_price = scale * gates.reference_price
             drift = speed(gates.benefit, nu * gates.price, reference_price, self.max_speed)
-            return float(slope @ (step(gates.theta, drift, self.theta0, horizon) - gates.theta))
+            moved = step(gates.theta, drift, self.theta0, horizon, ahead)
+            return float(slope @ (moved - gates.theta))
 
         bound = math.exp(min(1.0, _RATE * steps / horizon))
         low = max(nu / bound, scale / _SPAN)

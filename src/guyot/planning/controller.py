@@ -35,8 +35,14 @@ from guyot.planning.vectors import GateState, GateValues
 _FORGET = 0.99
 """Per measurement, how fast the running upper bound of gradients follows smaller ones."""
 
+DECIDE_EVERY = 10
+"""Most steps from one move of the gates to the next; a device need not wait in between."""
+
+_MOVES = 20
+"""Least moves in a horizon."""
+
 MEASURE_EVERY = 10
-"""Steps from one measurement of layers to the next."""
+"""Least steps from one measurement of layers to the next."""
 
 MEASURE_LAYERS = 3
 """Layers of one measurement."""
@@ -129,7 +135,8 @@ class Controller:
         quanta: of the widths, per group.
         state: what moves.
         generator: source of the sampled gates, in the same state on all ranks.
-        interval: steps between two removals.
+        every: steps between two moves of the gates.
+        interval: steps between two removals, a multiple of that.
 
     Raises:
         MisconfiguredError: round_to is out of range, the latency table is of another
@@ -163,8 +170,9 @@ class Controller:
             self._budget = Budget(dials.target, phases, config.theta0, config.max_speed)
         self._phases = phases
         self._patience = max(1, round(config.patience * phases.discovery_steps))
-        self.interval = max(1, phases.discovery_steps // config.removals)
-        self.pricing = max(1, min(10, self.interval))
+        interval = max(1, phases.discovery_steps // config.removals)
+        self.every = max(1, min(DECIDE_EVERY, interval, phases.horizon // _MOVES))
+        self.interval = interval // self.every * self.every
         self._weight_decay = weight_decay
         self.generator = torch.Generator().manual_seed(config.seed)
         reference = self.complexity.reference_prices()
@@ -243,14 +251,33 @@ class Controller:
         plan = self.state.plan
         return (self.state.theta, self.state.alive, *(() if plan is None else (plan,)))
 
+    def deciding(self, step: int) -> bool:
+        """Say whether the gates move after a step: the first, every `every`th, and the last."""
+        passed = self._phases.discovered(step)
+        stop = self._phases.discovery_stop + self._phases.skip - self.state.skip
+        return passed == 1 or passed % self.every == 0 or step + 1 == stop
+
+    def removing(self, step: int) -> bool:
+        """Say whether structures may be removed after a step."""
+        return self._phases.discovered(step) % self.interval == 0
+
+    def span(self, step: int) -> tuple[int, int]:
+        """Return the steps between two moves to which a step belongs: the first and the last."""
+        first, last = step, step
+        while self._phases.discovered(first) > 1 and not self.deciding(first - 1):
+            first -= 1
+        while not self.deciding(last):
+            last += 1
+        return first, last
+
     def price(self) -> None:
         """Compute prices at the present probabilities."""
         gradient = self.complexity.gradient(self.state.theta)
         prices = gradient * self.complexity.charge.to(gradient)
         self.state = replace(self.state, gradient=gradient, prices=prices)
 
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Draw gates; 0/1, float32, shape (gates,).
+    def sample(self, generator: torch.Generator, steps: int = 1) -> Tensor:
+        """Draw gates for some steps; 0/1, float32, shape (steps, gates).
 
         The probabilities are theta stretched about 1/2 by `sharpness`: both agree at every
         deterministic network, but the weights train in few networks near the most probable one
@@ -260,16 +287,18 @@ class Controller:
         exactly where theta >= 1/2, unless the user says how to draw.
         """
         drawn, layers = self.config.draw, self.structures.index.layer_slice
-        gates = self._drawn(*drawn.units, generator)
+        gates = self._drawn(*drawn.units, generator, steps)
         measured = bool(self.state.layers.count.any())
         if layers.start < layers.stop and not measured and drawn.layers != drawn.units:
-            gates[layers] = self._drawn(*drawn.layers, generator)[layers]
+            gates[:, layers] = self._drawn(*drawn.layers, generator, steps)[:, layers]
         return gates * self.state.alive
 
-    def _drawn(self, sharpness: float, epsilon: float, generator: torch.Generator) -> Tensor:
+    def _drawn(
+        self, sharpness: float, epsilon: float, generator: torch.Generator, steps: int
+    ) -> Tensor:
         stretched = 0.5 + sharpness * (self.state.theta - 0.5)
         stretched = stretched.nan_to_num(nan=1.0)  # infinity times 0
-        return dynamics.sample(stretched, epsilon, generator)
+        return dynamics.sample(stretched.expand(steps, -1), epsilon, generator)
 
     def take_norms(self, weight_norm: Tensor, gradient_norm: Tensor) -> None:
         """Take in the norms of what the gates scale, for the certificate of removal."""
@@ -286,9 +315,10 @@ class Controller:
         new = (self.state.layers.count[index.layer_slice] == 0).nonzero().flatten()
         if len(new):
             return index.layer_slice.start + new
-        if step % MEASURE_EVERY or not index.layers:
+        passed = self._phases.discovered(step)
+        if passed % MEASURE_EVERY >= self.every or not index.layers:
             return torch.zeros(0, dtype=torch.int64)
-        first = step // MEASURE_EVERY * MEASURE_LAYERS
+        first = passed // MEASURE_EVERY * MEASURE_LAYERS
         turn = torch.arange(first, first + min(MEASURE_LAYERS, index.layers)) % index.layers
         return index.layer_slice.start + turn
 
@@ -301,24 +331,34 @@ class Controller:
         """
         self.state = replace(self.state, layers=self.state.layers.updated(gates, rises))
 
-    def advance(self, sums: SideSums, step: int) -> Tensor:
-        """Take one step of the method: gradients -> benefits -> keep probabilities.
+    def learn(self, sums: SideSums) -> None:
+        """Take in gate gradients.
 
         Args:
-            sums: this step's gate gradients by sampled side.
-            step: optimiser step.
+            sums: of the steps since the last call, by sampled side.
+        """
+        means = self.state.estimator.updated(sums, self.config.decay)
+        self.state = replace(self.state, estimator=means)
+
+    def advance(self, sums: SideSums, step: int) -> Tensor:
+        """Take steps of the method: gradients -> benefits -> keep probabilities.
+
+        The gates move as far as they would step by step with the means of all these steps.
+
+        Args:
+            sums: gate gradients by sampled side, of the steps since the last call.
+            step: the last of these optimiser steps.
 
         Returns:
             Which gates can be removed for good, bool, shape (gates,).
         """
-        means = self.state.estimator.updated(sums, self.config.decay)
-        self.state = replace(self.state, estimator=means)
-        if step % self.pricing == 0:
-            self._update_prices(step)
+        self.learn(sums)
+        steps = sums.steps
+        self._update_prices(step, steps)
         gates = self.gate_values
         price = self.nu * gates.price
         commitment = self._phases.commitment(step)
-        if commitment > 0 and (self.state.plan is None or step % self.interval == 0):
+        if commitment > 0 and (self.state.plan is None or self.removing(step)):
             self.state = replace(self.state, plan=self.choose().mask)
         scale = self.nu if self.state.budget is None else self.state.budget.scale
         drift = dynamics.speed(
@@ -329,24 +369,25 @@ class Controller:
             commitment,
             self.state.plan,
         )
-        moved = dynamics.step(gates.theta, drift, self.config.theta0, self._phases.horizon)
+        moved = dynamics.step(gates.theta, drift, self.config.theta0, self._phases.horizon, steps)
         theta = torch.where(gates.alive, moved, 0)
         still = not bool(((theta < 1) & gates.alive).any())
         self.state = replace(
             self.state,
             theta=theta,
-            still=self.state.still + 1 if still else 0,
-            zeros=self.state.zeros.updated(theta, gates.benefit, price),
+            still=self.state.still + steps if still else 0,
+            zeros=self.state.zeros.updated(theta, gates.benefit, price, steps),
         )
         observed = self.state.zeros.steps >= self._patience
         return (observed | self._certified(price)) & gates.alive
 
-    def _update_prices(self, step: int) -> None:
+    def _update_prices(self, step: int, ahead: int) -> None:
         """Compute prices, and with a target the multiplier that they take."""
         self.price()
         if self._budget is not None:
             assert self.state.budget is not None
-            budget = self._budget.update(self.state.budget, step, self.gate_values, self.expected)
+            known = self.gate_values, self.expected, ahead
+            budget = self._budget.update(self.state.budget, step, *known)
             self.state = replace(self.state, budget=budget)
 
     def _certified(self, price: Tensor) -> Tensor:

@@ -110,6 +110,15 @@ class Phases:
             return Phase.WARM_UP
         return Phase.DISCOVERY if step < self.discovery_stop else Phase.FINE_TUNE
 
+    def discovered(self, step: int) -> int:
+        """Return how many steps with gates are over after a step; the first step has none.
+
+        Example:
+            >>> Phases(1000).discovered(100), Phases(1000, warmup=0.0).discovered(1)
+            (1, 1)
+        """
+        return step - max(1, self.discovery_start) + 1
+
     def progress(self, step: int) -> float:
         """Return the share of discovery that is over, in [0, 1]."""
         return min(1.0, max(0.0, (step - self.discovery_start) / self.discovery_steps))
@@ -190,14 +199,16 @@ def step(
     drift: Tensor,
     theta0: float,
     horizon: int,
+    steps: int = 1,
 ) -> Tensor:
-    """Take one projected, preconditioned gradient step: clip(theta + theta0 / H * speed, 0, 1).
+    """Take projected, preconditioned gradient steps: clip(theta + n theta0 / H * speed, 0, 1).
 
     Args:
         theta: keep probabilities, shape (gates,).
         drift: of `speed`, shape (gates,).
         theta0: initial keep probability.
         horizon: H in steps.
+        steps: n, of the optimiser, since the last time.
 
     Example:
         >>> one = torch.ones(3)
@@ -205,7 +216,7 @@ def step(
         >>> step(0.9 * one, drift, theta0=0.9, horizon=90)
         tensor([0.8900, 0.9100, 0.9000])
     """
-    return (theta + theta0 / horizon * drift).clamp(0, 1)
+    return (theta + steps * theta0 / horizon * drift).clamp(0, 1)
 
 
 def certified(
@@ -238,7 +249,7 @@ def certified(
 
 @dataclass(frozen=True)
 class ZeroSteps(GateState):
-    """Count the steps in a row in which theta was 0 and still falling (b < c).
+    """Count the steps in a row for which theta was 0 and still falling (b < c).
 
     Attributes:
         steps: int32, shape (gates,).
@@ -251,7 +262,7 @@ class ZeroSteps(GateState):
         """Return counts of 0 for a number of gates."""
         return cls(torch.zeros(total, dtype=torch.int32))
 
-    def updated(self, theta: Tensor, benefit: Tensor, price: Tensor) -> ZeroSteps:
-        """Return the counts with one more step."""
+    def updated(self, theta: Tensor, benefit: Tensor, price: Tensor, steps: int = 1) -> ZeroSteps:
+        """Return the counts with some more steps."""
         again = (theta <= 0) & (benefit < price)
-        return ZeroSteps(torch.where(again, self.steps + 1, 0))
+        return ZeroSteps(torch.where(again, self.steps + steps, 0))
