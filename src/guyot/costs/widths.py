@@ -65,10 +65,11 @@ def quanta_of(structures: Structures, round_to: int | Mapping[str, int]) -> tupl
 
 
 def protect(alive: Tensor, score: Tensor, structures: Structures, quanta: Sequence[int]) -> Tensor:
-    """Revive what the network cannot do without; let layers go whose units have all gone.
+    """Revive what the network cannot do without.
 
     A group outside layers keeps at least one quantum, its best by `score`. A group inside a layer
-    may empty: then the layer goes, since it has nothing left to compute.
+    keeps its best unit as long as the layer stays: what the last unit does is what the layer does,
+    so the layer's own gate decides.
 
     Args:
         alive: bool, shape (gates,).
@@ -83,13 +84,11 @@ def protect(alive: Tensor, score: Tensor, structures: Structures, quanta: Sequen
     index = structures.index
     for number, group in enumerate(structures.groups):
         where = index.units(number)
-        least = min(group.size, quanta[number])
-        count = int(alive[where].sum())
         home = structures.home_of(group)
-        if home is not None:
-            if count == 0:
-                alive[index.layer(home)] = False
-        elif count < least:
+        least = min(group.size, quanta[number]) if home is None else structures.blocks_of(group)
+        if home is not None and not alive[index.layer(home)]:
+            continue
+        if int(alive[where].sum()) < least:
             order = score[where] + alive[where] * (score[where].max() - score[where].min() + 1)
             units = alive[where].clone()
             units[best(order, least, structures.blocks_of(group))] = True

@@ -32,7 +32,7 @@ SHORTEST = 10
 _SHARES = {False: (0.1, 0.4), True: (0.02, 0.2)}
 """Warm-up and end of discovery as shares of the steps, for weights that are trained or not."""
 
-_MOST_PROBABLE = (float("inf"), 0.0)
+MOST_PROBABLE = (float("inf"), 0.0)
 _AT_RANDOM = (4.0, 0.01)
 """Sharpness and epsilon that suit an estimator: `fisher` needs no other side of a gate."""
 
@@ -223,7 +223,7 @@ class DiscoveryConfig:
                 epsilon if self.epsilon is None else self.epsilon,
             )
 
-        units = _MOST_PROBABLE if self.estimator == "fisher" else _AT_RANDOM
+        units = MOST_PROBABLE if self.estimator == "fisher" else _AT_RANDOM
         return Draw(given(*units), given(*_AT_RANDOM))
 
 

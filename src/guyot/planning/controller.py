@@ -28,7 +28,7 @@ from guyot.planning.benefits import (
 from guyot.planning.budget import Budget, BudgetState
 from guyot.planning.candidates import SearchSpace
 from guyot.planning.choice import Choice, choose
-from guyot.planning.config import TARGET_TOLERANCE, Dials, DiscoveryConfig
+from guyot.planning.config import MOST_PROBABLE, TARGET_TOLERANCE, Dials, DiscoveryConfig
 from guyot.planning.dynamics import Phases, ZeroSteps
 from guyot.planning.vectors import GateState, GateValues
 
@@ -291,7 +291,18 @@ class Controller:
         measured = bool(self.state.layers.count.any())
         if layers.start < layers.stop and not measured and drawn.layers != drawn.units:
             gates[:, layers] = self._drawn(*drawn.layers, generator, steps)[:, layers]
-        return gates * self.state.alive
+        gates = gates * self.state.alive
+        return self._filled(gates) if drawn.units == MOST_PROBABLE else gates
+
+    def _filled(self, gates: Tensor) -> Tensor:
+        """Switch the most probable unit of every empty group on, so that it is measured."""
+        index, theta = self.structures.index, self.state.theta
+        for number in range(len(self.structures.groups)):
+            where = index.units(number)
+            empty = ~gates[:, where].any(1)
+            if bool(empty.any()):
+                gates[empty, where.start + int(theta[where].argmax())] = 1
+        return gates
 
     def _drawn(
         self, sharpness: float, epsilon: float, generator: torch.Generator, steps: int

@@ -1,0 +1,70 @@
+"""The controller: which gates are drawn, and when they move."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracles import residual_network
+
+from guyot.planning.config import Dials, DiscoveryConfig
+from guyot.planning.controller import DECIDE_EVERY, Controller
+from guyot.planning.dynamics import Phases
+
+NET = residual_network(4, (3, 5), pixels=8)
+INDEX = NET.index
+
+
+def controller_of(total: int = 2_000, **settings: object) -> Controller:
+    config = DiscoveryConfig(round_to=1, **settings)
+    return Controller(NET, Dials(nu=0.5, target=None), Phases(total), config, None)
+
+
+def test_a_group_that_nothing_is_on_in_is_measured_at_its_most_probable_unit() -> None:
+    controller = controller_of()
+    theta = torch.full_like(controller.state.theta, 0.9)
+    theta[INDEX.units(1)] = torch.tensor([0.2, 0.4, 0.3])
+    controller.state = replace(controller.state, theta=theta)
+    drawn = controller.sample(torch.Generator(), steps=2)
+    assert drawn.shape == (2, INDEX.total)
+    assert drawn[:, INDEX.units(1)].tolist() == 2 * [[0, 1, 0]]
+    assert drawn[:, INDEX.units(0)].all() and drawn[:, INDEX.units(2)].all()
+
+
+def test_gates_that_are_drawn_at_random_may_leave_a_group_empty() -> None:
+    controller = controller_of(estimator="two-sided", epsilon=0.0, sharpness=1.0)
+    theta = torch.full_like(controller.state.theta, 0.9)
+    theta[INDEX.units(1)] = 0.0
+    controller.state = replace(controller.state, theta=theta)
+    assert not controller.sample(torch.Generator())[:, INDEX.units(1)].any()
+
+
+@given(st.integers(100, 30_000), st.integers(1, 400), st.integers(0, 50))
+def test_spans_cover_discovery_and_removals_come_where_gates_move(
+    total: int, removals: int, skip: int
+) -> None:
+    controller = controller_of(total, removals=removals)
+    start, stop = controller.phases.discovery_start, controller.phases.discovery_stop
+    skip = min(skip, stop - start - 1)
+    controller.state = replace(controller.state, skip=skip)
+    stop -= skip
+    step, spans = start, list[tuple[int, int]]()
+    while step < stop:
+        first, last = controller.span(step)
+        assert first == step and all(controller.span(s) == (first, last) for s in (first, last))
+        assert last - first < controller.every <= DECIDE_EVERY
+        spans.append((first, last))
+        step = last + 1
+    assert step == stop and spans[0] == (start, start)
+    ends = {last for _, last in spans}
+    assert all(s in ends for s in range(start, stop) if controller.removing(s))
+
+
+@pytest.mark.parametrize(("total", "every"), [(100, 1), (400, 3), (1_000, 7), (10_000, 10)])
+def test_short_runs_move_their_gates_more_often(total: int, every: int) -> None:
+    controller = controller_of(total)
+    assert controller.every == every
+    assert controller.phases.horizon // controller.every >= min(20, controller.phases.horizon)
