@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from waits import Waits
 
 from guyot.planning.benefits import SideMeans, SideSums
 from guyot.planning.evidence import Evidence
@@ -89,23 +89,6 @@ def test_the_state_continues_where_it_was() -> None:
     ours, theirs = first.take(), again.take()
     assert ours.skipped == theirs.skipped == 1
     assert torch.equal(ours.sums.square_one, theirs.sums.square_one)
-
-
-class Waits(TorchFunctionMode):
-    """Note what would wait for a device."""
-
-    NAMES = frozenset(
-        {"cpu", "item", "tolist", "numpy", "__bool__", "__float__", "__int__", "nonzero"}
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if (name := getattr(func, "__name__", "")) in self.NAMES:
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 def test_a_step_waits_for_nothing() -> None:

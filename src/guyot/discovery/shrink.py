@@ -20,16 +20,14 @@ from guyot.discovery.checks import prunable_structures, warn_missed
 from guyot.discovery.layer_benefits import layer_benefits, untouched
 from guyot.gates.bank import Gates
 from guyot.gates.checks import check_model
-from guyot.planning.benefits import Homes, SideMeans, SideSums, curvature, with_branches
+from guyot.planning.benefits import Homes, SideMeans, curvature, with_branches
 from guyot.planning.candidates import SearchSpace
 from guyot.planning.choice import Choice, trim
 from guyot.planning.config import Dials, DiscoveryConfig
+from guyot.planning.evidence import Evidence
 from guyot.planning.vectors import GateValues
 from guyot.surgery import operate
 from guyot.surgery.record import Record, Removal
-
-_DECAY = 0.999
-"""Of the running means: nearly plain means over some hundred batches."""
 
 _EXACT = 8
 """Batches on which the loss without a layer is measured."""
@@ -162,28 +160,31 @@ def _measured(
     gates.attach(model)
     try:
         with _measuring(model):
-            means, first = SideMeans.start(index.total), []
+            evidence, first = Evidence(index.total, gates.sampled.device), []
             for batch in batches:
                 first += [batch] if len(first) < _EXACT else []
                 gates.zero_grad()
                 loss(model, batch).backward()
-                sums = SideSums.from_sample(
-                    gates.gradient.cpu(), gates.sampled.cpu(), gates.predictions
-                )
-                if not sums.finite:
-                    raise MisconfiguredError(
-                        "the loss or its gradients are NaN or infinite: give a network that is "
-                        "trained, and batches that it was trained on"
-                    )
-                means = means.updated(sums, _DECAY)
+                evidence.add(gates.gradient, gates.sampled, gates.predictions, mean=_alone)
             if not first:
                 raise MisconfiguredError("batches is empty: give some ten batches or more")
-            benefit = curvature(means)
+            told = evidence.take()
+            if told.broken:
+                raise MisconfiguredError(
+                    f"the loss or its gradients are NaN or infinite in {told.broken} of the "
+                    "batches: give a network that is trained, and batches that it was trained on"
+                )
+            benefit = curvature(SideMeans.start(index.total).updated(told.sums, decay=0.0))
             benefit[index.layer_slice] = _of_layers(model, gates, first, loss)
     finally:
         gates.detach()
     on = torch.ones(index.total, dtype=torch.bool)
     return with_branches(benefit, on, Homes.of(structures))
+
+
+def _alone(values: Tensor) -> Tensor:
+    """Return the mean over one process."""
+    return values
 
 
 def _of_layers(model: nn.Module, gates: Gates, batches: list[Any], loss: BatchLoss) -> Tensor:
