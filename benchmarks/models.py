@@ -21,7 +21,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from itertools import islice
 from typing import Any, Protocol
@@ -348,6 +348,10 @@ def train(run: Run, data: Data) -> Json:
             config=DiscoveryConfig(seed=run.seed),
         )
     history: list[Json] = []
+
+    def again(inputs: Tensor, labels: Tensor) -> Tensor:
+        return loss_of(model, inputs, labels, recipe.bf16)[0]
+
     for epoch in range(recipe.epochs):
         model.train()
         losses, started = 0.0, time.process_time()
@@ -358,7 +362,7 @@ def train(run: Run, data: Data) -> Json:
             optimizer.zero_grad()
             scheduler.step()
             if discovery is not None:
-                discovery.step()
+                discovery.step(loss=partial(again, inputs, labels))
             losses += loss.item()
         seconds = time.process_time() - started
         found = progress(discovery, data, model, epoch, recipe.bf16)
