@@ -30,9 +30,11 @@ from torch.nn import functional as F
 from guyot import Discovery, Removal
 from guyot.core.types import Structures
 from guyot.gates.bank import Gates
+from guyot.gates.calibration import most_probable
 from guyot.planning import dynamics
 from guyot.planning.benefits import SideSums
 from guyot.planning.controller import Controller
+from guyot.planning.dynamics import Phase
 from guyot.surgery import operate
 from guyot.surgery.record import Record
 
@@ -44,8 +46,6 @@ COUNT = 100
 """Structures that are restored."""
 SAMPLES = 20_000
 """Validation samples that decide."""
-EVERY = 4
-"""Steps between two points of a path."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def moment_of(job: Job, discovery: Discovery, controller: Controller) -> Moment:
         step=job.step,
         removals=len(discovery.removals),
         structures=discovery.structures,
-        probable=((state.theta >= 0.5) & state.alive).float(),
+        probable=most_probable(state.theta, state.alive, discovery.structures),
         price=discovery.nu * state.prices,
         names=names_of(discovery),
         model={name: value.clone() for name, value in job.model.state_dict().items()},
@@ -115,7 +115,7 @@ def moment_of(job: Job, discovery: Discovery, controller: Controller) -> Moment:
 
 
 def watch(discovery: Discovery, controller: Controller, weight_decay: float) -> Watched:
-    """Note paths and evidence at every step from now on."""
+    """Note paths and evidence at every move of the gates from now on."""
     watched, advance, certain = Watched(), controller.advance, dict[str, float]()
 
     def noted(sums: SideSums, step: int) -> Tensor:
@@ -128,7 +128,7 @@ def watch(discovery: Discovery, controller: Controller, weight_decay: float) -> 
         )
         for gate, name in enumerate(names):
             theta = float(state.theta[gate])
-            if step % EVERY == 0 and state.alive[gate]:
+            if state.alive[gate]:
                 point = (step, theta, float(state.norm[gate]))
                 watched.paths.setdefault(name, []).append(point)
             if inside[gate]:
@@ -151,7 +151,7 @@ def train(job: Job) -> tuple[Discovery, Watched]:
     controller = discovery._controller
     watched = watch(discovery, controller, job.task.recipe.weight_decay)
     for inputs, labels in batches(job):
-        if discovery.standing.phase.value != "fine-tune" and job.step % controller.interval == 0:
+        if discovery.phase is Phase.DISCOVERY and controller.removing(job.step):
             watched.moments.append(moment_of(job, discovery, controller))
         one_step(job, inputs, labels)
         progress.after_step(lambda: job.loss(inputs, labels))  # noqa: B023
@@ -252,8 +252,9 @@ def run(orders: Orders, named: tuple[str, str, float | None, int], count: int, s
     removals, chosen = discovery.removals, list[tuple[int, Moment, str]]()
     for number, removal in enumerate(removals):
         before = [m for m in watched.moments if m.removals == number and m.step <= removal.step]
-        if before:
-            chosen += [(number, before[-1], name) for name in sorted(gone_at(removal))]
+        for name in sorted(gone_at(removal)) if before else ():
+            if before[-1].price[before[-1].names.index(name)] > 0:  # else it could only earn
+                chosen.append((number, before[-1], name))
     drawn = random.Random(seed).sample(chosen, min(count, len(chosen)))
     found = list[Json]()
     for done, (number, moment, name) in enumerate(sorted(drawn, key=lambda each: each[0])):
