@@ -284,8 +284,7 @@ def run(orders: Orders, named: tuple[str, str, float | None, int], count: int, s
         "doubted": sorted(set(watched.doubted)),
         "nu": discovery.nu,
         "restored": found,
-        "paths": watched.paths,
-        "left": names_of(discovery),
+        "paths": some_paths(watched, names_of(discovery)),
     }
 
 
@@ -314,34 +313,44 @@ HEAD = """\
 standard errors | median of earned / price | ninth decile |
 |---|---|---|---|---|---|---|---|---|"""
 
-SIZE, MARGIN, SHOWN = 420, 50, 25
+SIZE, MARGIN, SHOWN = 420, 50, 20
+COLOURS = {"stays": "#2f6fb5", "certified": "#b5482f", "observed": "#d99a2b", "rounded": "#777"}
+
+
+def some_paths(watched: Watched, left: list[str]) -> Json:
+    """Draw by lot which paths are kept: some of each fate, norms relative to the first."""
+    by_fate: dict[str, list[str]] = {fate: [] for fate in COLOURS}
+    for name in sorted(watched.paths):
+        fate = "stays" if name in left else watched.evidence.get(name, "rounded")
+        by_fate[fate].append(name)
+    found: Json = {}
+    for fate, names in by_fate.items():
+        for name in random.Random(0).sample(names, min(SHOWN, len(names))):
+            known = [point for point in watched.paths[name] if point[2] < float("inf")]
+            if known and known[0][2] > 0:
+                first = known[0][2]
+                path = [
+                    [step, round(theta, 3), round(norm / first, 3)] for step, theta, norm in known
+                ]
+                found[name] = {"fate": fate, "path": path}
+    return found
 
 
 def draw(found: Json) -> str:
     """Paths of keep probability and norm, relative to the norm at the first point, as SVG."""
-    left = set(found["left"])
-    colours = {"stays": "#2f6fb5", "observed": "#b5482f", "rounded": "#d99a2b"}
-    by_fate: dict[str, list[str]] = {fate: [] for fate in colours}
-    for name in found["paths"]:
-        fate = "stays" if name in left else found["evidence"].get(name, "rounded")
-        by_fate["observed" if fate == "certified" else fate].append(name)
     lines = list[str]()
-    for fate, names in by_fate.items():
-        for name in random.Random(0).sample(sorted(names), min(SHOWN, len(names))):
-            path = [point for point in found["paths"][name] if point[2] < float("inf")]
-            if not path or path[0][2] <= 0:
-                continue
-            spots = [
-                (MARGIN + theta * SIZE, MARGIN + SIZE * (1 - min(1.0, norm / path[0][2] / 2)))
-                for _, theta, norm in path
-            ]
-            text = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
-            x, y = spots[-1]
-            lines.append(
-                f'<polyline points="{text}" fill="none" stroke="{colours[fate]}" '
-                f'stroke-width="1.2" stroke-opacity="0.7"/>'
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colours[fate]}"/>'
-            )
+    for each in found["paths"].values():
+        colour = COLOURS[each["fate"]]
+        spots = [
+            (MARGIN + theta * SIZE, MARGIN + SIZE * (1 - min(1.0, norm / 2)))
+            for _, theta, norm in each["path"]
+        ]
+        text, (x, y) = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots), spots[-1]
+        lines.append(
+            f'<polyline points="{text}" fill="none" stroke="{colour}" '
+            f'stroke-width="1.2" stroke-opacity="0.7"/>'
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>'
+        )
     label = 'font-family="sans-serif" font-size="14"'
     edge, middle = MARGIN + SIZE, MARGIN + SIZE / 2
     return f"""<svg xmlns="http://www.w3.org/2000/svg" width="520" height="520">
