@@ -212,7 +212,7 @@ def test_a_late_callback_is_refused(tmp_path: Path):
 def test_several_devices_are_refused(tmp_path: Path):
     args = arguments(tmp_path)
     args._n_gpu = 2
-    with pytest.raises(UnsupportedError, match=r"trains on 2 devices.*Accelerate or torchrun"):
+    with pytest.raises(UnsupportedError, match=r"copy the model to 2 .*a process per device with"):
         Trainer(bert(), args, train_dataset=Words(), callbacks=[DiscoveryCallback(INPUTS, nu=0.1)])
 
 

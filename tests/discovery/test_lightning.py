@@ -20,6 +20,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
 
 from guyot import Discovery, DiscoveryConfig, MisconfiguredError
 from guyot.app.models.cifar import resnet
@@ -143,7 +144,7 @@ def test_it_is_the_loop_of_ones_own_bit_for_bit(fitted: tuple[Digits, DiscoveryC
             model.train().training_step(batch, 0).backward()
             optimizer.step()
             schedule["scheduler"].step()
-            discovery.step()
+            discovery.step(loss=lambda: model.training_step(batch, 0))  # noqa: B023
     assert same(discovery.finish(), fitted[0])
 
 
@@ -269,6 +270,46 @@ def quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     yield
     logger.setLevel(level)
+
+
+class Counting(Digits):
+    """Has a metric and logs; counts how often it is asked for a loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.right, self.calls = MulticlassAccuracy(10, average="micro"), 0
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        logits = self(batch[0])
+        self.calls += 1
+        self.right.update(logits, batch[1])
+        loss = nn.functional.cross_entropy(logits, batch[1])
+        self.log("loss", loss, on_step=True)
+        self.log_dict({"graph": float(loss.requires_grad)}, on_epoch=True, on_step=False)
+        return loss
+
+
+def test_branches_are_measured_and_nothing_shows_it(tmp_path: Path):
+    model, callback = Counting(), DiscoveryCallback(target=0.4, config=EXACT)
+    trainer = trainer_of(tmp_path, callback)
+    trainer.fit(model, loader())
+    assert model.calls > 120
+    assert int(model.right.tp + model.right.fn) == 4 * 960  # every sample of an epoch once
+    assert trainer.callback_metrics["graph"] == 1.0  # nothing was logged without gradients
+    assert "log" not in vars(model) and "log_dict" not in vars(model)
+
+
+def test_a_loss_of_ones_own_is_asked_instead(tmp_path: Path):
+    asked: list[Tensor] = []
+
+    def loss(module: Counting, batch: tuple[Tensor, Tensor]) -> Tensor:
+        asked.append(batch[1])
+        return nn.functional.cross_entropy(module(batch[0]), batch[1])
+
+    model, callback = Counting(), DiscoveryCallback(loss=loss, target=0.4, config=EXACT)
+    trainer_of(tmp_path, callback).fit(model, loader())
+    assert model.calls == 120 and asked
+    assert callback.discovery is not None and callback.discovery.removals
 
 
 class Manual(pl.LightningModule):

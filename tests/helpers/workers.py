@@ -32,6 +32,7 @@ from guyot.core.parallel import Ranks, resized
 from guyot.core.types import KeepPlan, Structures
 from guyot.gates.bank import Gates
 from guyot.gates.module import Gate
+from guyot.planning.benefits import SideMeans, curvature
 from guyot.planning.evidence import Evidence
 from guyot.surgery import operate
 
@@ -481,6 +482,170 @@ def accelerate() -> None:
     assert same(*left.parameters())
 
 
+def fisher_is_that_of_one_process() -> None:
+    """Two halves of a batch tell of gates what the whole batch does: both orders of the benefit."""
+    rank = dist.get_rank()
+    x, labels = samples()
+
+    def measured(model: nn.Module, share: slice) -> SideMeans:
+        optimizer = torch.optim.SGD(model.parameters(), 0.0)
+        config = DiscoveryConfig(round_to=1, estimator="fisher")
+        discovery = Discovery(
+            model, (EXAMPLE,), optimizer, total_steps=STEPS, nu=0.5, config=config
+        )
+        means = SideMeans.start(24)
+        for step, (inputs, wanted) in enumerate(zip(x, labels, strict=True)):
+            if discovery._gates is not None:
+                discovery._gates.zero_grad()
+            nn.functional.cross_entropy(model(inputs[share]), wanted[share]).backward()
+            if discovery._gates is None:
+                optimizer.step()
+                discovery.step()
+            else:
+                assert step >= 10 and bool(discovery._gates.sampled.all())
+                gates, evidence = discovery._gates, Evidence(24, "cpu")
+                evidence.add(
+                    gates.gradient, gates.sampled, gates.predictions, discovery._ranks.mean
+                )
+                means = means.updated(evidence.take().sums, decay=0.99)
+        return means
+
+    together = measured(DistributedDataParallel(small()), slice(8 * rank, 8 * rank + 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GuyotWarning)  # this model is alone on purpose
+        alone = measured(small(), slice(None))
+    assert same(curvature(together), together.mean_one)
+    torch.testing.assert_close(together.mean_one, alone.mean_one, rtol=1e-4, atol=1e-7)
+    ratio = float(curvature(together).sum() / curvature(alone).sum())
+    assert ratio == pytest.approx(1, abs=0.2)
+
+
+def of_this_rank(count: int) -> Tensor:
+    return torch.randn(count, 7, generator=torch.Generator().manual_seed(dist.get_rank()))
+
+
+def lightning() -> None:
+    import lightning.pytorch as pl
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from guyot.discovery.integrations.lightning import DiscoveryCallback
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            block = Branched(nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 12)))
+            self.net = nn.Sequential(nn.Linear(7, 12), block, nn.ReLU(), nn.Linear(12, 3))
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return self.net(batch[0]).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.05, momentum=0.9)
+
+    config = DiscoveryConfig(round_to=1)
+    callback = DiscoveryCallback("net", (torch.ones(2, 7),), target=0.5, config=config)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        max_epochs=1,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    module = Module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of Lightning
+        trainer.fit(module, DataLoader(TensorDataset(of_this_rank(8 * STEPS)), 8))
+    discovery = callback.discovery
+    assert trainer.world_size == 2 and discovery is not None
+    assert discovery.finished and discovery.standing.step == STEPS
+    assert discovery.macs < 0.6 * discovery.full_macs and module.net[0].in_features == 7
+    assert same(*module.parameters())
+    with pytest.raises(UnsupportedError, match=r"on 2 devices with .*: give Trainer\(str"):
+        trainer_without_wrapper(callback, module)
+
+
+class Branched(nn.Module):
+    """A residual branch."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+def trainer_without_wrapper(callback: Any, module: nn.Module) -> None:
+    """What the callback sees under a strategy that wraps in something else."""
+    from types import SimpleNamespace
+
+    callback.on_fit_start(SimpleNamespace(world_size=2, strategy=SimpleNamespace(model=module)), 0)
+
+
+def trainer() -> None:
+    import tempfile
+
+    from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainingArguments
+
+    from guyot.discovery.integrations.transformers import DiscoveryCallback
+
+    class Net(PreTrainedModel):
+        config_class = PretrainedConfig
+
+        def __init__(self, config: PretrainedConfig) -> None:
+            super().__init__(config)
+            self.up, self.down = nn.Linear(7, 32), nn.Linear(32, 3)
+
+        def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+            logits = self.down(self.up(x).relu())
+            if labels is None:
+                return {"logits": logits}
+            return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+    data = [
+        {"x": x, "labels": x.argmax() % 3}
+        for x in torch.randn(16 * STEPS, 7, generator=torch.Generator().manual_seed(9))
+    ]
+    shared = [tempfile.mkdtemp() if dist.get_rank() == 0 else ""]
+    dist.broadcast_object_list(shared)
+
+    def fit(resume: str | None = None) -> tuple[nn.Module, Discovery]:
+        torch.manual_seed(0)
+        model = Net(PretrainedConfig())
+        config = DiscoveryConfig(round_to=1)
+        callback = DiscoveryCallback({"x": torch.ones(2, 7)}, target=0.5, config=config)
+        arguments = TrainingArguments(
+            shared[0],
+            use_cpu=True,
+            num_train_epochs=1,
+            per_device_train_batch_size=8,
+            learning_rate=1e-2,
+            save_strategy="steps",
+            save_steps=60,
+            report_to=[],
+            disable_tqdm=True,
+        )
+        assert arguments.world_size == 2
+        found = Trainer(model, arguments, train_dataset=data, callbacks=[callback])
+        found.train(resume_from_checkpoint=resume)
+        assert callback.discovery is not None and callback.discovery.finished
+        return model, callback.discovery
+
+    model, discovery = fit()
+    assert discovery.macs == pytest.approx(0.5 * discovery.full_macs, rel=0.05)
+    assert discovery.standing.step == STEPS and same(*model.parameters())
+    again, resumed = fit(f"{shared[0]}/checkpoint-60")
+    assert resumed.removals == discovery.removals
+    for mine, other in zip(again.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
 def compiled() -> None:
     """`torch.compile` around the wrapper."""
     torch.manual_seed(0)
@@ -563,6 +728,9 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         a_bare_model_is_noticed,
         a_state_fits_any_number_of_ranks,
         accelerate,
+        fisher_is_that_of_one_process,
+        lightning,
+        trainer,
         compiled,
         the_plan_for_sharded_parameters_holds,
     )

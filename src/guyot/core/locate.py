@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -57,14 +58,32 @@ def first_names(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(t), name) for name, t in named_tensors(model).items()}
 
 
+class Part(nn.Module):
+    """A network inside the module that a `DistributedDataParallel` is around.
+
+    Args:
+        module: the network.
+        wrapper: around it, or around a module that holds it.
+    """
+
+    def __init__(self, module: nn.Module, wrapper: DistributedDataParallel) -> None:
+        super().__init__()
+        self.module = module
+        self.__dict__["wrapper"] = wrapper  # no part of this module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the network."""
+        return self.module(*args, **kwargs)
+
+
 def wrappings(model: nn.Module) -> Iterator[nn.Module]:
     """Yield the module, what it wraps, and so on: the last one is the user's.
 
-    Wrappers are `torch.compile`, `AveragedModel` and `DistributedDataParallel`.
+    Wrappers are `torch.compile`, `AveragedModel`, `DistributedDataParallel` and `Part`.
     """
     yield model
     inner = compiled_module(model)
-    if inner is None and isinstance(model, AveragedModel | DistributedDataParallel):
+    if inner is None and isinstance(model, AveragedModel | DistributedDataParallel | Part):
         inner = model.module
     if isinstance(inner, nn.Module):
         yield from wrappings(inner)
@@ -79,8 +98,12 @@ def is_compiled(model: nn.Module) -> bool:
 
 def wrapper_of(model: nn.Module) -> DistributedDataParallel | None:
     """Return the outermost `DistributedDataParallel` around the user's module."""
-    found = (module for module in wrappings(model) if isinstance(module, DistributedDataParallel))
-    return next(found, None)
+    for module in wrappings(model):
+        if isinstance(module, DistributedDataParallel):
+            return module
+        if isinstance(module, Part):
+            return module.__dict__["wrapper"]
+    return None
 
 
 def unwrap(model: nn.Module) -> nn.Module:

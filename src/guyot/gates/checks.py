@@ -6,10 +6,9 @@ import sys
 
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from guyot.core.errors import MisconfiguredError, UnsupportedError
-from guyot.core.locate import wrapper_of, wrappings
+from guyot.core.locate import wrapper_of
 from guyot.core.parallel import check_wrapper
 from guyot.core.warning import warn
 from guyot.gates.module import Gated
@@ -22,9 +21,8 @@ def check_model(model: nn.Module) -> None:
             f"{type(model).__name__} still has the gates of another Discovery: call abandon() or "
             "finish() of that one, or make a new model"
         )
-    for wrapping in wrappings(model):
-        if isinstance(wrapping, DistributedDataParallel):
-            check_wrapper(wrapping)
+    if (wrapper := wrapper_of(model)) is not None:
+        check_wrapper(wrapper)
     if any(isinstance(module, nn.DataParallel) for module in model.modules()):
         raise UnsupportedError(
             "DataParallel copies the model to every device in every step, and gates are not in "
@@ -32,7 +30,7 @@ def check_model(model: nn.Module) -> None:
         )
     check_whole(model)
     processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    if processes > 1 and wrapper_of(model) is None:
+    if processes > 1 and wrapper is None:
         warn(
             f"there are {processes} processes, but {type(model).__name__} is not wrapped in "
             "DistributedDataParallel: each process discovers a structure of its own; to train one "

@@ -6,11 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from guyot.core.errors import MisconfiguredError, UnsupportedError
+from guyot.core.errors import MisconfiguredError
 from guyot.core.inputs import Inputs, changed
+from guyot.core.locate import Part
 from guyot.discovery.discovery import Discovery
+from guyot.discovery.layer_benefits import Loss
 from guyot.planning.config import DIALS
 
 _ARGUMENTS = (*DIALS, "config")
@@ -64,11 +67,21 @@ class HostedDiscovery:
         inputs: Inputs,
         optimizer: Optimizer | Iterable[Optimizer],
         steps: int,
+        wrapper: DistributedDataParallel | None,
     ) -> Discovery:
-        """Make the discovery when training begins; `steps` of the optimisers in all."""
+        """Make the discovery when training begins.
+
+        Args:
+            model: the network.
+            inputs: of its `forward`.
+            optimizer: one, or several.
+            steps: of the optimisers in all.
+            wrapper: around the network or a module that holds it; None: there is one process.
+        """
         device = next(model.parameters()).device
         inputs = changed(inputs, lambda tensor: tensor.to(device))
-        self.discovery = Discovery(model, inputs, optimizer, total_steps=steps, **self._dials)
+        outer = model if wrapper is None else Part(model, wrapper)
+        self.discovery = Discovery(outer, inputs, optimizer, total_steps=steps, **self._dials)
         self._scale = None
         return self.discovery
 
@@ -98,28 +111,19 @@ class HostedDiscovery:
         """Note by what a `GradScaler` multiplied the loss, before that changes."""
         self._scale = None if scaler is None else float(scaler.get_scale())
 
-    def _step(self) -> None:
-        """Move the gates: the optimiser made a step."""
+    def _step(self, loss: Loss | None = None) -> None:
+        """Move the gates: the optimiser made a step.
+
+        Args:
+            loss: as for `Discovery.step`.
+        """
         if self.discovery is not None and not self.discovery.finished:
-            self.discovery.step(grad_scale=self._scale)
+            self.discovery.step(grad_scale=self._scale, loss=loss)
 
     def _finish(self) -> None:
         """Make the network plain: training is over."""
         if self.discovery is not None and not self.discovery.finished:
             self.discovery.finish()
-
-
-def check_one_process(count: int, program: str) -> None:
-    """Refuse several processes, in which the callback would see only its own.
-
-    Raises:
-        UnsupportedError: there are several.
-    """
-    if count > 1:
-        raise UnsupportedError(
-            f"{program} trains on {count} devices, and this callback does not know its wrapper of "
-            "the model: train on one device, or write the loop with Accelerate or torchrun"
-        )
 
 
 class Withheld:

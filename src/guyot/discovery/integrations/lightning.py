@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from guyot.core.errors import MisconfiguredError
+from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.inputs import Inputs
-from guyot.discovery.integrations.host import HostedDiscovery, check_one_process, missing
+from guyot.discovery.integrations.host import HostedDiscovery, missing
+from guyot.discovery.layer_benefits import Loss, untouched
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import WeightAveraging
+    from torchmetrics import Metric
 except ImportError as error:
     raise missing("lightning", error) from error
 
@@ -26,13 +32,21 @@ class DiscoveryCallback(HostedDiscovery, Callback):
     batch in which one made a step. When training ends the module is a plain one. Lightning's
     checkpoints hold the discovery: `trainer.fit(..., ckpt_path=...)` resumes with the smaller
     network. Averages of `WeightAveraging` are cut along. The trainer's loggers get MACs,
-    parameters, phase, undecided gates and nu, see `Discovery.log`.
+    parameters, phase, undecided gates and nu, see `Discovery.log`. Several devices train with the
+    strategy `ddp`.
+
+    To measure what residual branches earn, the callback calls `training_step` on the batch of the
+    step again now and then: without gradients, and without logging by `log` and `log_dict`. The
+    states of torchmetrics and buffers are as before afterwards. If `training_step` does more than
+    that, such as counting batches, give `loss`.
 
     Args:
         module: qualified name of the network in the `LightningModule`; "" is all of it. Training
             must call it, not only parts of it.
         example_inputs: arguments of its `forward`; None: the `example_input_array` of the
             `LightningModule`.
+        loss: gives the mean loss of a batch, nats, from the `LightningModule` and the batch. None:
+            that of `training_step`; with manual optimisation there is none.
         **dials: `nu` or `target`, `alpha`, `beta` and `config` of `guyot.Discovery`.
 
     Attributes:
@@ -48,10 +62,14 @@ class DiscoveryCallback(HostedDiscovery, Callback):
     """
 
     def __init__(
-        self, module: str = "", example_inputs: Inputs | None = None, **dials: Any
+        self,
+        module: str = "",
+        example_inputs: Inputs | None = None,
+        loss: Callable[[Any, Any], Tensor] | None = None,
+        **dials: Any,
     ) -> None:
         super().__init__(dials)
-        self._module, self._inputs = module, example_inputs
+        self._module, self._inputs, self._loss = module, example_inputs, loss
         self._state: dict[str, Any] | None = None
         self._steps = 0
 
@@ -82,14 +100,22 @@ class DiscoveryCallback(HostedDiscovery, Callback):
         Raises:
             MisconfiguredError: no example inputs, no such module, or a checkpoint without a
                 discovery.
-            UnsupportedError: several devices.
+            UnsupportedError: several devices with another strategy than `ddp`.
         """
-        check_one_process(trainer.world_size, "Lightning")
+        wrapper = trainer.strategy.model
+        if trainer.world_size == 1:
+            wrapper = None
+        elif not isinstance(wrapper, DistributedDataParallel):
+            raise UnsupportedError(
+                f"Lightning trains on {trainer.world_size} devices with "
+                f"{type(trainer.strategy).__name__}, which surgery cannot follow: give "
+                'Trainer(strategy="ddp")'
+            )
         network, optimizers = self._network(pl_module), trainer.optimizers
         steps = int(trainer.estimated_stepping_batches)
         if trainer.max_steps > 0:  # Lightning counts the steps of each optimiser
             steps = min(steps, trainer.max_steps // len(optimizers))
-        discovery = self._begin(network, self._example(pl_module), optimizers, steps)
+        discovery = self._begin(network, self._example(pl_module), optimizers, steps, wrapper)
         for average in _averages(trainer):
             discovery.follow(average.module.get_submodule(self._module))
         self._resume(self._state)
@@ -110,7 +136,7 @@ class DiscoveryCallback(HostedDiscovery, Callback):
         """Move the gates if the optimiser made a step, and log where the discovery is."""
         if trainer.global_step > self._steps:
             self._steps = trainer.global_step
-            self._step()
+            self._step(self._again(trainer, pl_module, batch, batch_idx))
             every: int = vars(trainer)["log_every_n_steps"]
             if self.discovery is not None and self._steps % every == 0:
                 pl_module.log_dict(self.discovery.log())
@@ -122,6 +148,37 @@ class DiscoveryCallback(HostedDiscovery, Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave nothing behind."""
         self._stop_withholding()
+
+    def _again(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> Loss | None:
+        """Return what computes the loss of a batch once more; None if nothing does."""
+        own = self._loss
+        if own is None and not pl_module.automatic_optimization:
+            return None
+        takes = inspect.signature(pl_module.training_step).parameters
+        if own is None and "dataloader_iter" in takes:
+            return None
+
+        def loss() -> Tensor:
+            with (
+                trainer.precision_plugin.train_step_context(),
+                untouched(pl_module),
+                _unseen(pl_module),
+            ):
+                if own is not None:
+                    return own(pl_module, batch)
+                index = (batch_idx,) if len(takes) > 1 else ()
+                found: Any = pl_module.training_step(batch, *index)
+            found = found["loss"] if isinstance(found, Mapping) else found
+            if not isinstance(found, Tensor):
+                raise MisconfiguredError(
+                    f"training_step returned {type(found).__name__} when it was called again: give "
+                    "DiscoveryCallback(loss=...)"
+                )
+            return found
+
+        return loss
 
     def _network(self, pl_module: LightningModule) -> nn.Module:
         try:
@@ -142,6 +199,33 @@ class DiscoveryCallback(HostedDiscovery, Callback):
                 "give one of them, with the shapes of a training batch"
             )
         return inputs if isinstance(inputs, tuple | list | dict) else (inputs,)
+
+
+@contextlib.contextmanager
+def _unseen(pl_module: LightningModule) -> Generator[None]:
+    """Let calls of `training_step` log nothing and leave torchmetrics as they were."""
+    metrics = [module for module in pl_module.modules() if isinstance(module, Metric)]
+    states = [{name: _copied(value) for name, value in vars(metric).items()} for metric in metrics]
+    names = ("log", "log_dict")
+    vars(pl_module).update(dict.fromkeys(names, _ignore))
+    try:
+        yield
+    finally:
+        for name in names:
+            del vars(pl_module)[name]
+        for metric, state in zip(metrics, states, strict=True):
+            vars(metric).update(state)
+
+
+def _ignore(*_: Any, **__: Any) -> None:
+    pass
+
+
+def _copied(value: Any) -> Any:
+    """Copy a state of a metric: a tensor, or a list of tensors; all else is as it is."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    return list(value) if isinstance(value, list) else value
 
 
 def _averages(trainer: Trainer) -> list[AveragedModel]:

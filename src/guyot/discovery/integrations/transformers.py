@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from guyot.core.errors import MisconfiguredError
+from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.inputs import Inputs
 from guyot.core.storage import read_tree, write_tree
-from guyot.discovery.integrations.host import (
-    STATE_FILE,
-    HostedDiscovery,
-    check_one_process,
-    missing,
-)
+from guyot.discovery.integrations.host import STATE_FILE, HostedDiscovery, missing
 from guyot.discovery.optimizers import inner_optimizer
 
 try:
@@ -45,6 +42,10 @@ class DiscoveryCallback(HostedDiscovery, TrainerCallback):
     What the `Trainer` logs gets MACs, parameters, phase, undecided gates and nu, see
     `Discovery.log`: in `trainer.state.log_history`, and for callbacks after this one. Those of
     `report_to` come before; `front(trainer)` puts this one before them.
+
+    Several processes, started by `torchrun` or `accelerate launch`, find one structure together.
+    The model must return its loss, as those of transformers do, so that residual branches are
+    measured.
 
     Args:
         example_inputs: keyword arguments of the model's `forward` without labels, shaped as in a
@@ -83,9 +84,14 @@ class DiscoveryCallback(HostedDiscovery, TrainerCallback):
 
         Raises:
             MisconfiguredError: `load_best_model_at_end`.
-            UnsupportedError: several devices.
+            UnsupportedError: several devices in one process.
         """
-        check_one_process(max(args.world_size, args.n_gpu), "the Trainer")
+        if args.n_gpu > 1:
+            raise UnsupportedError(
+                f"the Trainer would copy the model to {args.n_gpu} devices in every step, where "
+                "gates do not reach: start a process per device with torchrun, or show it one by "
+                "CUDA_VISIBLE_DEVICES=0"
+            )
         if args.load_best_model_at_end:
             raise MisconfiguredError(
                 "load_best_model_at_end=True: the best checkpoint can have another size than the "
@@ -108,13 +114,15 @@ class DiscoveryCallback(HostedDiscovery, TrainerCallback):
 
         Raises:
             MisconfiguredError: the checkpoint holds no discovery, or the callback came late.
+            UnsupportedError: several processes without `DistributedDataParallel`.
         """
         if not self._withheld and self.discovery is None:
             raise MisconfiguredError(
                 "the callback was added after the Trainer was made: give it to the constructor, "
                 "Trainer(..., callbacks=[callback])"
             )
-        self._begin(model, self._inputs, optimizer, state.max_steps)
+        wrapper = _wrapper(model) if args.world_size > 1 else None
+        self._begin(model, self._inputs, optimizer, state.max_steps, wrapper)
         if state.global_step:
             tree = read_tree(self._checkpoint(args, state), STATE_FILE)
             self._resume(tree["discovery"])
@@ -162,7 +170,7 @@ class DiscoveryCallback(HostedDiscovery, TrainerCallback):
     ) -> None:
         """Add the discovery to the checkpoint that was just written."""
         folder = _folder(args, state)
-        if self.discovery is None or not folder.is_dir():
+        if self.discovery is None or not state.is_world_process_zero or not folder.is_dir():
             return
         tree = {
             "discovery": self.discovery.state_dict(),
@@ -208,6 +216,21 @@ class DiscoveryCallback(HostedDiscovery, TrainerCallback):
             f"{' or '.join(map(str, folders))}: give resume_from=FOLDER of a checkpoint that was "
             "written with a DiscoveryCallback"
         )
+
+
+def _wrapper(model: nn.Module) -> DistributedDataParallel:
+    """Find what is around a model: the `Trainer` does not tell its callbacks.
+
+    Raises:
+        UnsupportedError: there is no `DistributedDataParallel`.
+    """
+    for found in gc.get_objects():
+        if isinstance(found, DistributedDataParallel) and found.module is model:
+            return found
+    raise UnsupportedError(
+        f"the Trainer trains {type(model).__name__} in several processes without "
+        "DistributedDataParallel, which surgery cannot follow: leave out FSDP and DeepSpeed"
+    )
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:
