@@ -300,7 +300,8 @@ def training_time(options: argparse.Namespace) -> Json:
             found["removals"] = len(arm.discovery.removals)
             for batch in (1, 64):
                 with torch.autocast("cpu", torch.bfloat16):
-                    timed = measure({"dense": dense.model, "model": model}, (3, 32, 32), batch)
+                    pair = {"dense": dense.model, "model": model}
+                    timed = measure(pair, torch.randn(1, 3, 32, 32), batch)
                 speedup = timed["dense"].median / timed["model"].median
                 found[f"batch{batch}"] = {k: asdict(v) for k, v in timed.items()} | {
                     "share_of_promise": speedup * found["macs"]

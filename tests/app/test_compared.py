@@ -88,7 +88,7 @@ def test_the_table_and_the_page_know_the_full_network(whole: Path) -> None:
     assert [one["name"] for one in values["runs"]] == ["found", "full", "slim"]
     assert values["runs"][0]["difference"] and not values["runs"][1]["difference"]
     runs = read_runs([whole])
-    assert runs[0].before.test_accuracy == result(whole / "full")["after"]["test_accuracy"]
+    assert runs[0].before.test_score == result(whole / "full")["after"]["test_accuracy"]
     page = report.render(runs)
     assert "Against the full network: found " in page and "points (" in page
     assert "Test accuracies count 359 images" in page
@@ -103,7 +103,7 @@ def test_a_baseline_that_was_stopped_continues(whole: Path, tmp_path: Path) -> N
     shutil.rmtree(folder / "slim")
     (folder / "full/result.json").unlink()
     shutil.rmtree(checkpoints_in(folder / "full/checkpoints")[-1])
-    assert read_runs([folder])[0].before.test_accuracy is None
+    assert read_runs([folder])[0].before.test_score is None
     steps = Counting()
     assert running.resume_compared(folder, steps)
     assert steps.count == 40 + 120  # the last epoch of the full network, all of the slim one

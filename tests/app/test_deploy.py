@@ -58,7 +58,7 @@ def guyot(*arguments: str | Path) -> Any:
 def test_evaluation_agrees_with_the_run(ended: Path):
     result = json.loads((ended / "result.json").read_text())
     found = evaluate_run(ended)
-    assert found.accuracy == result["after"]["test_accuracy"]
+    assert found.score == result["after"]["test_accuracy"]
     assert (found.macs, found.params) == (result["after"]["macs"], result["after"]["params"])
     assert set(found.latency) == {1, 64} and found.latency[1].median > 0
     dataset = load_dataset("digits")
@@ -99,7 +99,7 @@ def test_export_to_onnx(run: Path):
     images, labels = next(Batches(dataset, dataset.test, 500, augment=False).epoch(0))
     (logits,) = session.run(None, {session.get_inputs()[0].name: images.contiguous().numpy()})
     accuracy = float((torch.from_numpy(logits).argmax(1) == labels).float().mean())
-    assert accuracy == pytest.approx(evaluate_run(run).accuracy, abs=0.5 / len(labels))
+    assert accuracy == pytest.approx(evaluate_run(run).score, abs=0.5 / len(labels))
 
 
 @pytest.mark.parametrize(("kind", "name"), [("pt2", "model.pt2"), ("state-dict", "state-dict")])

@@ -111,7 +111,7 @@ def test_a_family_leaves_a_run_folder_per_member(
         assert (settings.target, settings.targets) == (member["target"], ())
         share = member["after"]["macs"] / member["before"]["macs"]
         assert share == pytest.approx(member["target"], rel=0.05)
-        assert running.evaluate_run(own).accuracy == member["after"]["test_accuracy"] > 0.7
+        assert running.evaluate_run(own).score == member["after"]["test_accuracy"] > 0.7
         assert [line["epoch"] for line in lines(own) if line["event"] == "epoch"] == [1, 2, 3]
     branch = [line for line in lines(folder / "0.4") if line["event"] == "branch"]
     assert branch == [{"event": "branch", "step": start, "target": 0.7}]

@@ -140,7 +140,7 @@ def test_float_images_reach_the_network_as_they_are() -> None:
         ("--data mine.py:dataset", "has no function 'dataset', did you mean datasets"),
         ("--data mine.py:pair", "returned tuple: return a dict"),
         ("--data mine.py:tokens", "samples are int64 of (5,): give uint8 images"),
-        ("--data mine.py:numbers", "give numbers of classes from 0; for regression"),
+        ("--data mine.py:numbers", "give numbers of classes from 0, or --task=regression"),
         ("--data mine.py:other", "samples of test are float32 of (7,), those of train"),
         ("--data mine.py:ragged", "train cannot be read as pairs (x, label) of one shape"),
         ("--data gone.py:f", "gone.py cannot be imported"),

@@ -110,8 +110,8 @@ def test_the_outcome_is_what_was_asked(finished: tuple[Path, Outcome, Recorder])
     assert outcome.after.macs == pytest.approx(0.5 * outcome.before.macs, rel=0.015)
     assert outcome.before.macs == count_macs(build("digits", 10), torch.zeros(1, 1, 8, 8))
     assert outcome.after.macs == recorder.epochs[-1].macs
-    assert outcome.interrupted is None and outcome.before.test_accuracy is None
-    assert (outcome.after.test_accuracy or 0) > 0.8
+    assert outcome.interrupted is None and outcome.before.test_score is None
+    assert (outcome.after.test_score or 0) > 0.8
     kept = read(folder, "structure.json")["units"]
     smaller = {w.name: w.after for w in outcome.widths if 0 < w.after < w.before}
     gone = {w.name for w in outcome.widths if w.after == 0}
@@ -125,7 +125,7 @@ def test_the_folder_gives_the_network_back(finished: tuple[Path, Outcome, Record
     assert count_macs(model, torch.zeros(1, 1, 8, 8)) == outcome.after.macs
     dataset = load_dataset("digits")
     test = Batches(dataset, dataset.test, 500, augment=False)
-    assert evaluate(model, test.epoch(0), bf16=False) == outcome.after.test_accuracy
+    assert evaluate(model, test.epoch(0), bf16=False) == outcome.after.test_score
 
 
 def keep_networks(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
@@ -180,7 +180,7 @@ def test_without_discovery_the_full_network_is_trained(tmp_path: Path):
         outcome.before.macs,
         outcome.before.params,
     )
-    assert outcome.before.test_accuracy == outcome.after.test_accuracy is not None
+    assert outcome.before.test_score == outcome.after.test_score is not None
     assert metrics(tmp_path / "run", "epoch")[0]["phase"] == "dense"
     assert load_run(tmp_path / "run")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
@@ -205,7 +205,7 @@ def test_a_stopped_run_leaves_a_usable_folder(
     dataset = load_dataset("digits").hold_out(144)
     assert dataset.validation is not None
     held_out = Batches(dataset, dataset.validation, 500, augment=False)
-    assert evaluate(model, held_out.epoch(0), bf16=False) == outcome.validation_accuracy
+    assert evaluate(model, held_out.epoch(0), bf16=False) == outcome.validation_score
     assert same(model, kept[0])
 
 
@@ -218,7 +218,7 @@ def test_stopping_while_measuring_only_skips_the_latency(tmp_path: Path):
 
     config = short(epochs=1, discovery=False)
     outcome = running.train(config, tmp_path / "run", Impatient(), lambda: bool(asked))
-    assert outcome.interrupted is None and outcome.after.test_accuracy is not None
+    assert outcome.interrupted is None and outcome.after.test_score is not None
     assert not outcome.after.latency
 
 
@@ -239,7 +239,10 @@ def test_threads_come_back(tmp_path: Path):
             "'resnet20' does not fit data='digits' with images of 1x8x8: .*3 ch",
         ),
         ({"device": "abacus"}, "device='abacus' cannot be used .*give cpu or cuda"),
-        ({"batch_size": 1300}, "batch_size=1300: give a number between 1 and the 1294 images"),
+        (
+            {"batch_size": 1300},
+            "batch_size=1300: give a number between 1 and the 1294 training samples",
+        ),
         ({"epochs": 1}, "total_steps=40 is too small.*an epoch is 40 steps"),
         ({"target": 0.001, "round_to": 8}, "target=0.001 is below"),
     ],

@@ -29,7 +29,7 @@ def test_latency_is_measured_in_turns_and_leaves_no_trace():
     calls: list[tuple[str, bool, tuple[int, ...]]] = []
     models = {name: Counted(name, calls) for name in ("a", "b")}
     models["b"].eval()
-    found = measure(models, (3, 4, 5), 7, seconds=0.0)
+    found = measure(models, torch.randn(2, 3, 4, 5), 7, seconds=0.0)
     assert models["a"].training and not models["b"].training
     assert {call[1:] for call in calls} == {(False, (7, 3, 4, 5))}
     there, back = ["a", "b"], ["b", "a"]
@@ -48,7 +48,9 @@ def test_latency_is_the_time_of_each_network_in_milliseconds(monkeypatch: pytest
             return x
 
     monkeypatch.setattr("guyot.costs.timing.time.perf_counter", lambda: now[0])
-    found = measure({"large": Taking(1, 8), "small": Taking(1, 3)}, (1, 2, 2), 2, seconds=0.0)
+    found = measure(
+        {"large": Taking(1, 8), "small": Taking(1, 3)}, torch.randn(1, 1, 2, 2), 2, seconds=0.0
+    )
     for name, seconds in (("large", 8), ("small", 3)):
         latency = found[name]
         assert latency.low == latency.median == latency.high == 1000 * seconds
@@ -78,7 +80,7 @@ OUTCOME = Outcome(
     image_shape=(3, 32, 32),
     before=Network(40_813_184, 272_474, {1: Latency(2.0, 1.9, 2.2, 50)}),
     after=Network(20_400_000, 99_000, {1: Latency(1.5, 1.4, 1.6, 50)}, 0.9123),
-    validation_accuracy=0.92,
+    validation_score=0.92,
     layers=("stages.0.0", "stages.0.1", "stages.2.1"),
     removed_layers=("stages.0.1",),
     widths=(
@@ -142,7 +144,7 @@ def test_a_stopped_run_says_so_and_shows_what_it_has():
     stopped = dataclasses.replace(
         OUTCOME,
         before=dataclasses.replace(OUTCOME.before, latency={}),
-        after=dataclasses.replace(OUTCOME.after, latency={}, test_accuracy=None),
+        after=dataclasses.replace(OUTCOME.after, latency={}, test_score=None),
         interrupted="discovery",
     )
     text = "\n".join(lines(stopped))

@@ -26,8 +26,9 @@ from guyot.app import running
 from guyot.app.config import RunConfig
 from guyot.app.recording import describe_structures
 from guyot.core.errors import MisconfiguredError
+from guyot.core.metric import ACCURACY
 from guyot.report import History, read_runs, render, write_plots
-from guyot.report.page.curves import QUANTITIES, limits
+from guyot.report.page.curves import limits, quantities
 from guyot.report.page.drawing import Drawing, draw
 from guyot.report.page.labels import label, overlap
 from guyot.report.page.network import blocks
@@ -202,7 +203,7 @@ def test_a_run_that_goes_on_is_shown(folders: list[Path], tmp_path: Path):
     stop = next(n for n, line in enumerate(lines) if '"removal"' in line) + 1
     (going / "metrics.jsonl").write_text("".join(lines[:stop]) + lines[stop][:40])
     (run,) = read_runs([going])
-    assert (run.status, run.test_accuracy) == ("unfinished", None)
+    assert (run.status, run.test_score) == ("unfinished", None)
     assert run.macs == json.loads(lines[stop - 1])["macs"]
     assert "The run is not finished" in render([run])
     (going / "metrics.jsonl").write_text(lines[0])
@@ -281,7 +282,7 @@ def test_a_name_gives_way_to_a_line():
 
 
 def test_slow_steps_of_one_run_do_not_hide_another():
-    (time,) = (quantity for quantity in QUANTITIES if quantity.key == "time")
+    (time,) = (quantity for quantity in quantities(ACCURACY) if quantity.key == "time")
     fast, slow = [(0.0, 1.0), (1.0, 1.0), (2.0, 9.0)], [(0.0, 50.0), (1.0, 60.0), (2.0, 900.0)]
     assert limits(time, [fast, fast[:2]])[1] == pytest.approx(1.06 * 9)
     assert limits(time, [fast[:2], [*slow, (3.0, 60.0)]])[1] == pytest.approx(1.06 * 240)
@@ -295,8 +296,8 @@ def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]]):
         for c, g in points
         if not any(d <= c and h >= g and (d, h) != (c, g) for d, h in points)
     }
-    assert {(end.cost, end.accuracy) for end in front(found)} == unbeaten
-    assert set(front(found)) <= set(found)
+    assert {(end.cost, end.score) for end in front(found, ACCURACY)} == unbeaten
+    assert set(front(found, ACCURACY)) <= set(found)
 
 
 @given(
@@ -683,7 +684,7 @@ def test_small_costs_are_not_squashed():
 
 
 def test_early_accuracies_do_not_squash_the_late_ones():
-    (accuracy,) = (quantity for quantity in QUANTITIES if quantity.key == "accuracy")
+    (accuracy,) = (quantity for quantity in quantities(ACCURACY) if quantity.key == "accuracy")
     line = [(float(n), value) for n, value in enumerate([0.1, 0.2, 0.9, 0.91, 0.92, 0.93])]
     low, high, _ = limits(accuracy, [line])
     assert 0.85 < low < 0.9 and 0.93 < high < 0.96

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from guyot.app.settings import (
@@ -27,9 +28,10 @@ from guyot.app.settings import (
 from guyot.app.user_code import is_function
 from guyot.core.condition import Condition
 from guyot.core.errors import MisconfiguredError
+from guyot.core.metric import ACCURACY, BITS, R2, Metric
 from guyot.planning.config import BASELINES, CONDITIONS, ESTIMATORS, problem_of_targets
 
-DATA = ("digits", "cifar10", "cifar100", "imagefolder:DIR", "table:FILE.csv")
+DATA = ("digits", "cifar10", "cifar100", "imagefolder:DIR", "table:FILE.csv", "text:FILE.txt")
 AUGMENT = ("none", "flip", "crop", "flip+crop")
 OPTIMIZERS = ("sgd", "adamw")
 MODEL_NAMES = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "digits")
@@ -47,9 +49,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "cifar100": {},
     "imagefolder": {},
     "table": {"model": "mlp", "batch_size": 64, "lr": 0.05, "threads": 1},
+    "text": {"model": "transformer", "batch_size": 32, "epochs": 10, "optimizer": "adamw"},
 }
 """What differs between data sets; everything else is the default of the field. A step on digits is
 too short to be shared between threads: when another program holds a core, they mostly wait."""
+
+_ENDINGS = {".csv": "table", ".parquet": "table", ".pq": "table", ".txt": "text"}
+"""What a file of data most likely is."""
 
 _WHAT, _HOW, _FIND, _RUN = "What to train", "Training", "Discovery", "The run"
 _SAVE = "Checkpoints"
@@ -124,8 +130,8 @@ class RunConfig:
     model: str = setting(
         "resnet20",
         _WHAT,
-        "resnet20 (or 32, 44, 56, 110), digits, mlp, a name of torchvision or timm, or your own "
-        "package.module:factory",
+        "resnet20 (or 32, 44, 56, 110), digits, mlp, transformer, a name of torchvision or timm, "
+        "or your own package.module:factory",
         shown="",
         offered=MODEL_NAMES,
     )
@@ -136,6 +142,16 @@ class RunConfig:
     pretrained: bool = setting(
         False, _WHAT, "Begin with the weights that torchvision or timm download"
     )
+    task: str = setting(
+        "classification",
+        _WHAT,
+        "classification or regression, of a table or your own data",
+        choices=("classification", "regression"),
+    )
+    label: str | None = setting(
+        None, _WHAT, "Column of a table to predict", shown="label, or the last one"
+    )
+    context: int = setting(64, _WHAT, "Characters of a text that the network sees", rule=AT_LEAST_1)
     augment: str | None = setting(
         None,
         _WHAT,
@@ -147,17 +163,28 @@ class RunConfig:
         None, _WHAT, "Share of imagefolder's DIR/CLASS that becomes test data", rule=_HELD_OUT
     )
     image_size: int = setting(32, _WHAT, "Pixels, for imagefolder", rule=_PIXELS)
-    validation: float = setting(0.1, _WHAT, "Share of training images held out", rule=_HELD_OUT)
+    validation: float = setting(0.1, _WHAT, "Share of training data held out", rule=_HELD_OUT)
     on_corrupt: str = setting(
         "stop", _WHAT, "stop or skip, at unreadable images", choices=("stop", "skip")
     )
-    epochs: int = setting(60, _HOW, "Passes over the training images", rule=AT_LEAST_1)
-    batch_size: int = setting(128, _HOW, "Images per step", shown="128, digits 64", rule=AT_LEAST_1)
+    epochs: int = setting(
+        60, _HOW, "Passes over the training data", shown="60, texts 10", rule=AT_LEAST_1
+    )
+    batch_size: int = setting(
+        128, _HOW, "Samples per step", shown="128, digits 64", rule=AT_LEAST_1
+    )
     optimizer: str = setting(
-        "sgd", _HOW, "sgd, adamw, or your own FILE.py:NAME of (parameters, lr)", offered=OPTIMIZERS
+        "sgd",
+        _HOW,
+        "sgd, adamw, or your own FILE.py:NAME of (parameters, lr)",
+        shown="sgd; adamw for regression and texts",
+        offered=OPTIMIZERS,
     )
     loss: str | None = setting(
-        None, _HOW, "Your own FILE.py:NAME of (logits, labels)", shown="cross entropy"
+        None,
+        _HOW,
+        "Your own FILE.py:NAME of (outputs, labels)",
+        shown="cross entropy; squared error for regression",
     )
     distill: float = setting(
         0.0,
@@ -271,8 +298,12 @@ class RunConfig:
             MisconfiguredError: a name that is no setting of a run, or a wrong value.
         """
         data = str(values.get("data", cls.data)).partition(":")[0]
-        adamw = {"lr": 1e-3} if values.get("optimizer") == "adamw" else {}
-        settings = _DEFAULTS.get(data, {}) | adamw | dict(values)
+        usual = _DEFAULTS.get(data, {})
+        if values.get("task") == "regression":
+            usual = usual | {"optimizer": "adamw", "lr": 0.01}
+        optimizer = values.get("optimizer", usual.get("optimizer"))
+        adamw = {"lr": 1e-3} if optimizer == "adamw" else {}
+        settings = usual | adamw | dict(values)
         given = [goal for goal in GOALS if settings.get(goal) not in (None, (), [])]
         if settings.get("discovery", True) is True and not given:
             settings["target"] = 0.5
@@ -321,6 +352,13 @@ class RunConfig:
         return self.discovery or self.slim is not None
 
     @property
+    def metric(self) -> Metric:
+        """Return what scores of the run are."""
+        if self.data.startswith("text:"):
+            return BITS
+        return R2 if self.task == "regression" else ACCURACY
+
+    @property
     def name(self) -> str:
         """Return what the run is about, fit for the name of a folder."""
         data = re.sub(r"[^\w.-]+", "-", self.data.partition(":")[0]).strip("-.")
@@ -335,12 +373,13 @@ class RunConfig:
 def _data_problems(config: RunConfig) -> list[str]:
     problems: list[str] = []
     kind, _, folder = config.data.partition(":")
-    known = kind in _DEFAULTS and (kind in ("imagefolder", "table")) == bool(folder)
+    known = kind in _DEFAULTS and (kind in ("imagefolder", "table", "text")) == bool(folder)
     if not known and not is_function(config.data):
         problems.append(
-            f"data={config.data!r} is unknown: choose {', '.join(DATA)}"
-            f"{did_you_mean(kind, _DEFAULTS) if kind not in _DEFAULTS else ''}"
+            f"data={config.data!r} is unknown: choose {', '.join(DATA)}, or your own "
+            f"FILE.py:NAME{_meant(config.data)}"
         )
+    problems += _task_problems(config, kind)
     if config.data_dir is not None and not kind.startswith("cifar"):
         problems.append(
             f"data_dir={config.data_dir!r} is for CIFAR only and data is {config.data!r}: leave "
@@ -368,6 +407,42 @@ def _data_problems(config: RunConfig) -> list[str]:
         )
     if config.loss is not None and not is_function(config.loss):
         problems.append(f"loss={config.loss!r}: give a function of your own as FILE.py:NAME")
+    return problems
+
+
+def _meant(data: str) -> str:
+    """Name what somebody meant who named other data, ready to follow a sentence."""
+    ending = Path(data).suffix.lower()
+    if ":" not in data and ending in _ENDINGS:
+        return f", did you mean {_ENDINGS[ending]}:{data}?"
+    kind = data.partition(":")[0]
+    return "" if kind in _DEFAULTS else did_you_mean(kind, _DEFAULTS)
+
+
+def _task_problems(config: RunConfig, kind: str) -> list[str]:
+    problems: list[str] = []
+    regression = config.task == "regression"
+    if regression and kind != "table" and not is_function(config.data):
+        problems.append(
+            f"task={config.task!r} is for a table or your own data and data is {config.data!r}: "
+            "leave it out"
+        )
+    if config.label is not None and kind != "table":
+        problems.append(
+            f"label={config.label!r} is for data=table:FILE and data is {config.data!r}: leave it "
+            "out"
+        )
+    if kind != "text" and config.context != settings_of(RunConfig)["context"].default:
+        problems.append(
+            f"context={config.context} is for data=text:FILE and data is {config.data!r}: leave "
+            "it out"
+        )
+    if regression and (config.label_smoothing or config.distill):
+        name = "label_smoothing" if config.label_smoothing else "distill"
+        problems.append(
+            f"{name}={getattr(config, name):g} is for classes and task is 'regression': leave one "
+            "of them out"
+        )
     return problems
 
 

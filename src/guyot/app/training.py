@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from guyot.app.settings import (
     AT_LEAST_1,
@@ -22,6 +21,7 @@ from guyot.app.settings import (
     problems_of,
     setting,
 )
+from guyot.app.tasks import TASKS, Task
 from guyot.core.errors import MisconfiguredError
 from guyot.discovery.distillation import Distillation
 
@@ -44,7 +44,7 @@ class Recipe:
     ``lr`` peak learning rate; ``momentum`` of Nesterov's SGD; ``weight_decay`` L2 coefficient on
     all parameters, BatchNorm included; ``warmup_epochs`` of linear growth from 0; ``decay`` to 0
     at the last step; ``label_smoothing`` in [0, 1); ``bf16`` autocast with float32 weights;
-    ``teacher`` mixes what the full network predicts into the loss.
+    ``teacher`` mixes what the full network predicts into the loss; ``task`` says what is learnt.
     """
 
     epochs: int = setting(24, rule=AT_LEAST_1)
@@ -57,26 +57,27 @@ class Recipe:
     label_smoothing: float = setting(0.0, rule=BELOW_1)
     bf16: bool = True
     teacher: Distillation | None = None
+    task: Task = TASKS["classification"]
 
     def __post_init__(self) -> None:
         if problems := problems_of(self):
             raise MisconfiguredError(*problems)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss of a batch, nats: cross entropy of float32 ``(N, classes)`` logits."""
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of a batch, from float32 outputs: that of the task."""
+        return self.task.loss(outputs, targets, self.label_smoothing)
 
 
 @dataclass(frozen=True)
 class EpochResult:
     """What one epoch of training gave.
 
-    ``loss`` mean training loss per sample (nats), ``accuracy`` of the training batches in [0, 1],
-    ``seconds`` wall-clock, ``steps`` optimiser steps.
+    ``loss`` mean training loss per sample, ``score`` of the training batches, by the metric of the
+    task, ``seconds`` wall-clock, ``steps`` optimiser steps.
     """
 
     loss: float
-    accuracy: float
+    score: float
     seconds: float
     steps: int
 
@@ -87,18 +88,19 @@ class Tally:
     ``steps`` optimiser steps so far; ``state_dict()`` holds tensors and numbers.
     """
 
-    def __init__(self, device: str | torch.device = "cpu") -> None:
+    def __init__(self, task: Task, device: str | torch.device = "cpu") -> None:
         self.steps = 0
+        self._task = task
         self._loss = torch.zeros((), device=device)
-        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._sums = torch.zeros(task.sums, dtype=torch.float64, device=device)
         self._count = 0
         self._before = 0.0
         self._started = time.perf_counter()
 
-    def add(self, loss: Tensor, correct: Tensor, count: int) -> None:
-        """One step: mean ``loss`` (nats, scalar) and ``correct`` predictions of ``count``."""
+    def add(self, loss: Tensor, sums: Tensor, count: int) -> None:
+        """One step: mean ``loss`` (scalar) of ``count`` samples, and the task's ``sums``."""
         self._loss += loss * count
-        self._correct += correct
+        self._sums += sums
         self._count += count
         self.steps += 1
 
@@ -114,14 +116,14 @@ class Tally:
             raise MisconfiguredError(
                 "the epoch had no batch: batch_size exceeds the training images"
             )
-        loss, accuracy = float(self._loss) / self._count, int(self._correct) / self._count
-        return EpochResult(loss, accuracy, self.seconds, self.steps)
+        loss, score = float(self._loss) / self._count, self._task.score(self._sums.tolist())
+        return EpochResult(loss, score, self.seconds, self.steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
         return {
             "loss": self._loss.clone(),
-            "correct": self._correct.clone(),
+            "sums": self._sums.clone(),
             "count": self._count,
             "steps": self.steps,
             "seconds": self.seconds,
@@ -130,7 +132,7 @@ class Tally:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` gave."""
         self._loss.copy_(state["loss"])
-        self._correct.copy_(state["correct"])
+        self._sums.copy_(state["sums"])
         self._count, self.steps = int(state["count"]), int(state["steps"])
         self._before, self._started = float(state["seconds"]), time.perf_counter()
 
@@ -186,18 +188,18 @@ def train_step(
 ) -> tuple[Tensor, Tensor]:
     """Forward and backward of one batch.
 
-    ``images`` ``(N, C, H, W)``, ``labels`` int64 ``(N,)``. Returns the detached mean loss (nats,
-    float32 scalar) and the number of correct predictions (int64 scalar).
+    ``images`` ``(N, C, H, W)``, ``labels`` int64 ``(N,)``, or what else the task learns from.
+    Returns the detached mean loss (float32 scalar) and the task's sums.
     """
-    loss, logits = batch_loss(model, images, labels, recipe)
+    loss, outputs = batch_loss(model, images, labels, recipe)
     loss.backward()
-    return loss.detach(), (logits.detach().argmax(1) == labels).sum()
+    return loss.detach(), recipe.task.count(outputs.detach().float(), labels)
 
 
 def batch_loss(
     model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, recipe: Recipe
 ) -> tuple[Tensor, Tensor]:
-    """Mean loss of one batch (nats, float32 scalar), and its logits ``(N, classes)``."""
+    """Mean loss of one batch (float32 scalar), and the outputs of the model."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.bf16):
         logits = model(images)
         loss = recipe.loss(logits.float(), labels)
@@ -224,16 +226,16 @@ def train_epoch(
     """
     device = next(model.parameters()).device
     model.train()
-    tally = tally or Tally(device)
+    tally = tally or Tally(recipe.task, device)
     for images, labels in batches:
         images, labels = images.to(device), labels.to(device)
-        loss, hits = train_step(model, images, labels, recipe)
+        loss, sums = train_step(model, images, labels, recipe)
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
         if discovery is not None:
             discovery.step(loss=lambda: batch_loss(model, images, labels, recipe)[0])  # noqa: B023
-        tally.add(loss, hits, len(labels))
+        tally.add(loss, sums, len(labels))
         if on_step is not None:
             on_step(tally.steps, float(loss))
     return tally.result
@@ -241,9 +243,9 @@ def train_epoch(
 
 @dataclass(frozen=True)
 class Score:
-    """``accuracy`` in [0, 1]; ``loss`` mean cross entropy per sample (nats)."""
+    """``value`` by the metric of the task; ``loss`` of the task, mean per sample."""
 
-    accuracy: float
+    value: float
     loss: float
 
 
@@ -253,27 +255,27 @@ def score(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     bf16: bool = True,
+    task: Task = TASKS["classification"],
     total: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> Score:
-    """Accuracy and loss over all batches, in eval mode; the model's mode is restored.
+    """Score and loss over all batches, in eval mode; the model's mode is restored.
 
     ``total`` sums a vector over processes that have batches of their own each.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    correct, loss, count = 0, 0.0, 0
+    found = torch.zeros(task.sums + 2, dtype=torch.float64)
     for images, labels in batches:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            logits = model(images.to(device))
-        logits = logits.float().cpu()
-        correct += int((logits.argmax(1) == labels).sum())
-        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
-        count += len(labels)
+            outputs = model(images.to(device))
+        outputs, count = outputs.float().cpu(), len(labels)
+        found[:-2] += task.count(outputs, labels)
+        found[-2] += task.loss(outputs, labels) * count
+        found[-1] += count
     model.train(was_training)
-    sums = torch.tensor([correct, loss, count], dtype=torch.float64, device=device)
-    correct, loss, count = total(sums).tolist()
-    return Score(correct / count, loss / count)
+    *sums, loss, count = total(found.to(device)).tolist()
+    return Score(task.score(sums), loss / count)
 
 
 def evaluate(
@@ -281,7 +283,8 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     bf16: bool = True,
+    task: Task = TASKS["classification"],
     total: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> float:
-    """The accuracy of :func:`score`."""
-    return score(model, batches, bf16=bf16, total=total).accuracy
+    """The value of :func:`score`."""
+    return score(model, batches, bf16=bf16, task=task, total=total).value

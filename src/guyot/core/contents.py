@@ -44,9 +44,10 @@ RUN = Fields(
             Fields({"tensor": Each(_SIZE, least=2, most=4), "dtype": Text(40)}), least=1, most=1
         ),
     },
+    {"class_names": Each(Text(), most=10**6), "target": Maybe(Each(Real(), least=2, most=2))},
     others=True,
 )
-"""What a run adds: one batch of images."""
+"""What a run adds: one batch of samples, and what its outputs mean."""
 
 MANIFEST = Fields(
     {"format": Text(), "version": Whole(), "step": Whole(), "torch": Text()}, others=True

@@ -23,7 +23,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from guyot.core.inputs import evaluation_mode
 
@@ -184,7 +184,7 @@ class Latency:
 
 def measure(
     models: Mapping[str, nn.Module],
-    image_shape: Sequence[int],
+    example: Tensor,
     batch_size: int,
     *,
     seconds: float = 2.0,
@@ -193,15 +193,15 @@ def measure(
 
     Args:
         models: networks by name, all on one device; their modes come back afterwards.
-        image_shape: (C, H, W) of one image.
-        batch_size: images per pass.
+        example: samples, of which the first one is repeated.
+        batch_size: samples per pass.
         seconds: about how long to measure; at least 5 repetitions of each.
 
     Returns:
         Latency by name.
     """
     device = next(next(iter(models.values())).parameters()).device
-    images = torch.randn(batch_size, *image_shape, device=device)
+    images = example[:1].to(device).expand(batch_size, *example.shape[1:]).contiguous()
     if images.dim() == 4:
         images = images.contiguous(memory_format=torch.channels_last)
     steps = {name: partial(model, images) for name, model in models.items()}

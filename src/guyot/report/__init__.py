@@ -15,6 +15,7 @@ from guyot.report.table import (
     latency_text,
     lines,
     member_lines,
+    sample_word,
 )
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "member_lines",
     "read_runs",
     "render",
+    "sample_word",
     "summary",
     "to_dict",
     "widths",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from guyot.core.metric import ACCURACY, Metric
 from guyot.costs.timing import Latency
 from guyot.report.history import History
 from guyot.report.table import UNKNOWN, count_text, latency_notes, latency_text
@@ -74,9 +75,12 @@ class Compared:
     Attributes:
         name: of the run.
         goal: what it was asked for; runs that differ in the seed only have the same.
-        score: on test images; None: not tested, or by a version that did not count them.
-        above: difference to the accuracy of the run it is compared with, and its interval.
-        macs: of one image.
+        metric: of the score.
+        score: on test data; None: not tested.
+        hits: an accuracy and how many images it counts; None: other scores, or not counted.
+        above: difference to the score of the run it is compared with; None: no score to compare.
+        between: interval of the difference of two accuracies.
+        macs: of one sample.
         share: of the full network's MACs.
         params: trainable parameters.
         latency: by batch size.
@@ -85,8 +89,11 @@ class Compared:
 
     name: str
     goal: str
-    score: Hits | None
-    above: tuple[float, float, float] | None
+    metric: Metric
+    score: float | None
+    hits: Hits | None
+    above: float | None
+    between: tuple[float, float] | None
     macs: int
     share: float
     params: int
@@ -95,14 +102,14 @@ class Compared:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        score, latency = self.score, self.latency
+        hits, latency = self.hits, self.latency
         return {
             "name": self.name,
             "goal": self.goal,
-            "test_accuracy": None if score is None else score.accuracy,
-            "test_images": None if score is None else score.images,
-            "interval": None if score is None else list(score.interval),
-            "difference": None if self.above is None else list(self.above),
+            f"test_{self.metric.key}": self.score,
+            "test_images": None if hits is None else hits.images,
+            "interval": None if hits is None else list(hits.interval),
+            "difference": None if self.above is None else [self.above, *(self.between or ())],
             "macs": self.macs,
             "share": self.share,
             "params": self.params,
@@ -113,17 +120,26 @@ class Compared:
 
 def compare(runs: Sequence[History]) -> list[Compared]:
     """Return the figures of runs, each beside the one that `reference` names."""
-    scores = [score_of(run) for run in runs]
     found: list[Compared] = []
-    for number, (run, score) in enumerate(zip(runs, scores, strict=True)):
-        place = reference(runs, number)
-        other = None if place == number else scores[place]
+    for number, run in enumerate(runs):
+        other = runs[reference(runs, number)]
+        score, hits, others = run.test_score, hits_of(run), hits_of(other)
+        above: float | None = None
+        between: tuple[float, float] | None = None
+        if other is not run and hits is not None and others is not None:
+            above, *bounds = hits.above(others)
+            between = bounds[0], bounds[1]
+        elif other is not run and score is not None and other.test_score is not None:
+            above = score - other.test_score
         found.append(
             Compared(
                 name=run.name,
                 goal=_kind(run),
+                metric=run.metric,
                 score=score,
-                above=None if score is None or other is None else score.above(other),
+                hits=hits,
+                above=above,
+                between=between,
                 macs=run.macs,
                 share=run.macs / run.before.macs,
                 params=run.params,
@@ -147,12 +163,12 @@ def reference(runs: Sequence[History], number: int) -> int:
     return (same or full or [0])[0]
 
 
-def score_of(run: History) -> Hits | None:
-    """Return the score of a run on its test images."""
+def hits_of(run: History) -> Hits | None:
+    """Return how many of its test images a run has right, if it counted them."""
     images = 0 if run.result is None else run.result.get("test_images", 0)
-    if run.test_accuracy is None or not images:
+    if run.test_score is None or not images or run.metric is not ACCURACY:
         return None
-    return Hits(round(run.test_accuracy * images), images)
+    return Hits(round(run.test_score * images), images)
 
 
 def _kind(run: History) -> str:
@@ -172,8 +188,10 @@ def compare_lines(runs: Sequence[History], *, notes: bool = True) -> list[str]:
     found = compare(runs)
     full = any(run.full_network for run in runs)
     against = f"against {'full network' if full else runs[0].name}"
-    rows = [["accuracy on test data", "", "95 % interval", "wrong", against]]
-    rows += [[one.name, *_accuracy(one)] for one in found]
+    counted = any(one.hits is not None for one in found)
+    middle = ["95 % interval", "wrong"] if counted else []
+    rows = [[f"{runs[0].metric.name} on test data", "", *middle, against]]
+    rows += [[one.name, *_score(one, counted)] for one in found]
     costs = [["cost", "MACs", "share", "parameters", "latency, batch 1", "training"]]
     costs += [[one.name, *_costs(one)] for one in found]
     lines = [*_aligned(rows), "", *_aligned(costs)]
@@ -184,12 +202,22 @@ def compare_lines(runs: Sequence[History], *, notes: bool = True) -> list[str]:
 
 
 def _notes(runs: Sequence[History]) -> list[str]:
-    found = [_INTERVALS]
+    found = [_INTERVALS if runs[0].metric is ACCURACY else _better(runs[0].metric)]
     if len({(run.config["model"], run.config["data"]) for run in runs}) > 1:
-        found.append("These runs differ in model or data: their accuracies do not compare.")
+        found.append("These runs differ in model or data: their scores do not compare.")
     where = "; ".join(dict.fromkeys(map(_machine, runs)))
     found += latency_notes([run.after.latency for run in runs], where)
     return textwrap.wrap(" ".join(found), 80)
+
+
+def _better(metric: Metric) -> str:
+    """Say how to read scores that have no interval."""
+    which = "higher" if metric.higher else "lower"
+    best = f", at most {metric.high:g}" if metric.high is not None else ""
+    return (
+        f"Scores are {metric.name}{best}: {which} is better. They have no interval: compare "
+        "several seeds."
+    )
 
 
 def _machine(run: History) -> str:
@@ -197,28 +225,26 @@ def _machine(run: History) -> str:
     return f"{run.config['device']}, {threads} thread{'s' * (threads != 1)}"
 
 
-def _accuracy(one: Compared) -> list[str]:
+def _score(one: Compared, counted: bool) -> list[str]:
     if one.score is None:
-        return [UNKNOWN] * 4
-    low, high = (100 * bound for bound in one.score.interval)
-    wrong = one.score.images - one.score.right
-    return [
-        f"{one.score.accuracy:.2%}",
-        f"{low:.1f}-{high:.1f}",
-        f"{wrong} of {one.score.images}",
-        "" if one.above is None else difference_text(one.above),
-    ]
+        return [UNKNOWN] * (2 + 2 * counted)
+    middle = [UNKNOWN, UNKNOWN] if counted else []
+    if one.hits is not None:
+        low, high = (100 * bound for bound in one.hits.interval)
+        wrong = one.hits.images - one.hits.right
+        middle = [f"{low:.1f}-{high:.1f}", f"{wrong} of {one.hits.images}"]
+    return [one.metric.text(one.score), *middle, difference_text(one)]
 
 
-def difference_text(above: tuple[float, float, float]) -> str:
-    """Write a difference of accuracies in percentage points.
-
-    Example:
-        >>> difference_text((-0.0028, -0.021, 0.015))
-        '-0.3 points (-2.1 to +1.5)'
-    """
-    middle, low, high = (100 * value for value in above)
-    return f"{middle:+.1f} points ({low:+.1f} to {high:+.1f})"
+def difference_text(one: Compared) -> str:
+    """Write by how much a run is above the one it is compared with; empty if nobody knows."""
+    if one.above is None:
+        return ""
+    text = one.metric.difference(one.above)
+    if one.between is None:
+        return text
+    low, high = (100 * bound for bound in one.between)
+    return f"{text} ({low:+.1f} to {high:+.1f})"
 
 
 def _costs(one: Compared) -> list[str]:
@@ -240,13 +266,15 @@ def _spread(found: Sequence[Compared]) -> list[list[str]]:
             groups.setdefault(one.goal, []).append(one)
     rows: list[list[str]] = []
     for group in groups.values():
-        values = [one.score.accuracy for one in group if one.score is not None]
+        values = [one.score for one in group if one.score is not None]
         if len(values) > 1:
             name = group[0].name.rpartition(": ")[2]
             spread = statistics.stdev(values)
             figures = [statistics.fmean(values), min(values), max(values)]
-            cells = [f"{value:.2%}" for value in figures]
-            rows.append([name, str(len(values)), *cells, f"{100 * spread:.2f} points"])
+            metric = group[0].metric
+            cells = [metric.text(value) for value in figures]
+            deviation = f"{100 * spread:.2f} points" if metric.percent else f"{spread:.4f}"
+            rows.append([name, str(len(values)), *cells, deviation])
     return rows
 
 

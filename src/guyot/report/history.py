@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from guyot.core.errors import MisconfiguredError
+from guyot.core.metric import ACCURACY, METRICS, Metric
 from guyot.core.storage import read_json, regular
 from guyot.planning.config import BASELINES, DIALS
 from guyot.report.outcome import Network
+from guyot.report.table import sample_word
 
 Line = Mapping[str, Any]
 
@@ -63,6 +65,16 @@ class History:
         return self.of("gates")
 
     @property
+    def metric(self) -> Metric:
+        """What its scores are."""
+        return METRICS[self.network.get("metric", ACCURACY.key)]
+
+    @property
+    def sample(self) -> str:
+        """What a sample of its data is called."""
+        return sample_word(() if self.result is None else self.result["image_shape"])
+
+    @property
     def status(self) -> str:
         """One of finished, interrupted, failed, and unfinished.
 
@@ -99,17 +111,18 @@ class History:
     def before(self) -> Network:
         """The full network; its latency and accuracy are known when the run ended."""
         if self.result is not None:
-            before = Network.from_dict(self.result["before"])
+            before = Network.from_dict(self.result["before"], self.metric)
             if self.full is None:
                 return before
-            return dataclasses.replace(before, test_accuracy=self.full["after"]["test_accuracy"])
+            score = self.full["after"][f"test_{self.metric.key}"]
+            return dataclasses.replace(before, test_score=score)
         return Network(self.network["macs"], self.network["params"])
 
     @cached_property
     def after(self) -> Network:
         """The network that is left."""
         if self.result is not None:
-            return Network.from_dict(self.result["after"])
+            return Network.from_dict(self.result["after"], self.metric)
         last = next((line for line in reversed(self.lines) if "macs" in line), self.network)
         return Network(last["macs"], last["params"])
 
@@ -124,17 +137,18 @@ class History:
         return self.after.params
 
     @property
-    def test_accuracy(self) -> float | None:
-        """In [0, 1]; None unless the run is finished."""
-        return self.after.test_accuracy
+    def test_score(self) -> float | None:
+        """By the metric; None unless the run is finished."""
+        return self.after.test_score
 
     @property
-    def validation_accuracy(self) -> float | None:
-        """In [0, 1], of the last epoch or of the network that is left; None before an epoch."""
+    def validation_score(self) -> float | None:
+        """By the metric, of the last epoch or the network that is left; None before an epoch."""
+        key = f"validation_{self.metric.key}"
         if self.result is not None:
-            return self.result["validation_accuracy"]
+            return self.result[key]
         epochs = self.of("epoch")
-        return epochs[-1]["validation_accuracy"] if epochs else None
+        return epochs[-1][key] if epochs else None
 
     def width(self, group: Line) -> int:
         """Count the units of a group that are left; 0 when it went with its layer."""
@@ -186,6 +200,10 @@ def read_runs(folders: Iterable[str | Path]) -> list[History]:
         problems.append("a run is given twice: give every run once")
     if problems:
         raise MisconfiguredError("; ".join(problems))
+    if len(metrics := list(dict.fromkeys(run.metric.name for run in found))) > 1:
+        raise MisconfiguredError(
+            f"the runs have different scores, {' and '.join(metrics)}: give those of one task"
+        )
     return found
 
 
@@ -246,6 +264,10 @@ def _read(folder: Path, name: str) -> History:
     network = next((line for line in lines if line["event"] == "network"), None)
     if network is None:
         raise ValueError("metrics.jsonl does not describe the network: train it again")
+    if network.get("metric", ACCURACY.key) not in METRICS:
+        raise ValueError(
+            f"metrics.jsonl has the score {network['metric']!r}, which this version does not know"
+        )
     full = _result(folder / BASELINES[0])
     if full is not None and full["status"] != "finished":
         full = None

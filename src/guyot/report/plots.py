@@ -9,10 +9,18 @@ from typing import Any
 
 from guyot.core.errors import MisconfiguredError
 from guyot.report.history import History
-from guyot.report.page.curves import QUANTITIES, Quantity, limits, percent, phases, points, unit_of
+from guyot.report.page.curves import (
+    Quantity,
+    limits,
+    percent,
+    phases,
+    points,
+    quantities,
+    unit_of,
+)
 from guyot.report.page.heat import rows_of
 from guyot.report.page.network import blocks
-from guyot.report.page.planes import COSTS, accuracy_of, cost_scale, ends, fronts
+from guyot.report.page.planes import COSTS, cost_scale, cost_title, ends, fronts, score_title
 from guyot.report.page.style import DASHES, HUES, MATPLOTLIB_MARKERS
 from guyot.report.page.style import marker as marker_of
 from guyot.report.table import count_text
@@ -81,13 +89,13 @@ def write_plots(runs: Sequence[History], folder: str | Path) -> list[Path]:
 
 def _plots(runs: Sequence[History]) -> Iterator[tuple[str, float, Callable[[Any], None]]]:
     """Yield a plot's name, its height in inches, and what draws it."""
-    shown = [q for q in QUANTITIES if any(points(run, q) for run in runs)]
+    shown = [q for q in quantities(runs[0].metric) if any(points(run, q) for run in runs)]
     if shown:
         height = 1.25 * len(shown) + 0.3 + 0.17 * -(-len(runs) // 4)
         yield "curves", height, lambda figure: _curves(figure, runs, shown)
-    for key, title in COSTS:
+    for key in COSTS:
         if len(ends(runs, key)) > 1:
-            yield f"accuracy-{key}", 3.2, lambda f, t=title, k=key: _plane(f, runs, t, k)
+            yield f"{runs[0].metric.key}-{key}", 3.2, lambda f, k=key: _plane(f, runs, k)
     for run in runs:
         name = re.sub(r"[^\w.-]+", "-", run.name)
         if found := blocks(run):
@@ -133,16 +141,18 @@ def _curves(figure: Any, runs: Sequence[History], shown: Sequence[Quantity]) -> 
     axes[-1].set_xlabel(unit_of(runs))
 
 
-def _plane(figure: Any, runs: Sequence[History], title: str, cost: str) -> None:
+def _plane(figure: Any, runs: Sequence[History], cost: str) -> None:
     axis, found = figure.subplots(), ends(runs, cost)
+    unit = 100 if runs[0].metric.percent else 1
     for best in fronts(found, runs):
-        _, costs, accuracies = zip(*best, strict=True)
-        percents = [100 * accuracy for accuracy in accuracies]
-        axis.step(costs, percents, where="post", color=_SOFT, linestyle=":", linewidth=0.8)
+        _, costs, scores = zip(*best, strict=True)
+        look = {"where": "post", "color": _SOFT, "linestyle": ":", "linewidth": 0.8}
+        axis.step(costs, [unit * score for score in scores], **look)
     for end in found:
         look = {"color": HUES[end.run % len(HUES)], "label": runs[end.run].name, "markersize": 6}
-        axis.plot(end.cost, 100 * end.accuracy, MATPLOTLIB_MARKERS[marker_of(end.run)], **look)
-    axis.set(xlabel=title, ylabel=f"{accuracy_of(runs)}, %")
+        axis.plot(end.cost, unit * end.score, MATPLOTLIB_MARKERS[marker_of(end.run)], **look)
+    percents = ", %" if unit > 1 else ""
+    axis.set(xlabel=cost_title(runs, cost), ylabel=score_title(runs) + percents)
     if cost_scale([end.cost for end in found], 0, 1).log:
         axis.set_xscale("log")
     else:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from guyot.core.metric import ACCURACY, METRICS, Metric
 from guyot.costs.timing import Latency
 from guyot.report.describe import Width
 from guyot.report.outcome import Network, Outcome
@@ -37,13 +38,16 @@ class Figure:
 def lines(outcome: Outcome) -> list[str]:
     """Return the report of a run as lines without line ends: title, figures, widths, notes."""
     shape = "x".join(str(n) for n in outcome.image_shape)
-    title = f"model {outcome.model}, data {outcome.data}, images {shape}"
+    kind = sample_word(outcome.image_shape)
+    title = f"model {outcome.model}, data {outcome.data}, {kind}s {shape}"
     if outcome.interrupted is not None:
         title += f"; interrupted during {outcome.interrupted}"
     found = figures(
         (outcome.before, outcome.after),
+        outcome.metric,
+        kind,
         outcome.device,
-        outcome.validation_accuracy,
+        outcome.validation_score,
         len(outcome.layers),
         len(outcome.removed_layers),
     )
@@ -60,8 +64,20 @@ def lines(outcome: Outcome) -> list[str]:
     return [title, "", *table, "", *_structure(outcome), *_notes(outcome)]
 
 
+def sample_word(shape: Sequence[int]) -> str:
+    """Return what a sample of that shape is called.
+
+    Example:
+        >>> sample_word((3, 32, 32)), sample_word((13,))
+        ('image', 'sample')
+    """
+    return "image" if len(shape) == 3 else "sample"
+
+
 def figures(
     networks: tuple[Network, Network],
+    metric: Metric,
+    sample: str,
     device: str,
     validation: float | None,
     layers: int,
@@ -71,15 +87,17 @@ def figures(
 
     Args:
         networks: the full one and that of the run.
+        metric: of their scores.
+        sample: what a sample is called.
         device: where their latency was measured.
-        validation: accuracy of the second, on held-out training data.
+        validation: score of the second, on held-out training data.
         layers: how many residual branches could go.
         removed: how many of them went.
     """
     before, after = networks
     at_work = "CPU time" if device == "cpu" else "device time"
     found = [
-        _figure("MACs of one image", before.macs, after.macs, count_text),
+        _figure(f"MACs of one {sample}", before.macs, after.macs, count_text),
         _figure("parameters", before.params, after.params, count_text),
     ]
     for batch, was in before.latency.items():
@@ -89,9 +107,10 @@ def figures(
         found.append(Figure(f"latency, batch {batch}", latency_text(was), latency_text(now), share))
         if was.busy and now.busy is not None:
             found.append(_figure(f"{at_work}, batch {batch}", was.busy, now.busy, _ms))
-    found.append(Figure("test accuracy", _accuracy(before), _accuracy(after)))
+    was, now = (_score(network, metric) for network in networks)
+    found.append(Figure(f"test {metric.name}", was, now))
     if validation is not None:
-        found.append(Figure("validation accuracy", "", f"{validation:.2%}"))
+        found.append(Figure(f"validation {metric.name}", "", metric.text(validation)))
     if layers:
         found.append(_figure("residual branches", layers, layers - removed, str))
     return found
@@ -160,9 +179,11 @@ def member_lines(members: Sequence[Mapping[str, Any]]) -> list[str]:
         figures = ["", "", "", "", "", member["status"]]
         if "after" in member:
             before, after = member["before"], member["after"]
-            accuracy, latency = after["test_accuracy"], after["latency"].get("1")
-            worse = accuracy is not None and any(
-                accuracy < other["after"]["test_accuracy"]
+            metric = METRICS[member.get("metric", ACCURACY.key)]
+            key = f"test_{metric.key}"
+            score, latency = after[key], after["latency"].get("1")
+            worse = score is not None and any(
+                metric.better(other["after"][key], score)
                 for other in members
                 if other["target"] < member["target"] and other["status"] == "finished"
             )
@@ -171,7 +192,7 @@ def member_lines(members: Sequence[Mapping[str, Any]]) -> list[str]:
                 count_text(after["macs"]),
                 f"{after['macs'] / before['macs']:.2f}",
                 count_text(after["params"]),
-                "-" if accuracy is None else f"{accuracy:.2%}",
+                "-" if score is None else metric.text(score),
                 "-" if latency is None else _ms(latency["median"]),
                 folder if member["status"] == "finished" else member["status"],
             ]
@@ -197,8 +218,8 @@ def count_text(number: int) -> str:
     return str(number)
 
 
-def _accuracy(network: Network) -> str:
-    return UNKNOWN if network.test_accuracy is None else f"{network.test_accuracy:.2%}"
+def _score(network: Network, metric: Metric) -> str:
+    return UNKNOWN if network.test_score is None else metric.text(network.test_score)
 
 
 def _structure(outcome: Outcome) -> list[str]:
@@ -234,6 +255,6 @@ def _notes(outcome: Outcome) -> Sequence[str]:
     where = f"{outcome.device}, {outcome.threads} thread{'s' * (outcome.threads > 1)}"
     latencies = (outcome.before.latency, outcome.after.latency)
     notes = ["1 MAC = 1 multiply-accumulate = 2 FLOPs.", *latency_notes(latencies, where)]
-    if outcome.before.test_accuracy is None and outcome.after.test_accuracy is not None:
+    if outcome.before.test_score is None and outcome.after.test_score is not None:
         notes.append("The network before was never trained alone (--baseline full does that).")
     return textwrap.wrap(" ".join(notes), _COLUMNS)

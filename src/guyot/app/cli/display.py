@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from guyot.app.config import RunConfig
+from guyot.core.metric import ACCURACY
 
 if TYPE_CHECKING:
     from guyot.app.running import Progress as Epoch
@@ -21,7 +22,7 @@ _HEAD = "  epoch    loss   train   valid    MACs  params   open  phase       lef
 class Display:
     """A `guyot.app.running.Watcher` that prints.
 
-    Rows are plain text, so that they read the same in a file. `train` is the accuracy on training
+    Rows are plain text, so that they read the same in a file. `train` is the score on training
     batches, `valid` that of the most probable network on held-out images, MACs and parameters are
     shares of the full network, `open` counts the structures that are still undecided.
 
@@ -35,6 +36,7 @@ class Display:
         self._console, self._began, self._quiet = console, began, quiet
         self._full = (1, 1)
         self._epochs = 0
+        self._metric = ACCURACY
         self._bar: Progress | None = None
         self._task = TaskID(0)
 
@@ -69,6 +71,7 @@ class Display:
         """Title and head of the table."""
         self._began()
         self._full, self._epochs = (macs, params), config.epochs
+        self._metric = config.metric
         if self._bar is not None:
             total = steps * config.epochs
             self._bar.update(self._task, total=total, completed=0, description="")
@@ -76,7 +79,7 @@ class Display:
             f"model {config.model}, data {config.data}: {macs / 1e6:.4g} M MACs, "
             f"{params / 1e6:.4g} M parameters"
         )
-        self.say(f"{_goal(config)}\n\n{_HEAD}")
+        self.say(f"{_goal(config)}\ntrain and valid: {self._metric.name}\n\n{_HEAD}")
 
     def resumed(self, step: int) -> None:
         """The bar jumps."""
@@ -101,9 +104,12 @@ class Display:
     def epoch_ended(self, progress: Epoch) -> None:
         """One row."""
         left = progress.seconds * (self._epochs - progress.epoch)
+        scores = [
+            self._metric.text(value, 3) for value in (progress.score, progress.validation_score)
+        ]
         self.say(
-            f"{progress.epoch:>3}/{self._epochs:<3} {progress.loss:>7.4f} {progress.accuracy:>7.1%}"
-            f" {progress.validation_accuracy:>7.1%} {progress.macs / self._full[0]:>7.1%}"
+            f"{progress.epoch:>3}/{self._epochs:<3} {progress.loss:>7.4f} {scores[0]:>7}"
+            f" {scores[1]:>7} {progress.macs / self._full[0]:>7.1%}"
             f" {progress.params / self._full[1]:>7.1%} {progress.undecided:>6}"
             f"  {progress.phase:<10} {_clock(left):>5}"
         )

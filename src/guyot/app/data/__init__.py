@@ -1,4 +1,4 @@
-"""Images as uint8 arrays, and batches made from them: digits, CIFAR, image folders."""
+"""Samples as arrays, and batches made from them: digits, CIFAR, folders, tables, texts."""
 
 from guyot.app.data.arrays import Dataset, Split
 from guyot.app.data.batches import Batches

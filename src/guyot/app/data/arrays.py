@@ -16,7 +16,8 @@ class Split:
     """``images`` uint8 ``(N, H, W, C)`` and ``labels`` int64 ``(N,)``.
 
     Samples of the user's may also be float32, of any shape: they are what the network sees, but for
-    images, which are ``(N, H, W, C)`` here, too.
+    images, which are ``(N, H, W, C)`` here, too. Labels of a regression are float32 ``(N,)``. Of a
+    text both are int64 ``(N, T)``: characters, and the characters that follow them.
     """
 
     images: Tensor
@@ -34,7 +35,10 @@ class Split:
 class Dataset:
     """A training and a test split, class names, and per-channel statistics in units of [0, 1].
 
-    ``validation`` is ``None`` until :meth:`hold_out` moves training images there.
+    ``validation`` is ``None`` until :meth:`hold_out` moves training images there. ``task`` is a
+    name in `guyot.app.tasks`. A regression has no classes; ``target`` is the mean and deviation of
+    what it predicts, over the training data, to which labels were scaled. The classes of a text
+    are its characters.
     """
 
     name: str
@@ -46,6 +50,13 @@ class Dataset:
     flip: bool
     pad: int
     validation: Split | None = None
+    task: str = "classification"
+    target: tuple[float, float] | None = None
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a network gives, for each character of a text."""
+        return len(self.classes) or 1
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -65,6 +76,21 @@ class Dataset:
         order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
         kept, held = order[:-count].sort().values, order[-count:].sort().values
         return replace(self, train=self.train.take(kept), validation=self.train.take(held))
+
+
+def scaled(numbers: Tensor, known: Tensor) -> tuple[Tensor, tuple[float, float]]:
+    """Scale numbers to mean 0 and deviation 1 over those that are known.
+
+    Args:
+        numbers: float64 ``(N,)``.
+        known: of the training data.
+
+    Returns:
+        Them as float32, and mean and deviation; 1 where all that are known are equal.
+    """
+    spread = float(known.std(correction=0))
+    mean, spread = float(known.mean()), spread if spread > 0 else 1.0
+    return ((numbers - mean) / spread).float(), (mean, spread)
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

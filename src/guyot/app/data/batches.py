@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from guyot.app.data.arrays import Dataset, Split
+from guyot.app.tasks import TASKS
 from guyot.core.errors import MisconfiguredError
 
 
@@ -73,8 +74,10 @@ class Batches:
     ) -> None:
         if batch_size < 1 or (augment and batch_size > len(split)):
             raise MisconfiguredError(
-                f"batch_size={batch_size}: give a number between 1 and the {len(split)} images"
+                f"batch_size={batch_size}: give a number between 1 and the {len(split)} "
+                "training samples"
             )
+        self.task = TASKS[dataset.task]
         self.split, self.batch_size, self.augment = split, batch_size, augment
         self.pad, self.flip = dataset.pad, dataset.flip
         self.seed, self.dtype, self.share = seed, dtype, share
@@ -110,6 +113,8 @@ class Batches:
 
     def _seen(self, images: Tensor) -> Tensor:
         """Return samples as the network sees them."""
+        if images.dtype == torch.int64:  # characters
+            return images
         if images.dtype == torch.uint8:
             return normalise(images, self.mean, self.std, self.dtype)
         images = images.to(self.dtype)

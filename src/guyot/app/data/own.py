@@ -7,10 +7,12 @@ Each part is a `Dataset` or `DataLoader` of PyTorch whose samples are pairs (x, 
 arrays (all x, all labels). Samples are read once, into memory: what a dataset draws at random is
 drawn once; `augment` crops and flips images in every epoch anew. Images are uint8 (H, W, C), which
 are normalised, or float (C, H, W), as the network sees them. Other samples are float, of any shape.
+Labels are numbers of classes from 0; of a regression they are what is predicted.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from guyot.app.data.arrays import AS_IT_IS, Dataset, Split, statistics
+from guyot.app.data.arrays import AS_IT_IS, Dataset, Split, scaled, statistics
 from guyot.app.user_code import function_of
 from guyot.core.errors import MisconfiguredError
 from guyot.core.storage.files import first_line
@@ -28,11 +30,12 @@ _PARTS = ("train", "test", "validation", "classes")
 _GIVES = 'a dict {"train": ..., "test": ...} of datasets of (x, label)'
 
 
-def own_data(name: str) -> Dataset:
+def own_data(name: str, *, regression: bool = False) -> Dataset:
     """Call the user's function and read what it returns.
 
     Args:
         name: FILE.py:NAME or package.module:NAME.
+        regression: labels are numbers to predict.
 
     Raises:
         MisconfiguredError: there is no such function, or what it returns is no such data.
@@ -47,11 +50,13 @@ def own_data(name: str) -> Dataset:
     parts: dict[str, Split] = {}
     for part in ("train", "test", "validation"):
         if made.get(part) is not None:
-            parts[part] = _split(made[part], f"data={name!r}: {part}")
-    return _dataset(name, parts, made.get("classes"))
+            parts[part] = _split(made[part], f"data={name!r}: {part}", regression)
+    if regression and made.get("classes") is not None:
+        raise MisconfiguredError(f"data={name!r}: a regression has no classes: leave them out")
+    return _dataset(name, parts, made.get("classes"), regression)
 
 
-def _dataset(name: str, parts: dict[str, Split], names: Any) -> Dataset:
+def _dataset(name: str, parts: dict[str, Split], names: Any, regression: bool) -> Dataset:
     train = parts["train"]
     for part, split in parts.items():
         if split.images.shape[1:] != train.images.shape[1:] or (
@@ -61,6 +66,16 @@ def _dataset(name: str, parts: dict[str, Split], names: Any) -> Dataset:
                 f"data={name!r}: samples of {part} are {_kind(split.images)}, those of train "
                 f"{_kind(train.images)}: give all the same"
             )
+    classes = () if regression else _classes(name, parts, names)
+    images = train.images.dtype == torch.uint8
+    mean, std = statistics(train.images) if images else AS_IT_IS
+    pad = max(1, train.images.shape[1] // 8) if train.images.dim() == 4 else 0
+    validation, test = parts.get("validation"), parts["test"]
+    made = Dataset(name, train, test, classes, mean, std, False, pad, validation)
+    return _scaled(made) if regression else made
+
+
+def _classes(name: str, parts: dict[str, Split], names: Any) -> tuple[str, ...]:
     count = 1 + max(int(split.labels.max()) for split in parts.values())
     classes = tuple(map(str, range(count) if names is None else names))
     if len(classes) < max(2, count):
@@ -68,14 +83,23 @@ def _dataset(name: str, parts: dict[str, Split], names: Any) -> Dataset:
             f"data={name!r}: there are {len(classes)} classes and labels up to {count - 1}: give "
             "two classes or more, numbered from 0"
         )
-    images = train.images.dtype == torch.uint8
-    mean, std = statistics(train.images) if images else AS_IT_IS
-    pad = max(1, train.images.shape[1] // 8) if train.images.dim() == 4 else 0
-    validation = parts.get("validation")
-    return Dataset(name, train, parts["test"], classes, mean, std, False, pad, validation)
+    return classes
 
 
-def _split(part: Any, where: str) -> Split:
+def _scaled(data: Dataset) -> Dataset:
+    """Return data of a regression whose labels have mean 0 and deviation 1 in training data."""
+    known = data.train.labels
+    made: dict[str, Split] = {}
+    for part in ("train", "test", "validation"):
+        split = getattr(data, part)
+        if split is not None:
+            labels, target = scaled(split.labels, known)
+            made[part] = Split(split.images, labels)
+            data = dataclasses.replace(data, target=target)
+    return dataclasses.replace(data, **made, task="regression")
+
+
+def _split(part: Any, where: str, regression: bool) -> Split:
     """Read one part into memory."""
     try:
         if isinstance(part, tuple | list) and len(part) == 2 and hasattr(part[0], "shape"):
@@ -93,11 +117,7 @@ def _split(part: Any, where: str) -> Split:
         ) from error
     if not len(x) or len(x) != len(labels):
         raise MisconfiguredError(f"{where} has {len(x)} samples and {len(labels)} labels")
-    if labels.dim() != 1 or labels.is_floating_point() or int(labels.min()) < 0:
-        raise MisconfiguredError(
-            f"{where}: labels are {_kind(labels)}: give numbers of classes from 0; for regression "
-            "write a loop of your own with guyot.Discovery"
-        )
+    labels = _labels(labels, where, regression)
     if x.dtype != torch.uint8:
         if not x.is_floating_point():
             raise MisconfiguredError(
@@ -106,7 +126,25 @@ def _split(part: Any, where: str) -> Split:
         x = x.float().permute(0, 2, 3, 1) if x.dim() == 4 else x.float()
     elif x.dim() != 4 or x.shape[-1] not in (1, 3):
         raise MisconfiguredError(f"{where}: uint8 samples are {_kind(x)}: give images of (H, W, C)")
-    return Split(x.contiguous(), labels.long())
+    return Split(x.contiguous(), labels)
+
+
+def _labels(labels: Tensor, where: str, regression: bool) -> Tensor:
+    """Return labels as int64, those of a regression as float64."""
+    if regression:
+        found = labels.double()
+        if labels.dim() != 1 or not bool(found.isfinite().all()):
+            raise MisconfiguredError(
+                f"{where}: labels are {_kind(labels)}: give one finite number per sample; for "
+                "several numbers write a loop of your own with guyot.Discovery"
+            )
+        return found
+    if labels.dim() != 1 or labels.is_floating_point() or int(labels.min()) < 0:
+        raise MisconfiguredError(
+            f"{where}: labels are {_kind(labels)}: give numbers of classes from 0, or "
+            "task=regression to predict numbers"
+        )
+    return labels.long()
 
 
 def _samples(part: Any) -> Iterator[tuple[Any, Any]]:

@@ -19,6 +19,7 @@ from guyot.app.data.arrays import Dataset, Split, statistics
 from guyot.app.data.decoding import Decoded, judge
 from guyot.app.data.own import own_data
 from guyot.app.data.tables import read_table
+from guyot.app.data.texts import read_text
 from guyot.app.user_code import is_function
 from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.storage import regular
@@ -28,7 +29,7 @@ _LABEL = {"cifar10": "label", "cifar100": "fine_label"}
 _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
 
 
-def load_dataset(
+def load_dataset(  # noqa: PLR0913 - settings of the data
     name: str,
     data_dir: str | Path | None = None,
     *,
@@ -36,6 +37,10 @@ def load_dataset(
     image_size: int = 32,
     skip_corrupt: bool = False,
     test_share: float | None = None,
+    regression: bool = False,
+    label: str | None = None,
+    context: int = 64,
+    validation: float = 0.1,
 ) -> Dataset:
     """Load a dataset by ``name``.
 
@@ -46,8 +51,13 @@ def load_dataset(
     * ``imagefolder:DIR``: ``DIR/train/CLASS/*`` and ``DIR/test/CLASS/*`` (or ``val``), resized and
       centre-cropped to ``image_size`` pixels; with ``test_share`` ``DIR/CLASS/*``, of which that
       share becomes test data.
-    * ``table:FILE.csv``: see `guyot.app.data.tables`.
+    * ``table:FILE``: CSV or Parquet whose column ``label`` is predicted, see
+      `guyot.app.data.tables`.
+    * ``text:FILE``: windows of ``context`` characters, of which the share ``validation`` is held
+      out, see `guyot.app.data.texts`.
     * ``FILE.py:NAME``: what a function of the user's returns, see `guyot.app.data.own`.
+
+    With ``regression`` labels of tables and of the user's data are numbers and not classes.
 
     ``cache_dir`` defaults to ``$XDG_CACHE_HOME/guyot`` (``~/.cache/guyot``). An image that cannot
     be read is an error that names it; with ``skip_corrupt`` it is left out, and named by a warning.
@@ -62,12 +72,15 @@ def load_dataset(
         root = Path(name.removeprefix("imagefolder:"))
         return _image_folder(root, image_size, cache, skip_corrupt, test_share)
     if name.startswith("table:"):
-        return read_table(Path(name.removeprefix("table:")))
+        file = Path(name.removeprefix("table:"))
+        return read_table(file, label, regression=regression)
+    if name.startswith("text:"):
+        return read_text(Path(name.removeprefix("text:")), context, validation)
     if is_function(name):
-        return own_data(name)
+        return own_data(name, regression=regression)
     raise MisconfiguredError(
         f"data={name!r} is unknown; choose digits, {', '.join(_HUB)}, imagefolder:DIR, "
-        "table:FILE.csv or a function of your own as FILE.py:NAME"
+        "table:FILE.csv, text:FILE.txt or a function of your own as FILE.py:NAME"
     )
 
 

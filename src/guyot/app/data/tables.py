@@ -1,105 +1,194 @@
-"""Tables in CSV: numbers and categories in columns, and a column with the class.
+"""Tables in CSV or Parquet: numbers and categories in columns, and a column to predict.
 
-The class is in the column `label`, or else in the last one. Columns of numbers are scaled to mean 0
-and deviation 1 over the training rows; the others become a 0/1 column per value. A fifth of the
-rows, the same ones every time, is test data.
+The setting `label` names that column; else it is called `label`, or is the last one. It holds
+classes, or, with `task="regression"`, numbers. Columns of numbers are scaled to mean 0 and
+deviation 1 over the training rows; the others become a 0/1 column per value. A fifth of the rows,
+the same ones every time, is test data.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from guyot.app.data.arrays import AS_IT_IS, Dataset, Split
+from guyot.app.data.arrays import AS_IT_IS, Dataset, Split, scaled
+from guyot.app.settings import did_you_mean
 from guyot.core.errors import MisconfiguredError
+from guyot.core.storage import regular
+from guyot.core.storage.files import first_line
 
 _TEST = 0.2
 _MOST_VALUES = 1000
+_PARQUET = (".parquet", ".pq")
 
 
-def read_table(file: Path) -> Dataset:
+def read_table(file: Path, label: str | None = None, *, regression: bool = False) -> Dataset:
     """Read a table.
 
     Args:
-        file: CSV with a line of names.
+        file: CSV with a line of names, or Parquet.
+        label: name of the column to predict; None: `label`, or the last one.
+        regression: it holds numbers and not classes.
 
     Raises:
-        MisconfiguredError: it cannot be read, a row or an entry is missing, or there are fewer
-            than two classes.
+        MisconfiguredError: it cannot be read, a row, an entry or the column is missing, or there
+            are fewer than two classes or numbers.
     """
-    names, rows = _read(file)
-    label = names.index("label") if "label" in names else len(names) - 1
-    classes = sorted({row[label] for row in rows}, key=_by_value)
-    if len(classes) > max(2, len(rows) // 3) and all(map(_is_number, classes)):
+    names, rows = (_parquet if file.suffix.lower() in _PARQUET else _csv)(file)
+    if label is not None and label not in names:
         raise MisconfiguredError(
-            f"{file}: the column {names[label]!r} has {len(classes)} different numbers in "
-            f"{len(rows)} rows, too many for classes: call the column of classes label; for "
-            "regression write a loop of your own with guyot.Discovery"
+            f"label={label!r} is no column of {file}{did_you_mean(label, names)}: choose "
+            f"{', '.join(names)}"
         )
-    if len(classes) < 2:
-        raise MisconfiguredError(
-            f"{file}: the column {names[label]!r} has only the class {classes[0]!r}: give two or "
-            "more, and call their column label if it is not the last"
-        )
+    _check_rows(file, names, rows)
+    place = names.index(label or "label") if (label or "label") in names else len(names) - 1
+    if len(names) < 2:
+        raise MisconfiguredError(f"{file} has one column: give features beside what to predict")
+    where = f"{file}: the column {names[place]!r}"
+    cells = [row[place] for row in rows]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     count = max(1, round(_TEST * len(rows)))
     test, train = order[:count].sort().values, order[count:].sort().values
-    numbers = {name: number for number, name in enumerate(classes)}
-    labels = torch.tensor([numbers[row[label]] for row in rows])
+    classes: tuple[str, ...] = ()
+    target = None
+    if regression:
+        labels, target = _numbers(cells, train, where)
+    else:
+        labels, classes = _classes(cells, where)
     columns = [
-        _column([row[place] for row in rows], train, f"{file}: the column {name!r}")
-        for place, name in enumerate(names)
-        if place != label
+        _column([row[other] for row in rows], train, f"{file}: the column {name!r}")
+        for other, name in enumerate(names)
+        if other != place
     ]
-    if not columns:
-        raise MisconfiguredError(f"{file} has one column: give features beside the class")
     whole = Split(torch.cat(columns, dim=1), labels)
-    taken = whole.take(train), whole.take(test)
-    return Dataset("table", *taken, tuple(classes), *AS_IT_IS, flip=False, pad=0)
+    task = "regression" if regression else "classification"
+    return Dataset(
+        "table",
+        whole.take(train),
+        whole.take(test),
+        classes,
+        *AS_IT_IS,
+        flip=False,
+        pad=0,
+        task=task,
+        target=target,
+    )
 
 
-def _read(file: Path) -> tuple[list[str], list[list[str]]]:
+def _csv(file: Path) -> tuple[list[str], list[list[str]]]:
     try:
+        regular(file.resolve())
         with file.open(encoding="utf-8-sig", newline="") as stream:
-            lines = [line for line in csv.reader(stream) if line]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+            names, *rows = [line for line in csv.reader(stream) if line] or [[]]
+    except (OSError, ValueError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise MisconfiguredError(
             f"table:{file} cannot be read ({reason}): give a file of comma-separated values in "
-            "UTF-8"
+            "UTF-8, or of Parquet, whose name ends in .parquet"
         ) from error
-    if len(lines) < 6:
-        raise MisconfiguredError(
-            f"{file} has {max(0, len(lines) - 1)} rows: give a line of names and 5 rows or more"
-        )
-    names, *rows = lines
     for number, row in enumerate(rows, 2):
         if len(row) != len(names):
             raise MisconfiguredError(
                 f"{file}, row {number}: {len(row)} entries, and {len(names)} names in the first "
                 "line: repair the row"
             )
+    return names, rows
+
+
+def _parquet(file: Path) -> tuple[list[str], list[list[str]]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise MisconfiguredError(
+            f"table:{file} needs the package 'pyarrow', which is not installed: pip install "
+            "'guyot[data]', or give the table as CSV"
+        ) from error
+    try:
+        regular(file.resolve())
+        table = parquet.read_table(file)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise MisconfiguredError(
+            f"table:{file} cannot be read ({first_line(error)}): give a file of Parquet"
+        ) from error
+    nested = [field.name for field in table.schema if pyarrow.types.is_nested(field.type)]
+    if nested:
+        raise MisconfiguredError(
+            f"{file}: the column {nested[0]!r} holds lists or records: give one value per row"
+        )
+    columns = [[_cell(cell) for cell in column.to_pylist()] for column in table.columns]
+    return list(table.column_names), [list(row) for row in zip(*columns, strict=True)]
+
+
+def _cell(value: object) -> str:
+    """Write an entry of Parquet as CSV would have it."""
+    if value is None:
+        return ""
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _check_rows(file: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if len(rows) < 5:
+        raise MisconfiguredError(
+            f"{file} has {len(rows)} rows: give a line of names and 5 rows or more"
+        )
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise MisconfiguredError(f"{file} has two columns {min(twice)!r}: rename one of them")
+    for number, row in enumerate(rows, 2):
         if "" in row:
             raise MisconfiguredError(
                 f"{file}, row {number}: the column {names[row.index('')]!r} is empty: fill it in, "
                 "or remove the row"
             )
-    return names, rows
+
+
+def _classes(cells: Sequence[str], where: str) -> tuple[Tensor, tuple[str, ...]]:
+    """Return the class of each row, int64 (rows,), and their names."""
+    classes = sorted(set(cells), key=_by_value)
+    if len(classes) > max(2, len(cells) // 3) and all(map(_is_number, classes)):
+        raise MisconfiguredError(
+            f"{where} has {len(classes)} different numbers in {len(cells)} rows, too many for "
+            "classes: predict numbers with task=regression, or name the column of classes with "
+            "label=COLUMN"
+        )
+    if len(classes) < 2:
+        raise MisconfiguredError(
+            f"{where} has only the class {classes[0]!r}: give two or more, or name another column "
+            "with label=COLUMN"
+        )
+    numbers = {name: number for number, name in enumerate(classes)}
+    return torch.tensor([numbers[cell] for cell in cells]), tuple(classes)
+
+
+def _numbers(cells: Sequence[str], train: Tensor, where: str) -> tuple[Tensor, tuple[float, float]]:
+    """Return the numbers to predict, scaled, and their mean and deviation in training rows."""
+    for number, cell in enumerate(cells, 2):
+        if not _is_number(cell) or not math.isfinite(float(cell)):
+            raise MisconfiguredError(
+                f"{where} has {cell!r} in row {number}, which is no finite number: repair it, or "
+                "leave task=regression out to predict classes"
+            )
+    values = torch.tensor([float(cell) for cell in cells], dtype=torch.float64)
+    if bool((values[train] == values[train][0]).all()):
+        raise MisconfiguredError(
+            f"{where} has the same number in all rows that are trained on: name another column "
+            "with label=COLUMN"
+        )
+    return scaled(values, values[train])
 
 
 def _column(cells: Sequence[str], train: Tensor, where: str) -> Tensor:
     """Return a column as features, float32 (rows, features)."""
     if all(map(_is_number, cells)):
-        values = torch.tensor([float(cell) for cell in cells], dtype=torch.float64)[:, None]
+        values = torch.tensor([float(cell) for cell in cells], dtype=torch.float64)
         if not bool(values.isfinite().all()):
             raise MisconfiguredError(f"{where} has numbers that are not finite: repair them")
-        known = values[train]
-        spread = known.std(correction=0)
-        return ((values - known.mean()) / (spread if spread > 0 else 1.0)).float()
+        return scaled(values, values[train])[0][:, None]
     kinds = sorted(set(cells))
     if len(kinds) > _MOST_VALUES:
         raise MisconfiguredError(

@@ -14,6 +14,7 @@ from guyot.app.models.cifar import (
 from guyot.app.models.named import (
     build,
     build_with_inputs,
+    example_of,
     image_shape,
     natural_classes,
     natural_shape,
@@ -26,6 +27,7 @@ __all__ = [
     "build_with_inputs",
     "count_macs",
     "digits_resnet",
+    "example_of",
     "image_shape",
     "load_fitting",
     "natural_classes",

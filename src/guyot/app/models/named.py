@@ -16,17 +16,19 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from guyot.app.factories import is_factory
 from guyot.app.models.cifar import MODELS
 from guyot.app.models.tables import mlp
+from guyot.app.models.texts import Transformer
 from guyot.app.models.weights import load_fitting
 from guyot.app.user_code import accepted, function_of
 from guyot.core.errors import MisconfiguredError
 from guyot.core.storage.files import first_line
 
-ImageShape = tuple[int, int, int]
+Shape = tuple[int, ...]
 
 
 def build(
@@ -77,14 +79,15 @@ def build_with_inputs(
     except MisconfiguredError:
         raise
     except Exception as error:
-        shape = "" if image_shape is None else f" and images of {'x'.join(map(str, image_shape))}"
+        kind = "images" if image_shape is not None and len(image_shape) == 3 else "samples"
+        shape = "" if image_shape is None else f" and {kind} of {'x'.join(map(str, image_shape))}"
         raise MisconfiguredError(
             f"model={name!r} cannot be built with {num_classes} classes{shape}: "
             f"{type(error).__name__}: {first_line(error)}"
         ) from error
 
 
-def natural_shape(name: str) -> ImageShape | None:
+def natural_shape(name: str) -> Shape | None:
     """(C, H, W) that a network was made for; None for a factory of the user's.
 
     Raises:
@@ -100,7 +103,7 @@ def natural_shape(name: str) -> ImageShape | None:
     return _ZOOS[source].shape(key)
 
 
-def image_shape(name: str, size: str | None = None) -> ImageShape | None:
+def image_shape(name: str, size: str | None = None) -> Shape | None:
     """(C, H, W) of the images that a network gets: of that size, else what it was made for.
 
     Args:
@@ -120,9 +123,25 @@ def image_shape(name: str, size: str | None = None) -> ImageShape | None:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*x[1-9]\d*)?", size):
         raise MisconfiguredError(f"input_size={size!r}: give pixels as 224 or 3x224x224")
     first, *others = map(int, size.split("x"))
+    if natural is not None and len(natural) == 1:
+        if others:
+            raise MisconfiguredError(f"input_size={size!r}: give the characters of a text, as 64")
+        return (first,)
     if others:
         return first, others[0], others[1]
     return 3 if natural is None else natural[0], first, first
+
+
+def example_of(name: str, shape: Sequence[int], count: int) -> Tensor:
+    """Return samples of a shape for a network: characters for a transformer, else numbers.
+
+    Example:
+        >>> example_of("digits", (1, 8, 8), 2).shape, example_of("transformer", (16,), 2).dtype
+        (torch.Size([2, 1, 8, 8]), torch.int64)
+    """
+    if name in ("transformer", "guyot:transformer"):
+        return torch.zeros(count, *shape, dtype=torch.int64)
+    return torch.randn(count, *shape)
 
 
 def natural_classes(name: str) -> int:
@@ -144,16 +163,20 @@ class _Own:
     """The networks of this package."""
 
     def names(self) -> Iterable[str]:
-        return (*MODELS, "mlp")
+        return (*MODELS, "mlp", "transformer")
 
     def build(
         self, name: str, num_classes: int, image_shape: Sequence[int] | None, pretrained: bool
     ) -> nn.Module:
         if name == "mlp":
             return mlp(self.shape(name) if image_shape is None else image_shape, num_classes)
+        if name == "transformer":
+            return Transformer(num_classes, (image_shape or self.shape(name))[0])
         return MODELS[name](num_classes)
 
-    def shape(self, name: str) -> ImageShape:
+    def shape(self, name: str) -> Shape:
+        if name == "transformer":
+            return (64,)
         return (1, 8, 8) if name in ("digits", "mlp") else (3, 32, 32)
 
 
@@ -182,7 +205,7 @@ class _Torchvision:
             load_fitting(network, weights.get_state_dict(progress=False), f"the weights of {name}")
         return network
 
-    def shape(self, name: str) -> ImageShape:
+    def shape(self, name: str) -> Shape:
         weights = list(_package("torchvision").models.get_model_weights(name))
         size = weights[0].transforms().crop_size[0] if weights else 224
         return (3, size, size)
@@ -208,7 +231,7 @@ class _Timm:
                 more["img_size"] = tuple(image_shape[1:])
         return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **more)
 
-    def shape(self, name: str) -> ImageShape:
+    def shape(self, name: str) -> Shape:
         config = _package("timm").get_pretrained_cfg(name, allow_unregistered=False)
         return (3, 224, 224) if config is None else tuple(config.input_size)
 

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from guyot.core.axis import groups_in, size_of
+from guyot.core.metric import ACCURACY, Metric, filed
 from guyot.core.types import Axis, Concat, Fixed, Product, Structures, Units, Within
 from guyot.discovery.discovery import Discovery
 from guyot.planning.dynamics import Phase
@@ -39,6 +40,7 @@ class Lines:
         steps: optimiser steps of the whole run.
         size: MACs and parameters of the full network.
         trained: those of the network that trains without a discovery.
+        metric: of the scores.
     """
 
     def __init__(
@@ -48,8 +50,9 @@ class Lines:
         steps: int,
         size: tuple[int, int],
         trained: tuple[int, int],
+        metric: Metric = ACCURACY,
     ) -> None:
-        self._write, self._discovery = write, discovery
+        self._write, self._discovery, self._metric = write, discovery, metric
         self._steps, self._full, self._trained = steps, size, trained
         self._interval = ceil(steps / _INTERVALS)
         self._losses: list[float | Tensor] = []
@@ -69,6 +72,7 @@ class Lines:
             "steps_per_epoch": steps_per_epoch,
             "macs": self._full[0],
             "params": self._full[1],
+            "metric": self._metric.key,
         }
         if self._discovery is not None and self._gates is not None:
             values["discovery"] = self._gates.window
@@ -117,7 +121,7 @@ class Lines:
 
     def epoch(self, values: Mapping[str, Any]) -> None:
         """Another epoch is complete."""
-        self._write("epoch", values)
+        self._write("epoch", filed(values, self._metric))
 
     def ended(self, step: int) -> None:
         """Training is over; what happened since the last step."""

@@ -126,16 +126,16 @@ class Recorder:
         """
         if loss is not None:
             self._recorded.loss(loss.detach() if isinstance(loss, Tensor) else loss)
-        named = {"accuracy": accuracy, "validation_accuracy": validation_accuracy}
-        for name, value in named.items():
-            _check_share(name, value)
-        if any(value is not None for value in named.values()):
+        _check_share("accuracy", accuracy)
+        _check_share("validation_accuracy", validation_accuracy)
+        if accuracy is not None or validation_accuracy is not None:
             step, discovery = self._discovery.steps_done, self._discovery
             figures = {
                 "epoch": None if self._per_epoch is None else step // self._per_epoch,
                 "step": step,
                 "loss": None,
-                **named,
+                "score": accuracy,
+                "validation_score": validation_accuracy,
                 "macs": discovery.macs,
                 "params": discovery.params,
                 "undecided": discovery.undecided,
@@ -185,8 +185,8 @@ class Recorder:
             data=self._config["data"] or "",
             image_shape=(),
             before=Network(discovery.full_macs, discovery.full_params),
-            after=Network(discovery.macs, discovery.params, test_accuracy=test_accuracy),
-            validation_accuracy=next((v for v in reversed(known) if v is not None), None),
+            after=Network(discovery.macs, discovery.params, test_score=test_accuracy),
+            validation_score=next((v for v in reversed(known) if v is not None), None),
             layers=tuple(layer.name for layer in discovery.original.layers),
             removed_layers=tuple(structure["removed_layers"]),
             widths=widths(discovery.original, structure),

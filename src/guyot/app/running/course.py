@@ -72,7 +72,7 @@ class Course:
         self._saved = 0, time.monotonic()
         self._bad = 0
         self.epoch = 0
-        self.tally = Tally(config.device)
+        self.tally = Tally(batches.task, config.device)
 
     @property
     def step(self) -> int:
@@ -123,7 +123,7 @@ class Course:
     def next_epoch(self) -> None:
         """An epoch is complete, with its lines in the journal."""
         self.epoch += 1
-        self.tally = Tally(self._config.device)
+        self.tally = Tally(self._batches.task, self._config.device)
         self.save()
 
     def save(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +19,12 @@ from guyot.app.running.folder import load_run, result_of
 from guyot.app.running.setup import load_data
 from guyot.app.training import score
 from guyot.core.errors import MisconfiguredError
+from guyot.core.metric import Metric, filed
 from guyot.core.storage import read_json
 from guyot.core.warning import warn
 from guyot.report import Latency, measure
 from guyot.results import export
+from guyot.results.fingerprint import inputs_like
 from guyot.results.saved import STRUCTURE, WEIGHTS, read
 
 _BATCH = 500
@@ -37,24 +40,28 @@ class Evaluation:
         folder: of the run.
         model: name of the full network.
         data: name of the data set.
-        images: of the test data.
-        accuracy: in [0, 1].
-        loss: mean cross entropy, nats.
-        macs: multiply-accumulates of one image.
+        metric: of the score.
+        images: samples of the test data.
+        score: on the test data, by the metric.
+        loss: mean of the task's.
+        deviation: root of the mean squared error of a regression, in the unit of what is predicted.
+        macs: multiply-accumulates of one sample.
         params: trainable parameters.
-        image_shape: (C, H, W).
+        image_shape: of one sample, (C, H, W) of an image.
         latency: forward pass in float32 by batch size.
         device: where.
         threads: of the CPU.
-        bf16: accuracy and loss were taken under autocast, as in the run.
+        bf16: score and loss were taken under autocast, as in the run.
     """
 
     folder: str
     model: str
     data: str
+    metric: Metric
     images: int
-    accuracy: float
+    score: float
     loss: float
+    deviation: float | None
     macs: int
     params: int
     image_shape: tuple[int, ...]
@@ -62,6 +69,10 @@ class Evaluation:
     device: str
     threads: int
     bf16: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON, the score called by its metric."""
+        return filed(dataclasses.asdict(self), self.metric) | {"metric": self.metric.key}
 
 
 @dataclass(frozen=True)
@@ -108,19 +119,22 @@ def evaluate_run(
     model = load_run(folder, trust=trust).to(config.device).to(memory_format=torch.channels_last)
     dataset = _as_trained(load_data(config), structure, config)
     test = Batches(dataset, dataset.test, _BATCH, augment=False)
-    result = score(model, test.epoch(0), bf16=bool(config.bf16))
-    shape = dataset.image_shape
-    times = {batch: measure({"it": model}, shape, batch)["it"] for batch in _LATENCY_BATCHES}
+    result = score(model, test.epoch(0), bf16=bool(config.bf16), task=test.task)
+    example = next(test.epoch(0))[0][:2].to(config.device)
+    times = {batch: measure({"it": model}, example, batch)["it"] for batch in _LATENCY_BATCHES}
+    target = dataset.target
     return Evaluation(
         folder=str(folder),
         model=config.model,
         data=config.data,
+        metric=test.task.metric,
         images=len(dataset.test),
-        accuracy=result.accuracy,
+        score=result.value,
         loss=result.loss,
-        macs=count_macs(model, torch.zeros(1, *shape, device=config.device)),
+        deviation=None if target is None else target[1] * math.sqrt(result.loss),
+        macs=count_macs(model, example),
         params=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        image_shape=shape,
+        image_shape=dataset.image_shape,
         latency=times,
         device=config.device,
         threads=torch.get_num_threads(),
@@ -154,15 +168,14 @@ def export_run(
     _, structure = _finished(folder)
     path = folder / _OUTPUTS[format] if output is None else Path(output)
     model = load_run(folder, trust=trust)
-    (described,) = structure["inputs"]
-    shape = tuple(described["tensor"][1:])
+    (example,) = inputs_like(structure["inputs"])
     write = {"onnx": export.to_onnx, "pt2": export.to_program, "state-dict": export.to_source}
-    written = write[format](model, (torch.zeros(2, *shape),), path)
+    written = write[format](model, (example,), path)
     times: dict[str, dict[int, Latency]] = {}
     if format == "onnx":
         models = {"torch": model, "onnxruntime": export.OnnxNetwork(path)}
         for batch in _LATENCY_BATCHES if written.batch is None else (written.batch,):
-            for name, latency in measure(models, shape, batch).items():
+            for name, latency in measure(models, example, batch).items():
                 times.setdefault(name, {})[batch] = latency
     return Delivery(str(folder), format, str(written.path), written.size, written.difference, times)
 
@@ -198,8 +211,9 @@ def _finished(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
 def _usable(config: RunConfig, data_dir: str | None) -> RunConfig:
     """The settings on this machine, with the data where it is now."""
     if data_dir is not None:
-        if config.data.startswith("imagefolder:"):
-            config = dataclasses.replace(config, data=f"imagefolder:{data_dir}")
+        kind, _, place = config.data.partition(":")
+        if place and kind in ("imagefolder", "table", "text"):
+            config = dataclasses.replace(config, data=f"{kind}:{data_dir}")
         else:
             config = dataclasses.replace(config, data_dir=data_dir)
     try:
@@ -215,10 +229,17 @@ def _usable(config: RunConfig, data_dir: str | None) -> RunConfig:
 def _as_trained(dataset: Dataset, structure: Mapping[str, Any], config: RunConfig) -> Dataset:
     """The data with the statistics of the run; refused when it is other data."""
     shape = tuple(structure["inputs"][0]["tensor"][1:])
-    found, classes = dataset.image_shape, len(dataset.classes)
-    if found != shape or classes != structure["classes"]:
+    found, outputs = dataset.image_shape, dataset.outputs
+    if found != shape or outputs != structure["classes"]:
         raise MisconfiguredError(
-            f"data={config.data!r} has {classes} classes and images of shape {found}, the network "
+            f"data={config.data!r} has {outputs} classes and samples of shape {found}, the network "
             f"{structure['classes']} and {shape}: give the data_dir of the run's data"
+        )
+    characters = dataset.task == "text" and list(dataset.classes) != structure["class_names"]
+    target = dataset.target is not None and list(dataset.target) != structure["target"]
+    if characters or target:
+        raise MisconfiguredError(
+            f"data={config.data!r} is not what the network was trained on, it has other "
+            f"{'characters' if characters else 'numbers'}: give the data_dir of the run's data"
         )
     return dataclasses.replace(dataset, mean=tuple(structure["mean"]), std=tuple(structure["std"]))

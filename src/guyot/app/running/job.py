@@ -61,7 +61,8 @@ class Job:
         assert dataset.validation is not None
         self.config, self.dataset, self.ranks = config, dataset, ranks
         share = (ranks.rank, ranks.size)
-        self.recipe = recipe_of(config)
+        self.recipe = recipe_of(config, dataset.task)
+        self.task = self.recipe.task
         self.batches = Batches(
             dataset, dataset.train, config.batch_size, augment=True, seed=config.seed, share=share
         )
@@ -70,10 +71,9 @@ class Job:
         )
         self.test = Batches(dataset, dataset.test, _EVALUATION_BATCH, augment=False)
         images = next(Batches(dataset, dataset.train, 2, augment=False).epoch(0))[0]
-        classes = len(dataset.classes)
         seed_all(config.seed)  # here, since reading data draws the first time and never again
-        model = network_of(config, classes, dataset.image_shape)
-        check_forward(model, images, config, classes)
+        model = network_of(config, dataset.outputs, dataset.image_shape)
+        check_forward(model, images, config, dataset)
         self.model = model.to(config.device).to(memory_format=torch.channels_last)
         self.full = copy.deepcopy(self.model)
         if config.distill:
@@ -137,7 +137,8 @@ class Job:
         """
         size, steps = (self.before.macs, self.before.params), len(self.batches)
         total = self.config.epochs * steps
-        journal = Journal(folder, watcher, self.discovery, total, size, self.size)
+        metric = self.task.metric
+        journal = Journal(folder, watcher, self.discovery, total, size, self.size, metric)
         course = self._course(folder, journal, family)
         if begin is not None:
             begin(course)
@@ -159,17 +160,19 @@ class Job:
         if course.epoch < self.config.epochs:
             course.save()
             interrupted = self._phase
-        accuracy = self._end(interrupted is not None, course.epoch)
+        score = self._end(interrupted is not None, course.epoch)
         journal.ended(course.epoch * steps)
         structure = {
             "model": self.config.model,
-            "classes": len(self.dataset.classes),
+            "classes": self.dataset.outputs,
+            "class_names": list(self.dataset.classes),
+            "target": self.dataset.target,
             "mean": self.dataset.mean,
             "std": self.dataset.std,
             **self._structure,
         }
         folder.network(self.model, (self.example,), structure)
-        outcome = self._outcome(interrupted, accuracy, course)
+        outcome = self._outcome(interrupted, score, course)
         if interrupted is None and self.ranks.rank == 0:
             watcher.measuring()
             outcome = self._measured(outcome, stop)
@@ -245,21 +248,21 @@ class Job:
 
     def _validate(self, epoch: int) -> float:
         with self._evaluation(epoch):
-            return self._accuracy()
+            return self._score()
 
-    def _accuracy(self) -> float:
-        """On the validation images, those of all ranks."""
+    def _score(self) -> float:
+        """On the validation data, that of all ranks."""
         batches, total = self.validation.epoch(0), self.ranks.sum
-        return evaluate(self.model, batches, bf16=self.recipe.bf16, total=total)
+        return evaluate(self.model, batches, bf16=self.recipe.bf16, task=self.task, total=total)
 
-    def _progress(self, epoch: int, result: EpochResult, accuracy: float, tally: Tally) -> Progress:
+    def _progress(self, epoch: int, result: EpochResult, score: float, tally: Tally) -> Progress:
         discovery = self.discovery
         return Progress(
             epoch=epoch,
             step=epoch * len(self.batches),
             loss=result.loss,
-            accuracy=result.accuracy,
-            validation_accuracy=accuracy,
+            score=result.score,
+            validation_score=score,
             macs=self.size[0] if discovery is None else discovery.macs,
             params=self.size[1] if discovery is None else discovery.params,
             undecided=0 if discovery is None else discovery.undecided,
@@ -270,20 +273,20 @@ class Job:
         )
 
     def _end(self, interrupted: bool, epoch: int) -> float:
-        """Make the network a plain one; its validation accuracy."""
+        """Make the network a plain one; its score on validation data."""
         if self.discovery is not None and interrupted:
             with self._evaluation(epoch):
-                accuracy = self._accuracy()
+                score = self._score()
                 statistics = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
             self.model = self.discovery.abandon()
             self.model.load_state_dict(statistics, strict=False)
-            return accuracy
+            return score
         if self.discovery is not None:
             self.model = self.discovery.finish()
         share_buffers(self.model, self.ranks)
-        return self._accuracy()
+        return self._score()
 
-    def _outcome(self, interrupted: str | None, accuracy: float, course: Course) -> Outcome:
+    def _outcome(self, interrupted: str | None, score: float, course: Course) -> Outcome:
         cut = self.slim if self.discovery is None else self.discovery
         found = () if self.discovery is None else self.discovery.original.layers
         kept = () if cut is None else widths(cut.original, self._structure)
@@ -293,7 +296,7 @@ class Job:
             image_shape=self.dataset.image_shape,
             before=self.before,
             after=Network(count_macs(self.model, self.example), _params(self.model)),
-            validation_accuracy=accuracy,
+            validation_score=score,
             layers=tuple(layer.name for layer in found),
             removed_layers=tuple(self._structure["removed_layers"]),
             widths=kept,
@@ -302,23 +305,25 @@ class Job:
             device=self.config.device,
             threads=self.config.threads or torch.get_num_threads(),
             interrupted=interrupted,
+            metric=self.task.metric,
         )
 
     def _measured(self, outcome: Outcome, stop: Callable[[], bool]) -> Outcome:
-        """With test accuracy and, unless somebody wants to stop, latency."""
-        accuracy = evaluate(self.model, self.test.epoch(0), bf16=self.recipe.bf16)
+        """With the score on test data and, unless somebody wants to stop, latency."""
+        batches = self.test.epoch(0)
+        score = evaluate(self.model, batches, bf16=self.recipe.bf16, task=self.task)
         models = {"before": self.full, "after": self.model}
         times: dict[str, dict[int, Latency]] = {name: {} for name in models}
         for batch in _LATENCY_BATCHES:
             if not stop():
-                for name, latency in measure(models, self.dataset.image_shape, batch).items():
+                for name, latency in measure(models, self.example, batch).items():
                     times[name][batch] = latency
         before = dataclasses.replace(
             outcome.before,
             latency=times["before"],
-            test_accuracy=accuracy if self.discovery is None and self.slim is None else None,
+            test_score=score if self.discovery is None and self.slim is None else None,
         )
-        after = dataclasses.replace(outcome.after, latency=times["after"], test_accuracy=accuracy)
+        after = dataclasses.replace(outcome.after, latency=times["after"], test_score=score)
         images = len(self.dataset.test)
         return dataclasses.replace(outcome, before=before, after=after, test_images=images)
 

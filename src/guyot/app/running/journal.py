@@ -7,6 +7,7 @@ import dataclasses
 from guyot.app.recording import Lines
 from guyot.app.running.folder import RunFolder
 from guyot.app.running.watcher import Progress, Watcher
+from guyot.core.metric import Metric
 from guyot.discovery.discovery import Discovery
 from guyot.surgery.record import Removal
 
@@ -21,6 +22,7 @@ class Journal(Lines):
         steps: optimiser steps of the whole run.
         size: MACs and parameters of the full network.
         trained: those of the network that trains without a discovery.
+        metric: of the scores.
     """
 
     def __init__(
@@ -31,8 +33,9 @@ class Journal(Lines):
         steps: int,
         size: tuple[int, int],
         trained: tuple[int, int],
+        metric: Metric,
     ) -> None:
-        super().__init__(folder.metric, discovery, steps, size, trained)
+        super().__init__(folder.metric, discovery, steps, size, trained, metric)
         self._folder, self._watcher = folder, watcher
 
     def removals(self) -> list[Removal]:

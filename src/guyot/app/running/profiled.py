@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from guyot.app.models import build, image_shape
+from guyot.app.models import build, example_of, image_shape
 from guyot.app.running.setup import usable
 from guyot.core.errors import MisconfiguredError
 from guyot.core.storage import read_json
@@ -61,8 +61,9 @@ def profile_model(  # noqa: PLR0913 - what the command asks
     if threads is not None:
         torch.set_num_threads(threads)
     network = build(model, classes, sizes).to(device).to(memory_format=torch.channels_last)
-    images = torch.randn(batch, *sizes, device=device)
-    images = images.contiguous(memory_format=torch.channels_last)
+    images = example_of(model, sizes, batch).to(device)
+    if images.dim() == 4:
+        images = images.contiguous(memory_format=torch.channels_last)
     if measurements is None:
         found = profile(network, (images,), seconds=seconds)
     else:

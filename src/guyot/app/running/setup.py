@@ -18,6 +18,7 @@ from guyot.app.config import RunConfig
 from guyot.app.data import Dataset, load_dataset
 from guyot.app.models import build, load_fitting
 from guyot.app.running.machine import remembered
+from guyot.app.tasks import TASKS
 from guyot.app.training import Recipe, make_optimizer, prefers_bf16
 from guyot.app.user_code import accepted, function_of
 from guyot.core.errors import MisconfiguredError
@@ -111,6 +112,10 @@ def load_data(config: RunConfig) -> Dataset:
             image_size=config.image_size,
             skip_corrupt=config.on_corrupt == "skip",
             test_share=config.test_share,
+            regression=config.task == "regression",
+            label=config.label,
+            context=config.context,
+            validation=config.validation,
         )
     except ImportError as error:
         raise MisconfiguredError(
@@ -125,27 +130,30 @@ def load_data(config: RunConfig) -> Dataset:
     return dataset.hold_out(max(1, round(config.validation * len(dataset.train))))
 
 
-def check_forward(model: nn.Module, images: Tensor, config: RunConfig, classes: int) -> None:
-    """Run a copy of the model on two images, in training mode.
+def check_forward(model: nn.Module, images: Tensor, config: RunConfig, data: Dataset) -> None:
+    """Run a copy of the model on two samples, in training mode.
 
     Raises:
-        MisconfiguredError: it fails, or gives anything but (2, classes) logits.
+        MisconfiguredError: it fails, or its output has not the shape that the task needs.
     """
     shape = "x".join(str(n) for n in images.shape[1:])
-    problem = f"model={config.model!r} does not fit data={config.data!r} with images of {shape}"
+    kind = "images" if images.dim() == 4 else "samples"
+    problem = f"model={config.model!r} does not fit data={config.data!r} with {kind} of {shape}"
+    needed = TASKS[data.task].shape(images, data.outputs)
     remedy = "choose another model or data" + (
         ", or another image_size" if config.data.startswith("imagefolder") else ""
     )
     try:
         with torch.no_grad(), isolated():
             logits = copy.deepcopy(model).train()(images)
-    except (RuntimeError, ValueError) as error:
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise MisconfiguredError(f"{problem}: {reason}; {remedy}") from error
-    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+    if not isinstance(logits, Tensor) or logits.shape != needed:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        what = "predictions" if data.task == "regression" else "logits"
         raise MisconfiguredError(
-            f"{problem}: its output is {found}, not a tensor of (2, {classes}) logits; {remedy}"
+            f"{problem}: its output is {found}, not a tensor of {needed} {what}; {remedy}"
         )
 
 
@@ -175,31 +183,35 @@ class LossOfUser(Recipe):
 
     Attributes:
         name: of the function, for errors.
-        function: of logits and labels; its result must be a scalar.
+        function: of outputs and labels; its result must be a scalar.
     """
 
     name: str = ""
     function: Callable[[Tensor, Tensor], Any] = F.cross_entropy
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss of a batch.
 
         Raises:
             MisconfiguredError: the function returns something else.
         """
-        loss = self.function(logits, labels)
-        free = torch.is_grad_enabled() and logits.requires_grad
+        loss = self.function(*self.task.aligned(outputs, targets))
+        free = torch.is_grad_enabled() and outputs.requires_grad
         if not isinstance(loss, Tensor) or loss.dim() or (free and not loss.requires_grad):
             found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise MisconfiguredError(
                 f"loss={self.name!r} returned {found}: return the mean over the samples, a tensor "
-                "of no dimension that depends on the logits"
+                "of no dimension that depends on the outputs"
             )
         return loss
 
 
-def recipe_of(config: RunConfig) -> Recipe:
+def recipe_of(config: RunConfig, task: str) -> Recipe:
     """Return how to train.
+
+    Args:
+        config: of the run.
+        task: of its data.
 
     Raises:
         MisconfiguredError: there is no such function as the loss.
@@ -213,10 +225,11 @@ def recipe_of(config: RunConfig) -> Recipe:
         "decay": config.decay,
         "label_smoothing": config.label_smoothing,
         "bf16": bool(config.bf16),
+        "task": TASKS[task],
     }
     if config.loss is None:
         return Recipe(**settings)
-    function = function_of(config.loss, "loss", "the mean loss of logits and labels")
+    function = function_of(config.loss, "loss", "the mean loss of outputs and labels")
     return LossOfUser(**settings, name=config.loss, function=function)
 
 

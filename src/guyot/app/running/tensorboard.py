@@ -23,8 +23,6 @@ _SCALARS: dict[str, dict[str, str]] = {
         "seconds": "seconds/step",
     },
     "epoch": {
-        "accuracy": "accuracy/training",
-        "validation_accuracy": "accuracy/validation",
         "undecided": "gates/undecided",
         "seconds": "seconds/epoch",
         "lr": "learning rate/lr",
@@ -57,6 +55,7 @@ class Board:
             ) from error
         self._open = partial(SummaryWriter, str(folder))
         self._groups: list[str] = []
+        self._scores: dict[str, str] = {}
 
     @cached_property
     def _writer(self) -> SummaryWriter:
@@ -66,7 +65,10 @@ class Board:
         """Write what has a picture; ignore everything else."""
         if event == "network":
             self._groups = [group["name"] for group in values.get("groups", ())]
-        for name, tag in _SCALARS.get(event, {}).items():
+            key = values["metric"]
+            self._scores = {key: f"{key}/training", f"validation_{key}": f"{key}/validation"}
+        scores = self._scores if event == "epoch" else {}
+        for name, tag in (_SCALARS.get(event, {}) | scores).items():
             if values[name] is not None:
                 self._writer.add_scalar(tag, values[name], values["step"])
         if event == "gates":

@@ -16,10 +16,10 @@ class Progress:
     Attributes:
         epoch: complete epochs.
         step: optimiser steps so far.
-        loss: mean training loss, nats.
-        accuracy: on the training batches; of sampled networks during discovery.
-        validation_accuracy: of the most probable network.
-        macs: multiply-accumulates of one image.
+        loss: mean training loss.
+        score: on the training batches; of sampled networks during discovery.
+        validation_score: of the most probable network.
+        macs: multiply-accumulates of one sample.
         params: trainable parameters.
         undecided: structures whose keep probability is neither 0 nor 1.
         expected_complexity: expected share of the full network's complexity.
@@ -31,8 +31,8 @@ class Progress:
     epoch: int
     step: int
     loss: float
-    accuracy: float
-    validation_accuracy: float
+    score: float
+    validation_score: float
     macs: int
     params: int
     undecided: int
@@ -64,7 +64,7 @@ class Watcher(Protocol):
         """One more epoch is complete."""
 
     def measuring(self) -> None:
-        """Training is over; test accuracy and latency come next."""
+        """Training is over; the score on test data and latency come next."""
 
 
 class Silent(Watcher):

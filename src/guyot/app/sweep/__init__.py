@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from guyot.app.sweep.crew import Crew
-from guyot.app.sweep.plan import OBJECTIVES, Sweep, objective, trial_name
+from guyot.app.sweep.plan import Sweep, objective, trial_name
 from guyot.app.sweep.study import enqueue, experimental, open_study, outcome
 from guyot.core.errors import MisconfiguredError
 
-__all__ = ["OBJECTIVES", "Sweep", "objective", "outcome", "run", "trial_name"]
+__all__ = ["Sweep", "objective", "outcome", "run", "trial_name"]
 
 
 def run(

@@ -10,15 +10,11 @@ from itertools import product
 from typing import Any
 
 from guyot.app.config import RunConfig
+from guyot.app.settings import did_you_mean
 from guyot.core.errors import MisconfiguredError
 from guyot.planning.config import DIALS
 
-OBJECTIVES = {
-    "accuracy": "maximize",
-    "macs": "minimize",
-    "params": "minimize",
-    "latency": "minimize",
-}
+_COSTS = ("macs", "params", "latency")
 
 
 @dataclass(frozen=True)
@@ -30,7 +26,8 @@ class Sweep:
         grid: dial -> values; all combinations are tried.
         ranges: dial -> lowest and highest value of a search; empty for a grid.
         trials: how many a search makes.
-        objectives: of accuracy (on validation images), macs, params, latency (batch 1, ms).
+        objectives: of the score (on validation data, called by its metric, such as accuracy), macs,
+            params, latency (batch 1, ms); empty: the score and macs.
 
     Raises:
         MisconfiguredError: nothing to try, an unknown dial or objective, or a bad range.
@@ -42,14 +39,18 @@ class Sweep:
         default_factory=dict[str, tuple[float, float]]
     )
     trials: int = 20
-    objectives: tuple[str, ...] = ("accuracy", "macs")
+    objectives: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if unknown := [name for name in self.objectives if name not in OBJECTIVES]:
+        known = (self.base.metric.key, *_COSTS)
+        if not self.objectives:
+            object.__setattr__(self, "objectives", known[:2])
+        if unknown := [name for name in self.objectives if name not in known]:
             raise MisconfiguredError(
-                f"objective={unknown[0]!r} is unknown: choose among {', '.join(OBJECTIVES)}"
+                f"objective={unknown[0]!r} is unknown: choose among {', '.join(known)}"
+                f"{did_you_mean(unknown[0], known)}"
             )
-        if not self.objectives or len(set(self.objectives)) < len(self.objectives):
+        if len(set(self.objectives)) < len(self.objectives):
             raise MisconfiguredError(f"objective={self.objectives}: give each at most once")
         varied = {*self.grid, *self.ranges}
         if not varied or not varied <= set(DIALS) or bool(self.grid) == bool(self.ranges):
@@ -66,6 +67,12 @@ class Sweep:
             raise MisconfiguredError(f"trials={self.trials}: give at least 1")
         for _ in self.configs():  # every one is valid
             pass
+
+    @property
+    def directions(self) -> list[str]:
+        """Return for each objective whether to maximize or minimize it, in Optuna's words."""
+        best = self.base.metric.key if self.base.metric.higher else ""
+        return ["maximize" if name == best else "minimize" for name in self.objectives]
 
     def config(self, values: Mapping[str, float]) -> RunConfig:
         """The trial with these dials."""
@@ -96,10 +103,6 @@ def trial_name(config: RunConfig) -> str:
 def objective(result: Mapping[str, Any], name: str) -> float:
     """The value of an objective in a `result.json`."""
     after = result["after"]
-    values = {
-        "accuracy": lambda: result["validation_accuracy"],
-        "macs": lambda: after["macs"],
-        "params": lambda: after["params"],
-        "latency": lambda: after["latency"]["1"]["median"],
-    }
-    return float(values[name]())
+    if name == "latency":
+        return float(after["latency"]["1"]["median"])
+    return float(after[name] if name in _COSTS else result[f"validation_{name}"])

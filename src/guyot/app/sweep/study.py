@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from guyot.app.sweep.plan import OBJECTIVES, Sweep, trial_name
+from guyot.app.sweep.plan import Sweep, trial_name
 from guyot.core.errors import MisconfiguredError
 from guyot.report import TRIALS
 
@@ -53,7 +53,7 @@ def open_study(sweep: Sweep, folder: Path, storage: str | None) -> Any:
     study = _created(
         url,
         study_name="guyot" if storage is None else f"guyot-{folder.name}",
-        directions=[OBJECTIVES[name] for name in sweep.objectives],
+        directions=sweep.directions,
         sampler=optuna.samplers.TPESampler(seed=sweep.base.seed, constant_liar=True)
         if sweep.ranges
         else optuna.samplers.RandomSampler(),

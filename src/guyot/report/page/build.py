@@ -20,8 +20,8 @@ from guyot.report.page.planes import left_out, planes
 from guyot.report.page.reasons import COLUMNS, Reasons, reasons
 from guyot.report.page.style import Style, style
 from guyot.report.page.summary import (
-    EPOCH_COLUMNS,
     about,
+    epoch_columns,
     epochs,
     made,
     notes,
@@ -87,6 +87,7 @@ def render(runs: Sequence[History]) -> str:
     return environment.get_template("report.html.jinja").render(
         version=importlib.metadata.version("guyot"),
         title=title_of(runs),
+        score=runs[0].metric.name,
         about=about(runs),
         sentence=sentence(runs[0]),
         tiles=tiles(runs[0]),
@@ -97,7 +98,7 @@ def render(runs: Sequence[History]) -> str:
         left_out=left_out(runs),
         reason_columns=COLUMNS,
         curves=panels,
-        epoch_columns=EPOCH_COLUMNS,
+        epoch_columns=epoch_columns(runs[0].metric),
         data=_embedded(_data(runs, sections, panels)),
     )
 

@@ -1,12 +1,14 @@
-"""Loss, accuracy, MACs, parameters and step time over epochs: panels above one another."""
+"""Loss, score, MACs, parameters and step time over epochs: panels above one another."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from guyot.core.metric import Metric
 from guyot.report.history import History
 from guyot.report.page.scale import Point, Scale, around, log_ticks, path, steps, ticks
 from guyot.report.page.style import Style
@@ -17,7 +19,7 @@ _LOG_RANGE = 20
 _OUTLIER = 4
 _DOTS = 12
 _EARLY = 3
-"""Accuracies of the first third may lie below the axis, so that the others are not squashed."""
+"""Scores of the first third may lie below the axis, so that the others are not squashed."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Quantity:
         stepped: it keeps its value until the next line.
         zero: the axis begins at 0.
         note: what a second, thin line shows.
+        metric: if it is a score.
         other: value of the second line.
     """
 
@@ -44,6 +47,7 @@ class Quantity:
     stepped: bool = False
     zero: bool = False
     note: str = ""
+    metric: Metric | None = None
     other: Callable[[History, Any], float | None] | None = None
 
 
@@ -67,17 +71,34 @@ def _left(key: str, title: str, **more: Any) -> Quantity:
     return Quantity(key, title, "steps", share, percent, stepped=True, zero=True, **more)
 
 
-QUANTITIES = (
-    Quantity("loss", "Training loss, nats", "steps", lambda _, x: x.get("loss"), "{:.3g}".format),
-    Quantity(
-        "accuracy",
-        "Validation accuracy",
+def score_text(metric: Metric) -> Callable[[float], str]:
+    """Return what writes a score.
+
+    Example:
+        >>> score_text(ACCURACY)(0.5), score_text(R2)(0.5)
+        ('50.0 %', '0.500')
+    """
+    return percent if metric.percent else partial(metric.text, digits=3)
+
+
+def quantities(metric: Metric) -> tuple[Quantity, ...]:
+    """Return what is drawn of runs with these scores."""
+    loss = f"Training loss, {metric.unit}"
+    score = Quantity(
+        metric.key,
+        f"Validation {metric.name}",
         "epoch",
-        lambda _, x: x["validation_accuracy"],
-        percent,
+        lambda _, x: x[f"validation_{metric.key}"],
+        score_text(metric),
         note="thin: on training batches",
-        other=lambda _, x: x["accuracy"],
-    ),
+        metric=metric,
+        other=lambda _, x: x[metric.key],
+    )
+    measured = Quantity("loss", loss, "steps", lambda _, x: x.get("loss"), "{:.3g}".format)
+    return (measured, score, *_COSTS)
+
+
+_COSTS = (
     _left(
         "macs",
         "MACs",
@@ -229,7 +250,7 @@ def curves(runs: Sequence[History], styles: Sequence[Style], layout: Places) -> 
     across = Scale(0, last, layout.left, layout.right)
     panels: list[Panel] = []
     top = layout.top
-    for quantity in QUANTITIES:
+    for quantity in quantities(runs[0].metric):
         lines = [points(run, quantity) for run in runs]
         if any(lines):
             panels.append(_panel(quantity, runs, styles, across, float(top)))
@@ -258,10 +279,10 @@ def limits(quantity: Quantity, lines: Sequence[Sequence[Point]]) -> tuple[float,
     if quantity.zero:
         usual = max(max(_OUTLIER * statistics.median(line), line[-1]) for line in found)
         return 0.0, 1.06 * min(high, usual), False
-    if quantity.key == "accuracy":
+    if quantity.metric is not None:
         low = max(low, min(min(line[len(line) // _EARLY :]) for line in found))
         low, high = around([low, high], least=0.02)
-        return low, min(high, 1.0), False
+        return low, min(high, quantity.metric.high or high), False
     return *around([low, high], least=0.02), False
 
 
@@ -312,7 +333,7 @@ def tick_text(quantity: Quantity, value: float) -> str:
 def readouts(runs: Sequence[History]) -> list[dict[str, Any]]:
     """Return what the cursor reads in every panel: epochs and values in words, per run."""
     result: list[dict[str, Any]] = []
-    for quantity in QUANTITIES:
+    for quantity in quantities(runs[0].metric):
         found = [points(run, quantity) for run in runs]
         if not any(found):
             continue

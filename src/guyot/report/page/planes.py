@@ -1,4 +1,4 @@
-"""Accuracy against MACs and against parameters: where the runs ended."""
+"""Scores against MACs and against parameters: where the runs ended."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+from guyot.core.metric import Metric
 from guyot.report.history import History
-from guyot.report.page.curves import Tick, percent
+from guyot.report.page.curves import Tick, score_text
 from guyot.report.page.labels import Label, label
 from guyot.report.page.scale import Point, Scale, around, log_ticks, path, steps, ticks
 from guyot.report.page.style import Style
@@ -23,7 +24,7 @@ class End(NamedTuple):
 
     run: int
     cost: int
-    accuracy: float
+    score: float
 
 
 @dataclass(frozen=True)
@@ -41,23 +42,23 @@ class Mark:
 
 @dataclass(frozen=True)
 class Plane:
-    """Accuracy against a cost.
+    """Score against a cost.
 
     Attributes:
         cost: "MACs of one image" or "parameters".
-        accuracy: which one.
-        marks: of the runs that have an accuracy.
+        score: which one.
+        marks: of the runs that have a score.
         across: ticks of the cost.
-        up: ticks of the accuracy.
+        up: ticks of the score.
         full: where the full networks are; None when there are several.
-        fronts: SVG path of the best accuracy at most so much cost, for runs that compare.
+        fronts: SVG path of the best score at most so much cost, for runs that compare.
     """
 
     width, height = 540, 342
     left, right, top, bottom = 64, 522, 26, 296
 
     cost: str
-    accuracy: str
+    score: str
     marks: Sequence[Mark]
     across: Sequence[Tick]
     up: Sequence[Tick]
@@ -65,33 +66,44 @@ class Plane:
     fronts: str
 
 
-COSTS: tuple[tuple[str, str], ...] = (("macs", "MACs of one image"), ("params", "parameters"))
+COSTS: tuple[str, ...] = ("macs", "params")
 
 
-def accuracy_of(runs: Sequence[History]) -> str:
-    """Return which accuracy to compare: that on test data where all that ended have one."""
-    tested = all(run.test_accuracy is not None for run in runs if run.status == "finished")
-    return "test accuracy" if tested else "validation accuracy"
+def cost_title(runs: Sequence[History], cost: str) -> str:
+    """Return what a cost is called."""
+    return "parameters" if cost == "params" else f"MACs of one {runs[0].sample}"
+
+
+def part_of(runs: Sequence[History]) -> str:
+    """Return on which data to compare: on test data where all that ended were tested."""
+    tested = all(run.test_score is not None for run in runs if run.status == "finished")
+    return "test" if tested else "validation"
+
+
+def score_title(runs: Sequence[History]) -> str:
+    """Return what the scores that are compared are called."""
+    return f"{part_of(runs)} {runs[0].metric.name}"
 
 
 def ends(runs: Sequence[History], cost: str) -> list[End]:
-    """Return cost ("macs" or "params") and accuracy of the finished runs."""
-    key = accuracy_of(runs).replace(" ", "_")
+    """Return cost ("macs" or "params") and score of the finished runs."""
+    key = f"{part_of(runs)}_score"
     ended = [(number, run) for number, run in enumerate(runs) if run.status == "finished"]
     found = [(number, run, getattr(run, key)) for number, run in ended]
     return [End(n, getattr(run, cost), value) for n, run, value in found if value is not None]
 
 
-def front(ends: Sequence[End]) -> list[End]:
+def front(ends: Sequence[End], metric: Metric) -> list[End]:
     """Return the ends that no other one beats in both, by rising cost.
 
     Example:
-        >>> front([End(0, 3, 0.9), End(1, 1, 0.7), End(2, 2, 0.95), End(3, 4, 0.95)])
-        [End(run=1, cost=1, accuracy=0.7), End(run=2, cost=2, accuracy=0.95)]
+        >>> front([End(0, 3, 0.9), End(1, 1, 0.7), End(2, 2, 0.95), End(3, 4, 0.95)], ACCURACY)
+        [End(run=1, cost=1, score=0.7), End(run=2, cost=2, score=0.95)]
     """
     result: list[End] = []
-    for end in sorted(ends, key=lambda end: (end.cost, -end.accuracy)):
-        if not result or end.accuracy > result[-1].accuracy:
+    sign = -1 if metric.higher else 1
+    for end in sorted(ends, key=lambda end: (end.cost, sign * end.score)):
+        if not result or metric.better(end.score, result[-1].score):
             result.append(end)
     return result
 
@@ -106,50 +118,60 @@ def fronts(found: Sequence[End], runs: Sequence[History]) -> list[list[End]]:
     for end in found:
         run = runs[end.run]
         groups.setdefault((run.config["data"], run.family), []).append(end)
-    return [front(group) for group in groups.values()]
+    return [front(group, runs[0].metric) for group in groups.values()]
 
 
 def planes(runs: Sequence[History], styles: Sequence[Style]) -> list[Plane]:
-    """Return both planes; none unless two runs or more are finished and have an accuracy."""
-    found = [(key, title, ends(runs, key)) for key, title in COSTS]
-    return [_plane(key, title, end, runs, styles) for key, title, end in found if len(end) > 1]
+    """Return both planes; none unless two runs or more are finished and have a score."""
+    found = [(key, ends(runs, key)) for key in COSTS]
+    return [_plane(key, end, runs, styles) for key, end in found if len(end) > 1]
 
 
 def _plane(
-    key: str, title: str, found: Sequence[End], runs: Sequence[History], styles: Sequence[Style]
+    key: str, found: Sequence[End], runs: Sequence[History], styles: Sequence[Style]
 ) -> Plane:
+    title, metric = cost_title(runs, key), runs[0].metric
     left, right, top, bottom = Plane.left, Plane.right, Plane.top, Plane.bottom
     full = {runs[end.run].network[key] for end in found}
     costs = [*full, *(end.cost for end in found)]
     across = cost_scale(costs, left, right)
-    low, high = around([end.accuracy for end in found], margin=0.15, least=0.01)
-    up = Scale(low, min(high, 1.0), bottom, top)
+    up = Scale(*score_range(metric, [end.score for end in found]), bottom, top)
     drawn: list[list[Point]] = []
     for best in fronts(found, runs):
-        corners = steps([(across(end.cost), up(end.accuracy)) for end in best])
+        corners = steps([(across(end.cost), up(end.score)) for end in best])
         drawn.append([*corners, (right, corners[-1][1])])
     lines = [
         (min(a, c) - 1, min(b, d) - 1, max(a, c) + 1, max(b, d) + 1)
         for corners in drawn
         for (a, b), (c, d) in pairwise(corners)
     ]
-    places = [(across(end.cost), up(end.accuracy)) for end in found]
+    places = [(across(end.cost), up(end.score)) for end in found]
     names = [runs[end.run].name for end in found]
     labels = label(places, names, (left + 2, top, Plane.width, bottom - 2), lines)
-    accuracy = accuracy_of(runs)
+    score = score_title(runs)
     marks: list[Mark] = []
     for end, (x, y), place, name in zip(found, places, labels, names, strict=True):
-        words = [(accuracy, percent(end.accuracy)), (title, count_text(end.cost))]
+        words = [(score, score_text(metric)(end.score)), (title, count_text(end.cost))]
         marks.append(Mark(end.run, x, y, place, name, styles[end.run], words))
     return Plane(
         title,
-        accuracy,
+        score,
         marks,
         [Tick(across(v), count_text(round(v)) if v else "0") for v in cost_ticks(across)],
-        [Tick(up(v), f"{100 * v:g} %") for v in ticks(up.low, up.high, 5)],
+        [Tick(up(v), _tick(metric, v)) for v in ticks(up.low, up.high, 5)],
         Tick(across(min(full)), "full network") if len(full) == 1 else None,
         "".join(map(path, drawn)),
     )
+
+
+def score_range(metric: Metric, scores: Sequence[float]) -> tuple[float, float]:
+    """Return the ends of an axis for scores."""
+    low, high = around(scores, margin=0.15, least=0.01)
+    return low, high if metric.high is None else min(high, metric.high)
+
+
+def _tick(metric: Metric, value: float) -> str:
+    return f"{100 * value:g} %" if metric.percent else f"{value:g}"
 
 
 def cost_scale(costs: Sequence[float], start: float, stop: float) -> Scale:

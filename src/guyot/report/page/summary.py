@@ -7,15 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from guyot.core.metric import Metric
 from guyot.report.comparison import Compared, compare, difference_text
 from guyot.report.history import History, Line
-from guyot.report.page.curves import percent
+from guyot.report.page.curves import percent, score_text
 from guyot.report.table import UNKNOWN, Figure, count_text, figures, latency_notes, latency_text
 
-EPOCH_COLUMNS = (
-    "epoch", "phase", "loss", "training accuracy", "validation accuracy", "MACs", "parameters",
-    "undecided", "learning rate", "seconds",
-)  # fmt: skip
+
+def epoch_columns(metric: Metric) -> tuple[str, ...]:
+    """Return the columns of `epochs`."""
+    return (
+        "epoch", "phase", "loss", f"training {metric.name}", f"validation {metric.name}", "MACs",
+        "parameters", "undecided", "learning rate", "seconds",
+    )  # fmt: skip
 
 
 _STATUS = {
@@ -119,26 +123,29 @@ def sentence(run: History) -> str:
         "failed": "The run failed, its last losses were not finite; the network had",
     }[run.status]
     text = f"{state} {percent(macs)} of its MACs and {percent(params)} of its parameters."
-    if run.test_accuracy is not None:
-        text = f"{text} Its test accuracy is {percent(run.test_accuracy)}."
-        if run.full is not None and run.before.test_accuracy is not None:
-            more = 100 * (run.test_accuracy - run.before.test_accuracy)
+    metric, written = run.metric, score_text(run.metric)
+    if run.test_score is not None:
+        text = f"{text} Its test {metric.name} is {written(run.test_score)}."
+        if run.full is not None and run.before.test_score is not None:
             text += (
                 f" The full network, trained in the same way, has "
-                f"{percent(run.before.test_accuracy)}: a difference of {more:+.1f} points."
+                f"{written(run.before.test_score)}: a difference of "
+                f"{metric.difference(run.test_score - run.before.test_score)}."
             )
         return text
-    if run.validation_accuracy is not None:
-        return f"{text} Its validation accuracy is {percent(run.validation_accuracy)}."
+    if run.validation_score is not None:
+        return f"{text} Its validation {metric.name} is {written(run.validation_score)}."
     return text
 
 
 def tiles(run: History) -> list[Figure]:
-    """Return the figures of one run; accuracies that are not known are left out."""
+    """Return the figures of one run; scores that are not known are left out."""
     found = figures(
         (run.before, run.after),
+        run.metric,
+        run.sample,
         run.config["device"],
-        run.validation_accuracy,
+        run.validation_score,
         len(run.layers),
         len(run.removed_layers),
     )
@@ -151,7 +158,7 @@ def table(runs: Sequence[History]) -> Table:
     columns = [
         "goal", "MACs", "parameters",
         *(f"latency, batch {batch}" for batch in batches),
-        "test accuracy", "validation", "branches", "epochs", "time",
+        f"test {runs[0].metric.name}", "validation", "branches", "epochs", "time",
     ]  # fmt: skip
     pairs = zip(compare(runs), runs, strict=True)
     return Table(columns, [_row(one, run, batches) for one, run in pairs])
@@ -168,7 +175,7 @@ def _row(one: Compared, run: History, batches: Sequence[int]) -> list[str]:
         f"{count_text(run.params)} ({percent(run.params / run.before.params)})",
         *(latency_text(latency[b]).replace(" (", "\n(") if b in latency else "–" for b in batches),
         _tested(one, run),
-        "–" if run.validation_accuracy is None else percent(run.validation_accuracy),
+        "–" if run.validation_score is None else score_text(run.metric)(run.validation_score),
         f"{layers - gone} of {layers}" if layers else "–",
         f"{done}" if run.status == "finished" else f"{done}, {_STATUS[run.status]}",
         "–" if run.result is None else _duration(run.result["seconds"]),
@@ -176,13 +183,14 @@ def _row(one: Compared, run: History, batches: Sequence[int]) -> list[str]:
 
 
 def _tested(one: Compared, run: History) -> str:
-    """Write the accuracy with the interval that so many test images give."""
-    if run.test_accuracy is None:
+    """Write the score; an accuracy with the interval that so many test images give."""
+    if run.test_score is None:
         return "–"
-    if one.score is None:
-        return percent(run.test_accuracy)
-    low, high = (100 * bound for bound in one.score.interval)
-    return f"{percent(run.test_accuracy)}\n({low:.1f}–{high:.1f})"
+    written = score_text(run.metric)(run.test_score)
+    if one.hits is None:
+        return written
+    low, high = (100 * bound for bound in one.hits.interval)
+    return f"{written}\n({low:.1f}–{high:.1f})"
 
 
 def notes(runs: Sequence[History]) -> list[str]:
@@ -192,27 +200,27 @@ def notes(runs: Sequence[History]) -> list[str]:
         "×".join(str(n) for n in run.result["image_shape"]) for run in runs if run.result
     )
     if any(shapes):
-        found.append(f"MACs are those of one image of {' or '.join(shapes)}.")
+        found.append(f"MACs are those of one {runs[0].sample} of {' or '.join(shapes)}.")
     machines = dict.fromkeys(_machine(run.config) for run in runs if run.after.latency)
     latencies = [network.latency for run in runs for network in (run.before, run.after)]
     scores = compare(runs)
-    if images := sorted({one.score.images for one in scores if one.score is not None}):
+    if images := sorted({one.hits.images for one in scores if one.hits is not None}):
         counts = " or ".join(f"{count:,}" for count in images)
         low_high = _tested(scores[0], runs[0]).partition("\n")[2]
         where = f"95 % interval {low_high}" if len(runs) == 1 else "in brackets their 95 % interval"
         found.append(f"Test accuracies count {counts} images; {where}.")
-    differences = [f"{one.name} {difference_text(one.above)}" for one in scores if one.above]
+    differences = [f"{one.name} {text}" for one in scores if (text := difference_text(one))]
     if differences and any(run.full_network for run in runs):
         found.append(f"Against the full network: {', '.join(differences)}.")
     found += latency_notes(latencies, "; ".join(machines))
-    if any(run.before.test_accuracy is None and run.test_accuracy for run in runs):
+    if any(run.before.test_score is None and run.test_score is not None for run in runs):
         found.append("The networks before were not trained alone (--baseline full does that).")
     if len({_subject(run) for run in runs}) > 1:
-        found.append("These runs differ in model or data: compare their accuracies with care.")
+        found.append("These runs differ in model or data: compare their scores with care.")
     families = {run.family for run in runs if run.family}
     if any(sum(run.family == family for run in runs) > 1 for family in families):
         found.append(
-            "Members of a family share the beginning of their training: their accuracies are not "
+            "Members of a family share the beginning of their training: their scores are not "
             "independent."
         )
     if worse := _worse(runs):
@@ -221,15 +229,15 @@ def notes(runs: Sequence[History]) -> list[str]:
 
 
 def _worse(runs: Sequence[History]) -> list[str]:
-    """Name the members that are less accurate than a smaller one of their family."""
-    tested = [run for run in runs if run.family and run.test_accuracy is not None]
+    """Name the members that score worse than a smaller one of their family."""
+    tested = [run for run in runs if run.family and run.test_score is not None]
     return [
         one.name
         for one in tested
         if any(
             other.family == one.family
             and other.macs < one.macs
-            and (other.test_accuracy or 0) > (one.test_accuracy or 0)
+            and one.metric.better(other.test_score or 0.0, one.test_score or 0.0)
             for other in tested
         )
     ]
@@ -255,14 +263,15 @@ def made(run: History) -> list[tuple[str, str]]:
 
 
 def epochs(run: History) -> list[list[str]]:
-    """Return a row per epoch, columns as in `EPOCH_COLUMNS`."""
+    """Return a row per epoch, columns as in `epoch_columns`."""
+    metric, written = run.metric, score_text(run.metric)
     return [
         [
             str(line["step"] if line["epoch"] is None else line["epoch"]),
             line["phase"],
             _known(line["loss"], "{:.4f}".format),
-            _known(line["accuracy"], percent),
-            _known(line["validation_accuracy"], percent),
+            _known(line[metric.key], written),
+            _known(line[f"validation_{metric.key}"], written),
             percent(line["macs"] / run.before.macs),
             percent(line["params"] / run.before.params),
             str(line["undecided"]),
@@ -286,6 +295,6 @@ def summary(run: History) -> dict[str, Any]:
         "macs": {"before": run.before.macs, "after": run.macs},
         "params": {"before": run.before.params, "after": run.params},
         "layers": {"before": len(run.layers), "after": len(run.layers) - len(run.removed_layers)},
-        "test_accuracy": run.test_accuracy,
-        "validation_accuracy": run.validation_accuracy,
+        f"test_{run.metric.key}": run.test_score,
+        f"validation_{run.metric.key}": run.validation_score,
     }

@@ -1,6 +1,5 @@
 """`guyot evaluate`."""
 
-import dataclasses
 import textwrap
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +15,8 @@ Run = Annotated[
     Path, typer.Argument(metavar="RUN", help="Folder guyot train wrote.", show_default=False)
 ]
 DataDir = Annotated[
-    str | None, option(_WHAT, "Folder with the data, if it is no longer where the run had it.")
+    str | None,
+    option(_WHAT, "Folder or file of the data, if it is no longer where it was."),
 ]
 
 
@@ -28,33 +28,36 @@ def evaluate(
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Measure a run's network: test accuracy, loss, size and latency.
+    """Measure a run's network: score on test data, loss, size and latency.
 
     Data and precision are those of the run.
 
     Try: guyot evaluate runs/RUN --json
     """
     from guyot.app import running
-    from guyot.report import latency_notes, latency_text
+    from guyot.report import latency_notes, latency_text, sample_word
 
     found = running.evaluate_run(run, data_dir, trust=trust)
     if json:
-        print_json(dataclasses.asdict(found))
+        print_json(found.to_dict())
         return
     shape = "x".join(str(n) for n in found.image_shape)
     threads = f"{found.threads} thread{'s' * (found.threads != 1)}"
     rows = [
-        ("test accuracy", f"{found.accuracy:.2%}"),
-        ("test loss", f"{found.loss:.4f} nats"),
-        ("MACs of one image", f"{found.macs:,}"),
+        (f"test {found.metric.name}", found.metric.text(found.score)),
+        ("test loss", f"{found.loss:.4f} {found.metric.unit}"),
+        *([] if found.deviation is None else [("test RMSE", f"{found.deviation:.4g}")]),
+        (f"MACs of one {sample_word(found.image_shape)}", f"{found.macs:,}"),
         ("parameters", f"{found.params:,}"),
         *((f"latency, batch {batch}", latency_text(time)) for batch, time in found.latency.items()),
     ]
     if not quiet:
         typer.echo(f"{found.model} of {found.folder} on {found.data}")
-        typer.echo(f"{found.images:,} images of {shape}; {found.device}, {threads}\n")
+        kind = sample_word(found.image_shape)
+        typer.echo(f"{found.images:,} {kind}s of {shape}; {found.device}, {threads}\n")
+    wide = max(len(name) for name, _ in rows) + 2
     for name, value in rows:
-        typer.echo(f"{name:<20}{value}")
+        typer.echo(f"{name:<{wide}}{value}")
     if not quiet:
         for line in latency_notes([found.latency], f"{found.device}, {threads}"):
             typer.echo(textwrap.fill(line, 80))

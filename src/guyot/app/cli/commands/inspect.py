@@ -55,10 +55,8 @@ def inspect(  # noqa: PLR0913 - one parameter per option
 
     Try: guyot inspect resnet20
     """
-    import torch
-
     from guyot.app.cli.inspected import show
-    from guyot.app.models import build_with_inputs, image_shape, natural_classes
+    from guyot.app.models import build_with_inputs, example_of, image_shape, natural_classes
     from guyot.report import inspection_of
     from guyot.structures import find_structures
 
@@ -73,7 +71,7 @@ def inspect(  # noqa: PLR0913 - one parameter per option
                 f"model={model!r} does not say what it takes: give input_size, such as 3x224x224, "
                 "or let the function return the network and its example inputs"
             )
-        inputs = (torch.randn(batch, *shape),)
+        inputs = (example_of(model, shape, batch),)
     structures = find_structures(
         network,
         inputs,

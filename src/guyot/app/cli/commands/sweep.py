@@ -34,7 +34,14 @@ Nu = Annotated[str | None, option(_VARY, f"Instead of target: {_dial('nu')}.")]
 Alpha = Annotated[str | None, option(_VARY, f"{_dial('alpha')}.")]
 Beta = Annotated[str | None, option(_VARY, f"{_dial('beta')}.")]
 Trials = Annotated[int, option(_VARY, "Runs of a search (20).")]
-Objective = Annotated[str, option(_VARY, "Some of accuracy,macs,params,latency (accuracy,macs).")]
+Objective = Annotated[
+    str | None,
+    option(
+        _VARY,
+        "Some of accuracy,macs,params,latency (accuracy,macs); the score of a regression is r2, "
+        "that of a text bits.",
+    ),
+]
 Workers = Annotated[int, option(_RUN, "Runs at a time (1).")]
 Storage = Annotated[
     str | None, option(_RUN, "Optuna storage URL, for several machines (SQLite in the folder).")
@@ -51,7 +58,7 @@ def sweep(  # noqa: PLR0913 - one parameter per option
     alpha: Alpha = None,
     beta: Beta = None,
     trials: Trials = 20,
-    objective: Objective = "accuracy,macs",
+    objective: Objective = None,
     config: Config = None,
     workers: Workers = 1,
     storage: Storage = None,
@@ -74,12 +81,13 @@ def sweep(  # noqa: PLR0913 - one parameter per option
 
     typed = {"target": target, "nu": nu, "alpha": alpha, "beta": beta}
     dials = {name: _values(name, text) for name, text in typed.items() if text is not None}
+    base = configured(config, settings, trust)
     wanted = Sweep(
-        configured(config, settings, trust),
+        base,
         {name: found for name, found in dials.items() if isinstance(found, list)},
         {name: found for name, found in dials.items() if isinstance(found, tuple)},
         trials,
-        tuple(re.split(r"\s*,\s*", objective)),
+        tuple(re.split(r"\s*,\s*", objective)) if objective else (),
     )
     console = Console(stderr=json, soft_wrap=True)
 
@@ -142,8 +150,10 @@ def _table(found: dict[str, Any]) -> "Table":
 
 
 def _figure(name: str, value: float) -> str:
-    if name == "accuracy":
-        return f"{value:.2%}"
+    from guyot.core.metric import METRICS
     from guyot.report import count_text
+
+    if name in METRICS:
+        return METRICS[name].text(value)
 
     return f"{value:.3g} ms" if name == "latency" else count_text(round(value))
