@@ -157,6 +157,13 @@ def definitions(path: Path) -> set[str]:
     return found
 
 
+def test_the_page_of_installing_names_every_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    table = re.findall(r"^\| (`.*?) \|", (DOCS / "install.md").read_text("utf-8"), re.MULTILINE)
+    named = [name for row in table for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(named) == sorted(extras["optional-dependencies"])
+
+
 def test_the_tour_is_short_and_every_name_in_it_exists() -> None:
     path = DOCS / "tour.md"
     text = path.read_text(encoding="utf-8")

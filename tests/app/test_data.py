@@ -238,7 +238,7 @@ def test_bad_arguments(tmp_path: Path):
         load_dataset(f"imagefolder:{tmp_path}")
     with pytest.raises(MisconfiguredError, match=r"validation=10 images of 10"):
         toy().hold_out(10)
-    with pytest.raises(MisconfiguredError, match=r"batch_size=11.*10 images"):
+    with pytest.raises(MisconfiguredError, match=r"batch_size=11.*10 training samples"):
         Batches(toy(), toy().train, 11, augment=True)
     write_parquet(tmp_path)
     with pytest.raises(MisconfiguredError, match=r"no column 'fine_label'"):

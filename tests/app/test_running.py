@@ -243,7 +243,7 @@ def test_threads_come_back(tmp_path: Path):
             {"batch_size": 1300},
             "batch_size=1300: give a number between 1 and the 1294 training samples",
         ),
-        ({"epochs": 1}, "total_steps=40 is too small.*an epoch is 40 steps"),
+        ({"epochs": 1}, "total_steps=40 is too small.*an epoch is 40 steps: give epochs=3 or"),
         ({"target": 0.001, "round_to": 8}, "target=0.001 is below"),
     ],
 )

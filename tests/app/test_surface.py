@@ -10,6 +10,8 @@ import pkgutil
 import re
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ import typer
 from paths import TESTS
 from typer.testing import CliRunner
 
+from guyot import report
 from guyot.app.cli import commands
 from guyot.app.cli.commands import app
 
@@ -96,6 +99,25 @@ def test_usage_errors_are_one_line(arguments: list[str], message: str):
     assert re.fullmatch(f"error: .*{message}\n", result.stderr), result.stderr
 
 
+def test_train_says_something_before_it_loads_anything():
+    """What takes seconds comes after the first line, whatever the machine."""
+    program = (
+        "import builtins, os, sys\n"
+        "real = builtins.__import__\n"
+        "def watched(name, *more, **options):\n"
+        "    if name.partition('.')[0] == 'torch': os._exit(3)\n"
+        "    return real(name, *more, **options)\n"
+        "builtins.__import__ = watched\n"
+        "from guyot.app.cli.commands import app\n"
+        "app(['train', '--data', 'digits'], prog_name='guyot')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-u", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    assert done.stdout == "loading PyTorch, data and network ...\n"
+
+
 def test_every_mistake_is_a_line():
     arguments = ["--epochs", "few", "--lr", "0", "--target", "0.5", "--nu", "1", "--seed", "-1"]
     result = run("train", *arguments)
@@ -170,3 +192,29 @@ def test_the_installed_program_answers_the_shell():
         check=True,
     )
     assert done.stdout.split() == ["train"]
+
+
+def narrow(*arguments: str) -> list[str]:
+    """Lines in a terminal of 60 columns."""
+    environment = {"COLUMNS": "60", "NO_COLOR": "1", "TERM": "dumb"}
+    done = CliRunner(env=environment).invoke(app, arguments, prog_name="guyot")
+    assert done.exit_code == 0, done.output
+    return done.output.splitlines()
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_fits_a_narrow_terminal(command: str):
+    assert max(map(len, narrow(*command.split(), "--help"))) <= 60
+
+
+def test_results_fit_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("guyot.app.running.job.measure", partial(report.measure, seconds=0.0))
+    monkeypatch.setattr("guyot.app.running.deploy.measure", partial(report.measure, seconds=0.0))
+    monkeypatch.chdir(tmp_path)
+    train = "train --data digits --epochs 3 --batch-size 32 --no-bf16 --threads 1 --round-to 4"
+    found = narrow(*train.split(), "--out", "a", "--nu", "0.5")
+    assert {line for line in found if len(line) > 60} == set()
+    assert "  epoch    loss   train   valid    MACs  phase       left" in found
+    assert any(re.fullmatch(r"  .+ => .+, \d\.\d\d", line) for line in found)
+    for command in ("compare a", "evaluate a", "inspect digits", "cache"):
+        assert {line for line in narrow(*command.split()) if len(line) > 60} == set(), command

@@ -12,6 +12,7 @@ from typing import Any
 
 from guyot.core.metric import ACCURACY, Metric
 from guyot.costs.timing import Latency
+from guyot.report.columns import USUAL, aligned
 from guyot.report.history import History
 from guyot.report.table import UNKNOWN, count_text, latency_notes, latency_text
 
@@ -178,36 +179,37 @@ def _kind(run: History) -> str:
     return json.dumps(config | {"slim": slim, "latency_table": None}, sort_keys=True)
 
 
-def compare_lines(runs: Sequence[History], *, notes: bool = True) -> list[str]:
+def compare_lines(runs: Sequence[History], *, notes: bool = True, width: int = USUAL) -> list[str]:
     """Return the comparison as lines of text, mean and spread of several seeds included.
 
     Args:
         runs: side by side.
         notes: say how to read it, too.
+        width: of the terminal.
     """
     found = compare(runs)
     full = any(run.full_network for run in runs)
     against = f"against {'full network' if full else runs[0].name}"
-    counted = any(one.hits is not None for one in found)
+    counted = runs[0].metric is ACCURACY
     middle = ["95 % interval", "wrong"] if counted else []
     rows = [[f"{runs[0].metric.name} on test data", "", *middle, against]]
     rows += [[one.name, *_score(one, counted)] for one in found]
     costs = [["cost", "MACs", "share", "parameters", "latency, batch 1", "training"]]
     costs += [[one.name, *_costs(one)] for one in found]
-    lines = [*_aligned(rows), "", *_aligned(costs)]
+    lines = [*aligned(rows, width), "", *aligned(costs, width)]
     if spread := _spread(found):
         head = ["over seeds", "runs", "mean", "from", "to", "deviation"]
-        lines += ["", *_aligned([head, *spread])]
-    return [*lines, "", *_notes(runs)] if notes else lines
+        lines += ["", *aligned([head, *spread], width)]
+    return [*lines, "", *_notes(runs, width)] if notes else lines
 
 
-def _notes(runs: Sequence[History]) -> list[str]:
+def _notes(runs: Sequence[History], width: int) -> list[str]:
     found = [_INTERVALS if runs[0].metric is ACCURACY else _better(runs[0].metric)]
     if len({(run.config["model"], run.config["data"]) for run in runs}) > 1:
         found.append("These runs differ in model or data: their scores do not compare.")
     where = "; ".join(dict.fromkeys(map(_machine, runs)))
     found += latency_notes([run.after.latency for run in runs], where)
-    return textwrap.wrap(" ".join(found), 80)
+    return textwrap.wrap(" ".join(found), min(width, USUAL))
 
 
 def _better(metric: Metric) -> str:
@@ -276,11 +278,3 @@ def _spread(found: Sequence[Compared]) -> list[list[str]]:
             deviation = f"{100 * spread:.2f} points" if metric.percent else f"{spread:.4f}"
             rows.append([name, str(len(values)), *cells, deviation])
     return rows
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join([f"{first:<{wide[0]}}", *map(str.rjust, others, wide[1:])]).rstrip()
-        for first, *others in rows
-    ]

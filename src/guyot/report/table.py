@@ -9,13 +9,12 @@ from typing import Any
 
 from guyot.core.metric import ACCURACY, METRICS, Metric
 from guyot.costs.timing import Latency
+from guyot.report.columns import USUAL, aligned
 from guyot.report.describe import Width
 from guyot.report.outcome import Network, Outcome
 
 UNKNOWN = "-"
 """Stands for a figure that nobody measured."""
-
-_COLUMNS = 80
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,14 @@ class Figure:
     share: float | None = None
 
 
-def lines(outcome: Outcome) -> list[str]:
-    """Return the report of a run as lines without line ends: title, figures, widths, notes."""
+def lines(outcome: Outcome, width: int = USUAL) -> list[str]:
+    """Return the report of a run as lines without line ends: title, figures, widths, notes.
+
+    Args:
+        outcome: of the run.
+        width: of the terminal.
+    """
+    width = min(width, USUAL)
     shape = "x".join(str(n) for n in outcome.image_shape)
     kind = sample_word(outcome.image_shape)
     title = f"model {outcome.model}, data {outcome.data}, {kind}s {shape}"
@@ -61,7 +66,13 @@ def lines(outcome: Outcome) -> list[str]:
         f"{after:>{right}}  {share:>5}".rstrip()
         for name, before, after, share in rows
     ]
-    return [title, "", *table, "", *_structure(outcome), *_notes(outcome)]
+    if max(map(len, table)) > width:
+        table = ["before => after, share"]
+        for name, before, after, share in rows[1:]:
+            pair = f"{before} => {after}" if before else after
+            table += [name, f"  {pair}{f', {share}' if share else ''}"]
+    titles = textwrap.wrap(title, width)
+    return [*titles, "", *table, "", *_structure(outcome, width), *_notes(outcome, width)]
 
 
 def sample_word(shape: Sequence[int]) -> str:
@@ -168,11 +179,12 @@ def latency_notes(latencies: Iterable[Mapping[int, Latency]], where: str) -> lis
     return notes
 
 
-def member_lines(members: Sequence[Mapping[str, Any]]) -> list[str]:
+def member_lines(members: Sequence[Mapping[str, Any]], width: int = USUAL) -> list[str]:
     """Return a row for every member of a family.
 
     Args:
         members: `target` and `folder`, and what `result.json` of a member holds, if it does.
+        width: of the terminal.
     """
     rows = [["target", "MACs", "share", "parameters", "test", "batch 1", "folder"]]
     for member in members:
@@ -197,11 +209,7 @@ def member_lines(members: Sequence[Mapping[str, Any]]) -> list[str]:
                 folder if member["status"] == "finished" else member["status"],
             ]
         rows.append([f"{member['target']:g}", *figures])
-    wide = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    return [
-        "  ".join([*(f"{cell:>{w}}" for cell, w in zip(row, wide, strict=False)), row[-1]]).rstrip()
-        for row in rows
-    ]
+    return aligned(rows, width, name=len(rows[0]) - 1)
 
 
 def count_text(number: int) -> str:
@@ -222,7 +230,7 @@ def _score(network: Network, metric: Metric) -> str:
     return UNKNOWN if network.test_score is None else metric.text(network.test_score)
 
 
-def _structure(outcome: Outcome) -> list[str]:
+def _structure(outcome: Outcome, columns: int) -> list[str]:
     """Return widths, one paragraph per block, and the layers that went."""
     whole = all(width.before == width.after for width in outcome.widths)
     if whole and not outcome.removed_layers:
@@ -231,16 +239,16 @@ def _structure(outcome: Outcome) -> list[str]:
     for width in outcome.widths:
         blocks.setdefault(width.name.rpartition(".")[0], []).append(width)
     names = [name or "(root)" for name in blocks]
-    indent = min(max((len(name) for name in names), default=0), 40) + 2
+    indent = min(max((len(name) for name in names), default=0), columns // 2) + 2
     result = ["widths per block"]
     for name, found in zip(names, blocks.values(), strict=True):
         text = ", ".join(_width(width) for width in found)
         result += textwrap.wrap(
-            f"{name:<{indent - 2}}  {text}", _COLUMNS, subsequent_indent=" " * indent
+            f"{name:<{indent - 2}}  {text}", columns, subsequent_indent=" " * indent
         )
     if outcome.removed_layers:
         text = f"removed layers: {', '.join(outcome.removed_layers)}"
-        result += textwrap.wrap(text, _COLUMNS, subsequent_indent="  ")
+        result += textwrap.wrap(text, columns, subsequent_indent="  ")
     return [*result, ""]
 
 
@@ -251,10 +259,10 @@ def _width(width: Width) -> str:
     return f"{name} {width.before} => {width.after or 'gone'}"
 
 
-def _notes(outcome: Outcome) -> Sequence[str]:
+def _notes(outcome: Outcome, width: int) -> Sequence[str]:
     where = f"{outcome.device}, {outcome.threads} thread{'s' * (outcome.threads > 1)}"
     latencies = (outcome.before.latency, outcome.after.latency)
     notes = ["1 MAC = 1 multiply-accumulate = 2 FLOPs.", *latency_notes(latencies, where)]
     if outcome.before.test_score is None and outcome.after.test_score is not None:
         notes.append("The network before was never trained alone (--baseline full does that).")
-    return textwrap.wrap(" ".join(notes), _COLUMNS)
+    return textwrap.wrap(" ".join(notes), width)

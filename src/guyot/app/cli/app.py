@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -113,6 +114,11 @@ def option(panel: str, text: str, *names: str, offered: Sequence[str] = (), **mo
         autocompletion=begun if offered else None,
         **more,
     )
+
+
+def columns() -> int:
+    """Return the width of the terminal; 80 where there is none."""
+    return max(40, shutil.get_terminal_size((80, 24)).columns)
 
 
 OUTPUT = "Output"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from guyot.surgery.record import Removal
 
 _HEAD = "  epoch    loss   train   valid    MACs  params   open  phase       left"
+_NARROW_HEAD = "  epoch    loss   train   valid    MACs  phase       left"
 
 
 class Display:
@@ -30,10 +31,19 @@ class Display:
         console: where to.
         began: called when training begins.
         quiet: print nothing during the run.
+        narrow: leave out parameters and what is open.
     """
 
-    def __init__(self, console: Console, began: Callable[[], None], *, quiet: bool) -> None:
+    def __init__(
+        self,
+        console: Console,
+        began: Callable[[], None],
+        *,
+        quiet: bool,
+        narrow: bool = False,
+    ) -> None:
         self._console, self._began, self._quiet = console, began, quiet
+        self._narrow = narrow
         self._full = (1, 1)
         self._epochs = 0
         self._metric = ACCURACY
@@ -79,7 +89,8 @@ class Display:
             f"model {config.model}, data {config.data}: {macs / 1e6:.4g} M MACs, "
             f"{params / 1e6:.4g} M parameters"
         )
-        self.say(f"{_goal(config)}\ntrain and valid: {self._metric.name}\n\n{_HEAD}")
+        head = _NARROW_HEAD if self._narrow else _HEAD
+        self.say(f"{_goal(config)}\ntrain and valid: {self._metric.name}\n\n{head}")
 
     def resumed(self, step: int) -> None:
         """The bar jumps."""
@@ -107,10 +118,11 @@ class Display:
         scores = [
             self._metric.text(value, 3) for value in (progress.score, progress.validation_score)
         ]
+        more = f" {progress.params / self._full[1]:>7.1%} {progress.undecided:>6}"
         self.say(
             f"{progress.epoch:>3}/{self._epochs:<3} {progress.loss:>7.4f} {scores[0]:>7}"
             f" {scores[1]:>7} {progress.macs / self._full[0]:>7.1%}"
-            f" {progress.params / self._full[1]:>7.1%} {progress.undecided:>6}"
+            f"{'' if self._narrow else more}"
             f"  {progress.phase:<10} {_clock(left):>5}"
         )
 

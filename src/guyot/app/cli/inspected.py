@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 from rich.tree import Tree
 
+from guyot.app.cli.app import columns
 from guyot.core.outline import names_text
 from guyot.report import GroupEntry, Inspection, LayerEntry, Price, count_text
 
@@ -26,14 +27,15 @@ def show(model: str, seen: Inspection, *, quiet: bool, shortened: bool) -> None:
         quiet: print the figures only.
         shortened: name some of many members and readers.
     """
-    console, shown = Console(width=_WIDTH, soft_wrap=True), _SHOWN if shortened else None
+    width, shown = min(_WIDTH, columns()), _SHOWN if shortened else None
+    console = Console(width=width, soft_wrap=True)
     for line in _figures(seen) if quiet else _head(model, seen):
         console.print(line, markup=False, highlight=False)
     if quiet:
         return
     if seen.groups or seen.layers:
-        console.print(_tree(seen, shown))
-    for line in _frozen(seen, shown):
+        console.print(_tree(seen, shown, width))
+    for line in _frozen(seen, shown, width):
         console.print(line, markup=False, highlight=False)
 
 
@@ -57,32 +59,39 @@ def _figures(seen: Inspection) -> Iterator[str]:
     yield f"  {'layers':<20}{len(seen.layers):>8}   residual branches"
 
 
-def _tree(seen: Inspection, shown: int | None) -> Tree:
+def _tree(seen: Inspection, shown: int | None, width: int) -> Tree:
     """Layers hold the groups and layers that go with them."""
     inside: dict[str | None, list[GroupEntry | LayerEntry]] = defaultdict(list)
     for entry in seen.entries:
         inside[entry.layer if isinstance(entry, GroupEntry) else entry.inside].append(entry)
-    head = f"{'':<{_NAME}}{'units':>6}{'MACs':>9}{'':>7}{'params':>9}{'':>7}"
+    names = _NAME - _WIDTH + width
+    head = f"{'':<{names}}{'units':>6}{'MACs':>9}{'':>7}{'params':>9}{'':>7}"
     root = Tree(Text(head.rstrip(), style="dim"), guide_style="dim")
 
     def grow(branch: Tree, place: str | None, depth: int) -> None:
+        room = names - _GUIDE * depth
         for entry in inside[place]:
             if isinstance(entry, GroupEntry):
-                row = _row(entry.group.name, str(entry.group.size), entry.unit, seen.full, depth)
+                row = _row(
+                    entry.group.name,
+                    str(entry.group.size),
+                    entry.unit,
+                    seen.full,
+                    room,
+                )
                 leaf = branch.add(Text(row))
-                for line in _slots(entry, shown, depth):
+                for line in _slots(entry, shown, width - _GUIDE * (depth + 1)):
                     leaf.add(Text(line, style="dim"))
             else:
-                row = _row(f"layer {entry.name}", "", entry.price, seen.full, depth)
+                row = _row(f"layer {entry.name}", "", entry.price, seen.full, room)
                 grow(branch.add(Text(row, style="bold")), entry.name, depth + 1)
 
     grow(root, None, 1)
     return root
 
 
-def _row(name: str, units: str, price: Price, full: Price, depth: int) -> str:
+def _row(name: str, units: str, price: Price, full: Price, room: int) -> str:
     """Name and figures in columns; a name that is too long has a line of its own."""
-    room = _NAME - _GUIDE * depth
     figures = f"{units:>6}{_figure(price.macs, full.macs)}{_figure(price.params, full.params)}"
     if len(name) > room:
         return f"{name}\n{'':<{room}}{figures}"
@@ -94,26 +103,25 @@ def _figure(cost: int, full: int) -> str:
     return f"{count_text(cost):>9}{share:>7}"
 
 
-def _slots(entry: GroupEntry, shown: int | None, depth: int) -> Iterator[str]:
+def _slots(entry: GroupEntry, shown: int | None, room: int) -> Iterator[str]:
     """Say who makes the units and who reads them, as modules."""
-    room = _WIDTH - _GUIDE * (depth + 1)
     for title, names in entry.group.relations:
         if names:
             text = f"{title} {names_text(names, shown)}"
             yield textwrap.fill(text, room, subsequent_indent="  ")
 
 
-def _frozen(seen: Inspection, shown: int | None) -> Iterator[str]:
+def _frozen(seen: Inspection, shown: int | None, width: int) -> Iterator[str]:
     """Return what stays, by reason."""
     if seen.frozen:
         yield ""
         yield "stays"
     for reason, names in seen.frozen.items():
         text = f"{names_text(names, shown)}: {reason}"
-        yield from textwrap.wrap(text, _WIDTH, initial_indent="  ", subsequent_indent="    ")
+        yield from textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="    ")
     yield ""
     yield from textwrap.wrap(
         "MACs (1 MAC = 2 FLOPs) of one sample and parameters that go with one unit of a group, or "
         "with a whole layer, from the full network. A group stands in the layer that it goes with.",
-        _WIDTH,
+        width,
     )

@@ -2,6 +2,6 @@
 
 from guyot.app.data.arrays import Dataset, Split
 from guyot.app.data.batches import Batches
-from guyot.app.data.sources import cache_root, load_dataset
+from guyot.app.data.sources import load_dataset
 
-__all__ = ["Batches", "Dataset", "Split", "cache_root", "load_dataset"]
+__all__ = ["Batches", "Dataset", "Split", "load_dataset"]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from guyot.app.cache import cache_root, make_room, touch
 from guyot.app.data.arrays import Dataset, Split, statistics
 from guyot.app.data.decoding import Decoded, judge
 from guyot.app.data.own import own_data
@@ -82,13 +83,6 @@ def load_dataset(  # noqa: PLR0913 - settings of the data
         f"data={name!r} is unknown; choose digits, {', '.join(_HUB)}, imagefolder:DIR, "
         "table:FILE.csv, text:FILE.txt or a function of your own as FILE.py:NAME"
     )
-
-
-def cache_root(cache_dir: str | Path | None = None) -> Path:
-    """The folder given, or ``$XDG_CACHE_HOME/guyot`` (``~/.cache/guyot``)."""
-    if cache_dir is not None:
-        return Path(cache_dir)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "guyot"
 
 
 def _digits() -> Dataset:
@@ -305,6 +299,7 @@ def _cached(
             raise UnsupportedError(f"images of {key} differ in size: {shapes[0]}, {shapes[1]}, ...")
         images, labels = np.stack(decoded.images), np.asarray(decoded.labels, dtype=np.int64)
         cache.mkdir(parents=True, exist_ok=True)
+        make_room(cache, images.nbytes + labels.nbytes)
         if decoded.corrupt:
             corrupt_file.write_text(json.dumps(decoded.corrupt), encoding="utf-8")
         for target, array in ((image_file, images), (label_file, labels)):
@@ -314,4 +309,5 @@ def _cached(
     else:
         corrupt = json.loads(corrupt_file.read_text("utf-8")) if corrupt_file.exists() else []
         judge(corrupt, len(np.load(label_file, mmap_mode="r")), skip)
+        touch([image_file, label_file])
     return Split(torch.from_numpy(np.load(image_file)), torch.from_numpy(np.load(label_file)))

@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from math import ceil
 from typing import Any
 
 import torch
@@ -116,7 +117,11 @@ class Job:
                 config=settings,
             )
         except TooFewStepsError as error:
-            raise MisconfiguredError(f"{error} Here an epoch is {steps} steps.") from error
+            epochs = ceil(error.enough / steps)
+            raise MisconfiguredError(
+                f"{error} Here an epoch is {steps} steps: give epochs={epochs} or more, or a "
+                "smaller batch_size"
+            ) from error
 
     def run(
         self,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from guyot.app.data import cache_root
+from guyot.app.cache import cache_root
 from guyot.app.recording import cpu
 from guyot.core.storage import read_json
 

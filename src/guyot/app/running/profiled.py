@@ -103,8 +103,9 @@ def profile_summary(found: Profile, output: Path) -> dict[str, Any]:
     }
 
 
-def profile_lines(found: Profile, output: Path) -> list[str]:
-    """Return what came out, as lines of at most 80 columns."""
+def profile_lines(found: Profile, output: Path, width: int = 80) -> list[str]:
+    """Return what came out, as lines of at most so many columns."""
+    width = min(width, 80)
     table, agreed = found.table, found.cross_validation
     where = ", ".join(f"{name} {value}" for name, value in table.where.items())
     fixed = sum(
@@ -126,7 +127,8 @@ def profile_lines(found: Profile, output: Path) -> list[str]:
     if times:
         result += ["", "slowest modules of the full network"]
         for name in sorted(times, key=lambda n: -times[n])[:_SLOWEST]:
-            result.append(f"  {name[:60]:<60} {times[name]:>8.3f} ms")
-    result += ["", f"widths worth keeping to: multiples of {table.quantum}"]
-    result += textwrap.wrap(where, 80)
-    return [*result, "", f"Written to {output}"]
+            room = width - 16
+            result.append(f"  {name[:room]:<{room}} {times[name]:>8.3f} ms")
+    result += ["", f"widths worth keeping to: multiples of {table.quantum}", where]
+    wrapped = [part for line in result for part in textwrap.wrap(line, width) or [""]]
+    return [*wrapped, "", f"Written to {output}"]

@@ -75,6 +75,7 @@ def score_text(metric: Metric) -> Callable[[float], str]:
     """Return what writes a score.
 
     Example:
+        >>> from guyot.core.metric import ACCURACY, R2
         >>> score_text(ACCURACY)(0.5), score_text(R2)(0.5)
         ('50.0 %', '0.500')
     """

@@ -97,6 +97,7 @@ def front(ends: Sequence[End], metric: Metric) -> list[End]:
     """Return the ends that no other one beats in both, by rising cost.
 
     Example:
+        >>> from guyot.core.metric import ACCURACY
         >>> front([End(0, 3, 0.9), End(1, 1, 0.7), End(2, 2, 0.95), End(3, 4, 0.95)], ACCURACY)
         [End(run=1, cost=1, score=0.7), End(run=2, cost=2, score=0.95)]
     """

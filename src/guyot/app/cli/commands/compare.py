@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from guyot.app.cli.app import Json, Quiet, app, print_json
+from guyot.app.cli.app import Json, Quiet, app, columns, print_json
 
 Runs = Annotated[
     list[Path],
@@ -32,5 +32,5 @@ def compare(run: Runs, quiet: Quiet = False, json: Json = False) -> None:
     if json:
         print_json({"runs": [one.to_dict() for one in report.compare(runs)]})
         return
-    for line in report.compare_lines(runs, notes=not quiet):
+    for line in report.compare_lines(runs, notes=not quiet, width=columns()):
         typer.echo(line)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from guyot.app.cli.app import Json, Quiet, app, option, print_json
+from guyot.app.cli.app import Json, Quiet, app, columns, option, print_json
 from guyot.app.cli.options import Trust
 
 _WHAT = "What to evaluate"
@@ -60,4 +60,4 @@ def evaluate(
         typer.echo(f"{name:<{wide}}{value}")
     if not quiet:
         for line in latency_notes([found.latency], f"{found.device}, {threads}"):
-            typer.echo(textwrap.fill(line, 80))
+            typer.echo(textwrap.fill(line, min(80, columns())))

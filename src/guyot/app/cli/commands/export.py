@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from guyot.app.cli.app import OUTPUT, Json, Quiet, app, option, print_json
+from guyot.app.cli.app import OUTPUT, Json, Quiet, app, columns, option, print_json
 from guyot.app.cli.options import Trust
 
 Run = Annotated[
@@ -64,4 +64,4 @@ def export(
             times = (latency_text(delivery.latency[name][batch]) for name in names)
             typer.echo(f"{batch:>5}" + "".join(f"  {time:>24}" for time in times))
         for line in latency_notes(delivery.latency.values(), f"the CPU, {threads}"):
-            typer.echo(textwrap.fill(line, 80))
+            typer.echo(textwrap.fill(line, min(80, columns())))

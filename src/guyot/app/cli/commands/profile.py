@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from guyot.app.cli.app import Json, Quiet, app, option, print_json
+from guyot.app.cli.app import Json, Quiet, app, columns, option, print_json
 
 _WHAT, _HOW = "What to measure", "How"
 
@@ -74,4 +74,6 @@ def profile(  # noqa: PLR0913 - one parameter per option
     if json:
         print_json(running.profile_summary(found, output))
     else:
-        typer.echo(str(output) if quiet else "\n".join(running.profile_lines(found, output)))
+        typer.echo(
+            str(output) if quiet else "\n".join(running.profile_lines(found, output, columns()))
+        )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guyot.app.cli.app import Json, Quiet, app, option, print_json, printable
+from guyot.app.cli.app import Json, Quiet, app, columns, option, print_json, printable
 from guyot.app.cli.options import Trust, configured, takes_settings
 from guyot.app.config import GOALS
 from guyot.core.errors import MisconfiguredError
@@ -106,7 +106,7 @@ def sweep(  # noqa: PLR0913 - one parameter per option
         print_json(found)
     else:
         if found["trials"]:
-            Console(width=80).print(_table(found))
+            Console(width=min(80, columns())).print(_table(found))
         for error in dict.fromkeys(found["failed"].values()):
             names = [name for name, reason in found["failed"].items() if reason == error]
             typer.echo(f"error: {', '.join(names)} failed: {printable(error)}", err=True)

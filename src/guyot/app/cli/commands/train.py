@@ -1,5 +1,6 @@
 """`guyot train`."""
 
+import os
 import shlex
 import time
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from guyot.app.cli.app import Json, Quiet, app, option, print_json
+from guyot.app.cli.app import Json, Quiet, app, columns, option, print_json
 from guyot.app.cli.options import Trust, configured, takes_settings
 from guyot.app.config import TIMEOUT, RunConfig
 from guyot.core.errors import MisconfiguredError
@@ -57,6 +58,7 @@ def train(  # noqa: PLR0913 - one parameter per option
     if resume is not None:
         own = {"config": config, "out": out, "tensorboard": tensorboard or None}
         _check_alone(resume, settings | own)
+        _hello(quiet or json)
         from guyot.app import running
 
         start = running.resume_family if running.is_family(resume) else running.resume
@@ -65,6 +67,7 @@ def train(  # noqa: PLR0913 - one parameter per option
         return
     wanted = configured(config, settings, trust)
     folder = out or _default_folder(wanted)
+    _hello(quiet or json)
     from guyot.app import running
 
     start = running.train_family if wanted.targets else running.train
@@ -72,6 +75,12 @@ def train(  # noqa: PLR0913 - one parameter per option
         start = running.train_compared
     start = partial(start, wanted, folder, tensorboard=tensorboard, timeout=timeout)
     _run(folder, start, quiet, json)
+
+
+def _hello(quiet: bool) -> None:
+    """Say that something happens: it takes seconds until PyTorch and the data are there."""
+    if not quiet and os.environ.get("RANK", "0") == "0":
+        typer.echo("loading PyTorch, data and network ...")
 
 
 def _check_alone(run: Path, given: dict[str, Any]) -> None:
@@ -102,7 +111,8 @@ def _run(folder: Path, start: Callable[..., Any], quiet: bool, json: bool) -> No
         display.say("stopping after this step; Ctrl-C again to abort")
 
     stop = Interruption(asked)
-    display = Display(console, lambda: setattr(stop, "armed", True), quiet=quiet)
+    began = partial(setattr, stop, "armed", True)
+    display = Display(console, began, quiet=quiet, narrow=columns() < 76)
     more = f"guyot train --resume {folder} continues it"
     try:
         with stop, display:
@@ -113,17 +123,17 @@ def _run(folder: Path, start: Callable[..., Any], quiet: bool, json: bool) -> No
         raise typer.Exit(stop.status) from None
     if isinstance(outcome, report.Outcome):
         interrupted, values = outcome.interrupted is not None, report.to_dict(outcome)
-        lines = report.lines(outcome)
+        lines = report.lines(outcome, columns())
     elif isinstance(outcome, bool):
         interrupted, runs = not outcome, report.read_runs([folder])
         values = {
             "status": "finished" if outcome else "interrupted",
             "runs": [one.to_dict() for one in report.compare(runs)],
         }
-        lines = report.compare_lines(runs)
+        lines = report.compare_lines(runs, width=columns())
     else:
         interrupted, values = outcome["status"] != "finished", outcome
-        lines = report.member_lines(outcome["members"])
+        lines = report.member_lines(outcome["members"], columns())
     if json and first:
         print_json({"folder": str(folder), **values})
     elif first:
