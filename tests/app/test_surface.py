@@ -84,6 +84,9 @@ def test_every_command_can_be_quiet_and_gives_json(command: str):
             r"No such option: --epoch, did you mean --epochs\?; see guyot t.*",
         ),
         (["train", "--epochs", "few"], "--epochs='few': give a whole number"),
+        (["train", "--estimator", "fischer"], ".*choose .*taylor, did you mean fisher\\?"),
+        (["train", "--cost", "latenzy"], ".*macs=1,latency=3, did you mean latency\\?"),
+        (["export", "run", "--format", "onx"], ".*state-dict, did you mean onnx\\?"),
         (["train", "--decay", "linar"], ".*choose cosine or linear, did you mean linear\\?"),
         (
             ["profile", "digits", "--batch", "few"],

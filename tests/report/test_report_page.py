@@ -17,6 +17,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from axe_playwright_python.sync_playwright import Axe
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -798,3 +799,35 @@ def test_all_has_a_name_and_enough_contrast(page: Any, scheme: str):
             tuple(int(n) for n in re.findall(r"\d+", color)[:3]) for color in (ink, paper)
         )
         assert contrast(one, other) >= 4.5, (text, ink, paper)
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_axe_finds_nothing(page: Any, width: int, scheme: str):
+    page.set_viewport_size({"width": width, "height": 844})
+    page.emulate_media(color_scheme=scheme)
+    found = Axe().run(page).response["violations"]
+    assert [(one["id"], one["impact"], one["nodes"][0]["html"][:200]) for one in found] == []
+
+
+@needs_chromium
+def test_the_keyboard_alone_reads_everything(page: Any, runs: list[History]):
+    """Tab reaches every control; each shows where the focus is, and none holds it."""
+    wanted = page.locator(
+        "input:visible, summary:visible, a[href]:visible, button:visible, [tabindex='0']:visible"
+    ).count()
+    reached: set[str] = set()
+    for _ in range(3 * wanted):
+        page.keyboard.press("Tab")
+        state = page.evaluate(
+            """() => { const e = document.activeElement;
+            if (e === document.body) return null;
+            if (!e.dataset.seen) e.dataset.seen = Math.random();
+            return [e.dataset.seen, e.matches(':focus-visible')]; }"""
+        )
+        if state is None:
+            break
+        assert state[1]
+        reached.add(state[0])
+    assert len(reached) == wanted > len(runs)

@@ -24,7 +24,7 @@ _SCRATCH = re.compile(r"(?P<stem>.+-[0-9a-f]{16})\..*\d+(?:\.npy)?")
 
 
 @dataclass(frozen=True)
-class Entry:
+class Kept:
     """Files that are kept, used and removed together.
 
     Attributes:
@@ -65,7 +65,7 @@ def bound() -> int:
     return round(value * 1e9)
 
 
-def entries(root: Path) -> list[Entry]:
+def entries(root: Path) -> list[Kept]:
     """Return what a folder keeps, the least recently used first; nothing of others is named."""
     found: dict[tuple[str, str], list[tuple[Path, os.stat_result]]] = {}
     for file in sorted(root.glob("*")):
@@ -79,7 +79,7 @@ def entries(root: Path) -> list[Entry]:
                     found.setdefault((kind, named["stem"]), []).append((file, file.stat()))
                 break
     made = [
-        Entry(
+        Kept(
             name,
             kind,
             tuple(file for file, _ in parts),
@@ -91,7 +91,7 @@ def entries(root: Path) -> list[Entry]:
     return sorted(made, key=lambda entry: (entry.used, entry.name))
 
 
-def remove(removed: Iterable[Entry]) -> None:
+def remove(removed: Iterable[Kept]) -> None:
     """Remove entries.
 
     Raises:
@@ -107,7 +107,7 @@ def remove(removed: Iterable[Entry]) -> None:
                 ) from error
 
 
-def make_room(root: Path, size: int) -> None:
+def evict(root: Path, size: int) -> None:
     """Remove images, the least recently used first, until so many bytes more fit in."""
     known = entries(root)
     over = sum(entry.size for entry in known) + size - bound()

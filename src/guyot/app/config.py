@@ -20,13 +20,12 @@ from guyot.app.settings import (
     NOT_NEGATIVE,
     POSITIVE_RATE,
     SHARE,
-    did_you_mean,
     problems_of,
     setting,
     settings_of,
 )
 from guyot.app.user_code import is_function
-from guyot.core.condition import Condition
+from guyot.core.condition import Condition, did_you_mean
 from guyot.core.errors import MisconfiguredError
 from guyot.core.metric import ACCURACY, BITS, R2, Metric
 from guyot.planning.config import BASELINES, CONDITIONS, ESTIMATORS, problem_of_targets
@@ -415,6 +414,8 @@ def _meant(data: str) -> str:
     ending = Path(data).suffix.lower()
     if ":" not in data and ending in _ENDINGS:
         return f", did you mean {_ENDINGS[ending]}:{data}?"
+    if Path(data).is_dir():
+        return f", did you mean imagefolder:{data}?"
     kind = data.partition(":")[0]
     return "" if kind in _DEFAULTS else did_you_mean(kind, _DEFAULTS)
 

@@ -8,16 +8,15 @@ YAML, and the checks of the dataclass are all made from that.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from guyot.core.condition import Condition
+from guyot.core.condition import Condition, did_you_mean
 from guyot.core.errors import MisconfiguredError
 
 _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -135,7 +134,7 @@ class Setting:
         if (wrong := self.wrong_kind(value)) or value is None:
             return wrong
         if self.rule is not None and not self.rule.fits(value):
-            return self.rule.advice
+            return f"{self.rule.advice}{did_you_mean(value, self.offered)}"
         if self.choices and value not in self.choices:
             return f"choose {' or '.join(self.choices)}{did_you_mean(value, self.choices)}"
         return None
@@ -166,17 +165,6 @@ def problems_of(config: Any) -> list[str]:
         if problem := known.problem(value):
             problems.append(f"{name}={value!r}: {problem}")
     return problems
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Name the closest of some words, ready to follow a sentence; empty if none is close.
-
-    Example:
-        >>> did_you_mean("epoch", ["epochs", "lr"])
-        ', did you mean epochs?'
-    """
-    close = difflib.get_close_matches(str(word), list(known), n=1)
-    return f", did you mean {close[0]}?" if close else ""
 
 
 def read_settings(file: Path, config: type) -> dict[str, Any]:

@@ -6,7 +6,6 @@ gave it.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from guyot.core.condition import did_you_mean
 from guyot.core.errors import MisconfiguredError
 
 CALLS_CODE = ("model", "data", "loss", "optimizer")
@@ -47,10 +47,9 @@ def function_of(name: str, setting: str, gives: str) -> Callable[..., Any]:
     module = _imported(place, f"{setting}={name!r}")
     function = getattr(module, attribute, None)
     if not callable(function):
-        near = difflib.get_close_matches(attribute, dir(module), n=1)
         raise MisconfiguredError(
             f"{setting}={name!r}: {place} has no function {attribute!r}"
-            f"{f', did you mean {near[0]}?' if near else ''}; give one that returns {gives}"
+            f"{did_you_mean(attribute, dir(module))}; give one that returns {gives}"
         )
     return function
 

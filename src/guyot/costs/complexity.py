@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from guyot.core.condition import did_you_mean
 from guyot.core.errors import MisconfiguredError
 from guyot.core.types import Structures
 from guyot.costs.latency import LatencyTable, latency_of
@@ -102,7 +103,7 @@ def weights_of(cost: str) -> dict[str, float]:
         if name not in _COSTS or not 0 <= weights[name] < math.inf:
             raise MisconfiguredError(
                 f"cost={cost!r}: give weights of {', '.join(_COSTS)}, 0 or more, such as latency "
-                "or macs=1,latency=3"
+                f"or macs=1,latency=3{'' if name in _COSTS else did_you_mean(name, _COSTS)}"
             )
     if not any(weights.values()):
         raise MisconfiguredError(f"cost={cost!r} weighs nothing: give a weight above 0")

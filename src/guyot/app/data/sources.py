@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from guyot.app.cache import cache_root, make_room, touch
+from guyot.app.cache import cache_root, evict, touch
 from guyot.app.data.arrays import Dataset, Split, statistics
 from guyot.app.data.decoding import Decoded, judge
 from guyot.app.data.own import own_data
@@ -299,7 +299,7 @@ def _cached(
             raise UnsupportedError(f"images of {key} differ in size: {shapes[0]}, {shapes[1]}, ...")
         images, labels = np.stack(decoded.images), np.asarray(decoded.labels, dtype=np.int64)
         cache.mkdir(parents=True, exist_ok=True)
-        make_room(cache, images.nbytes + labels.nbytes)
+        evict(cache, images.nbytes + labels.nbytes)
         if decoded.corrupt:
             corrupt_file.write_text(json.dumps(decoded.corrupt), encoding="utf-8")
         for target, array in ((image_file, images), (label_file, labels)):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from guyot.app.data.arrays import AS_IT_IS, Dataset, Split, scaled
-from guyot.app.settings import did_you_mean
+from guyot.core.condition import did_you_mean
 from guyot.core.errors import MisconfiguredError
 from guyot.core.storage import regular
 from guyot.core.storage.files import first_line

@@ -10,7 +10,6 @@ Weights are random and nothing is downloaded, unless trained ones are asked for.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,10 +24,11 @@ from guyot.app.models.tables import mlp
 from guyot.app.models.texts import Transformer
 from guyot.app.models.weights import load_fitting
 from guyot.app.user_code import accepted, function_of
+from guyot.core.condition import did_you_mean
 from guyot.core.errors import MisconfiguredError
 from guyot.core.storage.files import first_line
 
-Shape = tuple[int, ...]
+SampleShape = tuple[int, ...]
 
 
 def build(
@@ -87,7 +87,7 @@ def build_with_inputs(
         ) from error
 
 
-def natural_shape(name: str) -> Shape | None:
+def natural_shape(name: str) -> SampleShape | None:
     """(C, H, W) that a network was made for; None for a factory of the user's.
 
     Raises:
@@ -103,7 +103,7 @@ def natural_shape(name: str) -> Shape | None:
     return _ZOOS[source].shape(key)
 
 
-def image_shape(name: str, size: str | None = None) -> Shape | None:
+def image_shape(name: str, size: str | None = None) -> SampleShape | None:
     """(C, H, W) of the images that a network gets: of that size, else what it was made for.
 
     Args:
@@ -174,7 +174,7 @@ class _Own:
             return Transformer(num_classes, (image_shape or self.shape(name))[0])
         return MODELS[name](num_classes)
 
-    def shape(self, name: str) -> Shape:
+    def shape(self, name: str) -> SampleShape:
         if name == "transformer":
             return (64,)
         return (1, 8, 8) if name in ("digits", "mlp") else (3, 32, 32)
@@ -205,7 +205,7 @@ class _Torchvision:
             load_fitting(network, weights.get_state_dict(progress=False), f"the weights of {name}")
         return network
 
-    def shape(self, name: str) -> Shape:
+    def shape(self, name: str) -> SampleShape:
         weights = list(_package("torchvision").models.get_model_weights(name))
         size = weights[0].transforms().crop_size[0] if weights else 224
         return (3, size, size)
@@ -231,7 +231,7 @@ class _Timm:
                 more["img_size"] = tuple(image_shape[1:])
         return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **more)
 
-    def shape(self, name: str) -> Shape:
+    def shape(self, name: str) -> SampleShape:
         config = _package("timm").get_pretrained_cfg(name, allow_unregistered=False)
         return (3, 224, 224) if config is None else tuple(config.input_size)
 
@@ -278,9 +278,8 @@ def _find(name: str) -> tuple[str, str]:
         if key in names or (zoo == "timm" and key.partition(".")[0] in names):  # name.tag
             return zoo, key
         known += names
-    close = difflib.get_close_matches(key, known, n=1)
     raise MisconfiguredError(
-        f"model={name!r} is unknown{f', did you mean {close[0]}?' if close else ''}; choose "
+        f"model={name!r} is unknown{did_you_mean(key, known)}; choose "
         f"{', '.join(MODELS)}, a classification network of torchvision or timm, such as "
         "resnet18, or a function of your own as package.module:factory"
         + "".join(f"; {reason}" for reason in missing)

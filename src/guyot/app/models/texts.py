@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Attention(nn.Module):
+class CausalAttention(nn.Module):
     """Attention of several heads to this character and those before it."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -26,12 +26,12 @@ class Attention(nn.Module):
         return self.out(read.transpose(1, 2).flatten(2))
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention and a perceptron, each after a norm and around it the input is added."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.attention_norm, self.attention = nn.LayerNorm(width), Attention(width, heads)
+        self.attention_norm, self.attention = nn.LayerNorm(width), CausalAttention(width, heads)
         self.norm, self.up, self.down = (
             nn.LayerNorm(width),
             nn.Linear(width, 4 * width),
@@ -61,7 +61,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.characters = nn.Embedding(characters, width)
         self.places = nn.Embedding(context, width)
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(blocks)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, characters)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):

@@ -18,6 +18,7 @@ from guyot.app.models import count_macs
 from guyot.app.running.folder import load_run, result_of
 from guyot.app.running.setup import load_data
 from guyot.app.training import score
+from guyot.core.condition import did_you_mean
 from guyot.core.errors import MisconfiguredError
 from guyot.core.metric import Metric, filed
 from guyot.core.storage import read_json
@@ -163,7 +164,10 @@ def export_run(
         UnsupportedError: the network cannot be written in this format.
     """
     if format not in _OUTPUTS:
-        raise MisconfiguredError(f"format={format!r} is unknown: choose {', '.join(_OUTPUTS)}")
+        raise MisconfiguredError(
+            f"format={format!r} is unknown: choose {', '.join(_OUTPUTS)}"
+            f"{did_you_mean(format, _OUTPUTS)}"
+        )
     folder = Path(folder)
     _, structure = _finished(folder)
     path = folder / _OUTPUTS[format] if output is None else Path(output)

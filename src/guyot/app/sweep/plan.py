@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from guyot.app.config import RunConfig
-from guyot.app.settings import did_you_mean
+from guyot.core.condition import did_you_mean
 from guyot.core.errors import MisconfiguredError
 from guyot.planning.config import DIALS
 

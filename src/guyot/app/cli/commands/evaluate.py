@@ -46,7 +46,7 @@ def evaluate(
     rows = [
         (f"test {found.metric.name}", found.metric.text(found.score)),
         ("test loss", f"{found.loss:.4f} {found.metric.unit}"),
-        *([] if found.deviation is None else [("test RMSE", f"{found.deviation:.4g}")]),
+        *([] if found.deviation is None else [("test RMSE", _figure(found.deviation))]),
         (f"MACs of one {sample_word(found.image_shape)}", f"{found.macs:,}"),
         ("parameters", f"{found.params:,}"),
         *((f"latency, batch {batch}", latency_text(time)) for batch, time in found.latency.items()),
@@ -61,3 +61,13 @@ def evaluate(
     if not quiet:
         for line in latency_notes([found.latency], f"{found.device}, {threads}"):
             typer.echo(textwrap.fill(line, min(80, columns())))
+
+
+def _figure(value: float) -> str:
+    """Write four digits, or all before the point.
+
+    Example:
+        >>> _figure(14243.21), _figure(0.0123456)
+        ('14,243', '0.01235')
+    """
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

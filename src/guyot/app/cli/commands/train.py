@@ -151,7 +151,7 @@ def _next(folder: Path, outcome: Any) -> list[str]:
     where, found = shlex.quote(str(folder)), shlex.quote(str(network))
     commands = {
         f"guyot report {where}": "what happened, on a page",
-        f"guyot evaluate {found}": "its accuracy and latency again",
+        f"guyot evaluate {found}": "its score and latency again",
         f"guyot export {found} --format onnx": "a file for other programs",
     }
     return ["Next:", *(f"  {command}\n      {what}" for command, what in commands.items())]
