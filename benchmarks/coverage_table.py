@@ -55,8 +55,9 @@ TABLE, REASONS = "data/coverage.csv", "data/coverage_reasons.csv"
 INTRODUCTION = """# Coverage
 
 This page answers one question: does guyot find the structure of the model that you already have?
-It covers every classification model of torchvision and a list of models of timm and transformers.
-Each model has random weights and no annotations.
+It covers every classification model of torchvision, a list of models of timm and transformers, and
+models of other kinds: segmentation, detection, text, speech and diffusion. Each model has random
+weights and no annotations.
 
 `python benchmarks/covered.py` examines the models, and with `--table` writes this page.
 `benchmarks/results/coverage/` has one JSON file per model.
@@ -66,11 +67,21 @@ Each model has random weights and no annotations.
 A model passes if all of this is true:
 
 - Something can be removed, and guyot finds as many residual branches as the architecture has.
-  A branch without convolution or linear layer saves no MACs and does not count.
+  A branch without convolution or linear layer saves no MACs and does not count. Neither does one
+  that reads no input of the network.
 - guyot counts the same MACs as `torch.utils.flop_counter`, at full size and after the removal of a
   random third of the units of every group and of the layers.
 - The smaller network gives the same outputs as the full network with gates at 0, in float64.
 - The smaller network runs one training step and one evaluation.
+
+Models of [other libraries](#other-libraries) have to pass more:
+
+- A copy, a pickle and a file of the smaller network give the same outputs.
+- The hooks on every module that stays fire.
+- In a training step, outputs, buffers and the gradient of every parameter that stays are those of
+  the full network with gates at 0, and the same gradients are `None`.
+- With another batch and another size of image, sound or text, the outputs agree as well.
+- Models that make text make the same with a cache and without, and have the same logits.
 
 [Torch-Pruning](https://github.com/VainF/Torch-Pruning) gets the same task: prune a random third of
 the channels, then one training step and one evaluation. It passes if MACs fell and nothing raised
@@ -246,6 +257,49 @@ def summary(names: dict[str, list[str]], results: dict[str, Json]) -> str:
     return "\n".join(lines) + "\n\n"
 
 
+CHECKS = ("outputs", "copies", "hooks", "gradients", "other sizes", "cache")
+"""The checks of other libraries' models, in the order of the table."""
+
+
+def others_table(names: Iterable[str], results: dict[str, Json]) -> str:
+    """Return the table of other libraries' models, and why some do not pass."""
+    names = list(names)
+    known = [n for n in names if n in results]
+    passed = sum(results[name]["guyot"]["passed"] for name in known)
+    total = len(names)
+    wrong = sum(any(results[n]["guyot"].get("checks", {}).values()) for n in known)
+    lines = [
+        f"| library | model | passes | groups | layers | MACs left | {' | '.join(CHECKS)} |",
+        "|---" * (6 + len(CHECKS)) + "|",
+    ]
+    why: list[str] = []
+    for name in names:
+        library, _, model = name.partition("/")
+        found = results.get(name, {}).get("guyot")
+        if found is None:
+            lines.append(f"| {library} | {model} | not run |" + " |" * (3 + len(CHECKS)))
+            continue
+        checks = found.get("checks", {})
+        cells = [library, model, verdict(found), str(found.get("groups", ""))]
+        cells += [f"{found['layers']} of {found['layers_expected']}" if "layers" in found else ""]
+        cells += [f"{percent(left(found))} %" if left(found) is not None else ""]
+        cells += ["" if c not in checks else "no" if checks[c] else "yes" for c in CHECKS]
+        lines.append(f"| {' | '.join(cells)} |")
+        if not found["passed"]:
+            why.append(f"- `{name}`: {cell('; '.join(found['problems']), 300)}")
+    verb = "give" if wrong > 1 else "gives"
+    text = f"""## Other libraries
+
+{passed} of {total} models pass. {wrong or "None"} of the {len(known)} that were examined {verb}
+another result than the masked network. The models are small: few and narrow blocks. The detectors
+are written for this benchmark in the shape of recent YOLO networks. *MACs left* is the share after
+the removal of a random third of all units and layers.
+
+"""
+    text += "\n".join(lines) + "\n\n"
+    return text + ("These do not pass:\n\n" + "\n".join(why) + "\n\n" if why else "")
+
+
 def provenance(results: Iterable[Json]) -> str:
     """Return the machines, versions and commits that the results come from."""
     runs = [found for r in results for m in ("guyot", "torch-pruning") if (found := r.get(m))]
@@ -273,20 +327,25 @@ def ordered(names: Iterable[str]) -> dict[str, list[str]]:
     return {library: given for library, given in of.items() if given}
 
 
-def files(results: Iterable[Json], names: Iterable[str]) -> dict[str, str]:
+def files(
+    results: Iterable[Json], names: Iterable[str], others: Sequence[str] = ()
+) -> dict[str, str]:
     """Return the page and its tables: path below docs/ -> text.
 
     Args:
         results: one for each model that was examined.
-        names: of all models.
+        names: of all models of the first tables.
+        others: names of the models that are examined more thoroughly.
     """
     found = {result["model"]: result for result in results}
     of = ordered(names)
     some = [found[name] for given in of.values() for name in given if name in found]
+    more = [found[name] for name in others if name in found]
     table = [[*COLUMNS], *(row(n, found.get(n, {})) for given in of.values() for n in given)]
     why = [["library", "model", "kind", "reason", "count", "names"]]
-    why += [line for result in some for line in reasons(result)]
+    why += [line for result in (*some, *more) for line in reasons(result)]
     text = INTRODUCTION + summary(of, found) + provenance(found.values()) + failures(some)
+    text += others_table(others, found) if others else ""
     text += f"""## What stays, and why
 
 Inputs and outputs of a network stay as they are. The table gives the other common reasons, with the

@@ -1,14 +1,15 @@
-"""Which models of torchvision, timm and transformers find their structure, and which do not.
+"""Which models of other libraries find their structure, and which do not.
 
     python benchmarks/covered.py [MODEL ...]
     python benchmarks/covered.py --list
     python benchmarks/covered.py --table
 
 Every model of ``tests/helpers/zoo.py`` is examined in a process of its own with bounded memory and
-CPU time, once by guyot and once by torch-pruning, and the results go to
-``benchmarks/results/coverage/<library>-<model>.json`` as each ends. Results that are there are
-kept, so an interrupted run continues another day; ``--again`` repeats. MODEL may be a pattern such
-as ``'timm/*net*'``. ``--table`` writes docs/coverage.md and the tables that it links.
+CPU time, once by guyot and once by torch-pruning; those of ``tests/helpers/others.py`` by guyot
+alone, more thoroughly. The results go to ``benchmarks/results/coverage/<library>-<model>.json`` as
+each ends. Results that are there are kept, so an interrupted run continues another day;
+``--again`` repeats. MODEL may be a pattern such as ``'timm/*net*'``. ``--table`` writes
+docs/coverage.md and the tables that it links.
 """
 
 import argparse
@@ -31,7 +32,8 @@ from runs import machine
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests" / "helpers"))  # the tests examine the same models
-from examine import result_of  # noqa: E402  # pyright: ignore[reportMissingImports]
+from examine import ENTRIES, result_of  # noqa: E402  # pyright: ignore[reportMissingImports]
+from others import OTHERS  # noqa: E402  # pyright: ignore[reportMissingImports]
 from zoo import ZOO  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 RESULTS = Path(__file__).parent / "results" / "coverage"
@@ -118,7 +120,7 @@ def examine(name: str, options: argparse.Namespace) -> None:
     result: Json = json.loads(path.read_text()) if path.exists() else {"model": name}
     limits = ("--memory", f"{options.memory:g}", "--seconds", str(options.seconds))
     for method in options.methods:
-        if method in result and not options.again:
+        if (method in result and not options.again) or (method != "guyot" and name in OTHERS):
             continue
         found = run(method, name, options.memory, options.seconds)
         result[method] = found | {
@@ -152,11 +154,11 @@ def main() -> None:
         from coverage_table import files
 
         results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-        for name, text in files(results, ZOO).items():
+        for name, text in files(results, ZOO, list(OTHERS)).items():
             (DOCS / name).parent.mkdir(exist_ok=True)
             (DOCS / name).write_text(text, encoding="utf-8")
         return
-    names = [n for pattern in options.models for n in fnmatch.filter(ZOO, pattern)]
+    names = [n for pattern in options.models for n in fnmatch.filter(ENTRIES, pattern)]
     if not names:
         parser.error(f"no model matches {' '.join(options.models)}; --list names them")
     if options.list:

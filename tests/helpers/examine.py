@@ -1,4 +1,4 @@
-"""Examine one model of the zoo: what guyot finds in it, and whether it survives a removal.
+"""Examine one model: what guyot finds in it, and whether it survives a removal.
 
     python tests/helpers/examine.py guyot torchvision/resnet18
     python tests/helpers/examine.py torch-pruning torchvision/resnet18
@@ -13,22 +13,27 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from cases import clamped
+from compared import doubled, perturb
+from others import OTHERS, Other
+from thorough import checks_of, more_problems
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from zoo import ZOO
+from zoo import ZOO, Entry
 
 from guyot import GuyotWarning, find_structures
 from guyot.core.axis import best
+from guyot.core.inputs import Inputs, call_model, changed
 from guyot.core.types import KeepPlan, Structures
 from guyot.costs.complexity import Complexity
 from guyot.surgery import operate
 
+ENTRIES: dict[str, Entry] = ZOO | OTHERS
 THIRD = 1 / 3
 Json = dict[str, Any]
 
@@ -38,27 +43,35 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
     if isinstance(output, Tensor):
         if output.is_floating_point():
             yield output
-    elif isinstance(output, dict):
+    elif isinstance(output, Mapping):
         yield from tensors_in(list(output.values()))
     elif isinstance(output, (list, tuple)):
         for item in output:
             yield from tensors_in(item)
 
 
-def count_macs(model: nn.Module, inputs: tuple[Any, ...]) -> int | float:
+def count_macs(model: nn.Module, inputs: Inputs) -> int | float:
     """MACs of one sample: half of what PyTorch's own counter of FLOPs says for a batch of one.
 
-    The counter does not know the fused attention of a CPU, so that is switched off.
+    The counter knows neither the fused attention of a CPU, nor its fused LSTM, nor its grouped
+    products of experts, so those are switched off.
     """
+    fused_lstm = any(isinstance(module, nn.LSTM) for module in model.modules())
     counter = FlopCounterMode(display=False)
     trainable = [p for p in model.parameters() if p.requires_grad]
     for parameter in trainable:  # the counter fails where a module is called with a parameter
         parameter.requires_grad_(False)
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
-    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-        model.eval()(*(x[:1] for x in inputs))
+    experts = hasattr(model, "set_experts_implementation") and model.get_experts_implementation()
+    if experts:
+        model.set_experts_implementation("eager")
+    plain = torch.backends.mkldnn.flags(enabled=not fused_lstm)
+    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), plain:
+        call_model(model.eval(), changed(inputs, lambda x: x[:1].clone()))
     torch.backends.mha.set_fastpath_enabled(fused)
+    if experts:
+        model.set_experts_implementation(experts)
     for parameter in trainable:
         parameter.requires_grad_(True)
     macs = counter.get_total_flops() / 2
@@ -77,33 +90,35 @@ def a_third(structures: Structures, seed: int = 0) -> KeepPlan:
     return KeepPlan(kept, frozenset(order[: round(len(order) * THIRD)].tolist()))
 
 
-def perturb(model: nn.Module) -> None:
-    """Random weights near the model's own, so that no zero hides an error behind it."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            spread = float(parameter.std()) if parameter.numel() > 1 else 0.0
-            noise = torch.rand(parameter.shape, generator=generator, dtype=parameter.dtype) - 0.5
-            parameter.add_(noise * (spread if spread > 1e-3 else 0.3))
-
-
-def outputs_of(model: nn.Module, inputs: tuple[Any, ...]) -> list[Tensor]:
+def outputs_of(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """What the model says in evaluation mode."""
     model.eval()
     with torch.no_grad():
-        return [output.clone() for output in tensors_in(model(*inputs))]
+        return [output.clone() for output in tensors_in(called(model, inputs))]
+
+
+def called(model: nn.Module, inputs: Inputs) -> Any:
+    """What a model returns; its inputs stay as they are."""
+    return call_model(model, changed(inputs, Tensor.clone))
 
 
 def masked_against_sliced(
-    model: nn.Module, structures: Structures, plan: KeepPlan, inputs: tuple[Any, ...]
+    model: nn.Module,
+    structures: Structures,
+    plan: KeepPlan,
+    inputs: Inputs,
+    double: bool = True,
 ) -> tuple[float, Structures]:
     """Largest relative difference between the gated and the sliced model, both in float64.
 
-    The model comes back sliced, in float32.
+    The model comes back sliced, in float32. One that has no float64 is compared in float32, and
+    the difference is divided by 1000.
     """
-    model.double()
+    exact = inputs
+    if double:
+        model.double()
+        exact = doubled(inputs)
     perturb(model)
-    exact = tuple(x.double() if x.is_floating_point() else x for x in inputs)
     gates = clamped(model, structures, plan)
     masked = outputs_of(model, exact)
     gates.detach()
@@ -111,16 +126,18 @@ def masked_against_sliced(
     sliced = outputs_of(model, exact)
     model.float()
     return max(
-        float((a - b).abs().max() / (1 + a.abs().max())) if a.shape == b.shape else float("inf")
+        float((a - b).abs().max() / (1 + a.abs().max())) * (1 if double else 1e-3)
+        if a.shape == b.shape
+        else float("inf")
         for a, b in zip(masked, sliced, strict=True)
     ), left
 
 
-def train_and_evaluate(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+def train_and_evaluate(model: nn.Module, inputs: Inputs) -> None:
     """One training step with momentum, then one evaluation; all that comes out is finite."""
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-3, 0.9)
     model.train()
-    loss = torch.stack([out.square().mean() for out in tensors_in(model(*inputs))]).sum()
+    loss = torch.stack([out.square().mean() for out in tensors_in(called(model, inputs))]).sum()
     loss.backward()
     optimizer.step()
     assert bool(loss.isfinite()), f"the loss is {float(loss)}"
@@ -144,18 +161,19 @@ def examine(name: str, found: Json) -> None:
     """All that the table says about one model.
 
     Args:
-        name: of an entry of the zoo.
+        name: of an entry.
         found: filled in step by step, so that it says how far a failure came:
             `groups`, `units`, `layers` found and `layers_expected`; `warnings` about what was
             excluded; `frozen`, reason -> names; shares that are prunable; MACs by polynomial and by
             PyTorch, full and after a third has gone; the largest difference between masked and
-            sliced outputs; `seconds` (CPU) of discovery; `problems`; `trained` after all that.
+            sliced outputs; `seconds` (CPU) of discovery; `problems`; `trained` after all that;
+            `checks` of other libraries' models, check -> differences.
     """
-    entry = ZOO[name]
+    entry = ENTRIES[name]
     found["trained"] = False
     model, inputs = entry.build(), entry.inputs()
     expected = entry.layers(model)
-    macs = count_macs(model, inputs)
+    macs = count_macs(model, inputs) + entry.between
     started = time.process_time()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -177,10 +195,15 @@ def examine(name: str, found: Json) -> None:
     }
     found["prunable_macs"], found["prunable_params"] = prunable(structures)
     plan = a_third(structures)
-    found["difference"], left = masked_against_sliced(model, structures, plan, inputs)
+    found["difference"], left = masked_against_sliced(
+        model, structures, plan, inputs, double=entry.double
+    )
     found["macs_after"] = float(Complexity(left).macs(torch.ones(left.index.total)))
-    found["macs_after_counted"] = count_macs(model, inputs)
+    found["macs_after_counted"] = count_macs(model, inputs) + entry.between
     found["problems"] = problems_of(found)
+    if isinstance(entry, Other):
+        found["checks"] = checks_of(entry, structures, plan)
+        found["problems"] += more_problems(found["checks"])
     train_and_evaluate(model, inputs)
     found["trained"] = True
 
@@ -212,7 +235,7 @@ def torch_pruning(name: str, found: Json) -> None:
     """The same operation by torch-pruning: a third of the channels, a step, an evaluation."""
     import torch_pruning as tp
 
-    entry = ZOO[name]
+    entry = ENTRIES[name]
     model, inputs = entry.build(), entry.inputs()
     macs = count_macs(model, inputs)
     params = sum(p.numel() for p in model.parameters())

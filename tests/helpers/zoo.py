@@ -42,6 +42,16 @@ def matrices(*names: str) -> Callable[[nn.Module], int]:
 
 
 BRANCHES: dict[str, Branches] = {
+    "detectors.Attending": 2,
+    "detectors.Attention": 1,  # positions beside attention
+    "detectors.Bottleneck": flag("add"),
+    "diffusers.models.attention.BasicTransformerBlock": 3,
+    "diffusers.models.attention_processor.Attention": flag("residual_connection"),
+    "diffusers.models.resnet.ResnetBlock2D": 1,
+    "diffusers.models.transformers.transformer_2d.Transformer2DModel": 1,
+    "monai.networks.blocks.convolutions.ResidualUnit": 1,
+    # Its skips are summed beside the stream: the first has nothing to be added to.
+    "torchaudio.models.conv_tasnet.MaskGenerator": lambda mask: 2 * len(mask.conv_layers) - 2,
     "torchvision.models.convnext.CNBlock": 1,
     "torchvision.models.efficientnet.FusedMBConv": flag("use_res_connect"),
     "torchvision.models.efficientnet.MBConv": flag("use_res_connect"),
@@ -53,6 +63,7 @@ BRANCHES: dict[str, Branches] = {
     "torchvision.models.regnet.ResBottleneckBlock": 1,
     "torchvision.models.resnet.BasicBlock": 1,
     "torchvision.models.resnet.Bottleneck": 1,
+    "torchvision.models.segmentation.lraspp.LRASPPHead": 1,  # what follows its low features
     "torchvision.models.swin_transformer.SwinTransformerBlock": 2,
     "torchvision.models.swin_transformer.SwinTransformerBlockV2": 2,
     "torchvision.models.vision_transformer.EncoderBlock": 2,
@@ -81,6 +92,7 @@ BRANCHES: dict[str, Branches] = {
     "timm.models.davit.ChannelBlock": 2,
     "timm.models.davit.ConvPosEnc": 1,
     "timm.models.davit.SpatialBlock": 2,
+    "timm.models.deit.VisionTransformerDistilled": 1,  # one head beside the other
     "timm.models.dla.DlaBasic": 1,
     "timm.models.dla.DlaBottleneck": 1,
     "timm.models.dla.DlaRoot": flag("shortcut"),
@@ -156,14 +168,33 @@ BRANCHES: dict[str, Branches] = {
     "timm.models.xcit.XCABlock": 3,
     "timm.models.xception_aligned.XceptionModule": lambda block: int(not block.no_skip),
     "transformers.models.bert.modeling_bert.BertLayer": 2,
+    "transformers.models.clip.modeling_clip.CLIPEncoderLayer": 2,
+    # The first attention of its decoder reads a constant.
+    "transformers.models.detr.modeling_detr.DetrDecoder": -1,
+    "transformers.models.detr.modeling_detr.DetrDecoderLayer": 3,
+    "transformers.models.detr.modeling_detr.DetrEncoderLayer": 2,
     "transformers.models.distilbert.modeling_distilbert.TransformerBlock": 2,
     "transformers.models.gpt2.modeling_gpt2.GPT2Block": 2,
     "transformers.models.llama.modeling_llama.LlamaDecoderLayer": 2,
+    "transformers.models.mamba.modeling_mamba.MambaBlock": 1,
+    "transformers.models.mixtral.modeling_mixtral.MixtralDecoderLayer": 2,
+    "transformers.models.qwen3.modeling_qwen3.Qwen3DecoderLayer": 2,
+    "transformers.models.resnet.modeling_resnet.ResNetBasicLayer": 1,
+    "transformers.models.rt_detr.modeling_rt_detr.RTDetrCSPRepLayer": 1,
+    "transformers.models.rt_detr.modeling_rt_detr.RTDetrDecoderLayer": 3,
+    "transformers.models.rt_detr.modeling_rt_detr.RTDetrEncoderLayer": 2,
+    "transformers.models.rt_detr.modeling_rt_detr.RTDetrRepVggBlock": 1,
+    "transformers.models.rt_detr.modeling_rt_detr_resnet.RTDetrResNetBasicLayer": 1,
+    "transformers.models.segformer.modeling_segformer.SegformerLayer": 2,
     "transformers.models.t5.modeling_t5.T5LayerCrossAttention": 1,
     "transformers.models.t5.modeling_t5.T5LayerFF": 1,
     # The first one of a stack stays: it also computes the bias of positions that all add.
     "transformers.models.t5.modeling_t5.T5LayerSelfAttention": 1,
     "transformers.models.vit.modeling_vit.ViTLayer": 2,
+    "transformers.models.wav2vec2.modeling_wav2vec2.Wav2Vec2Encoder": 1,  # positions
+    "transformers.models.wav2vec2.modeling_wav2vec2.Wav2Vec2EncoderLayer": 2,
+    "transformers.models.whisper.modeling_whisper.WhisperDecoderLayer": 3,
+    "transformers.models.whisper.modeling_whisper.WhisperEncoderLayer": 2,
 }
 """Class of a block -> residual branches in its own `forward`."""
 
@@ -187,12 +218,16 @@ class Entry:
         inputs: makes example inputs, with a batch of two.
         pixels: side of the image, 0 for text.
         layers: counts the residual branches of the model.
+        double: whether it runs in float64.
+        between: MACs of a sample with the other one of the batch, which a batch of one lacks.
     """
 
     make: Callable[[], nn.Module]
     inputs: Callable[[], tuple[Any, ...]]
     pixels: int = 0
     layers: Callable[[nn.Module], int] = field(default=expected_layers)
+    double: bool = True
+    between: int = 0
 
     def build(self) -> nn.Module:
         """The model, always with the same random weights."""

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from examine import a_third, problems_of, result_of
+from others import OTHERS
 from paths import HELPERS, ROOT
 from torch import nn
 from zoo import TIMM, TORCHVISION, ZOO
@@ -52,8 +53,15 @@ def test_fast_models(name: str) -> None:
     assert found["groups"] and found["prunable_macs"] > 0.1
 
 
+@pytest.mark.parametrize("name", ["torch/gru"])
+def test_fast_models_of_other_kinds(name: str) -> None:
+    found = result_of("guyot", name)
+    assert found["passed"], found["problems"]
+    assert found["checks"].keys() >= {"copies", "hooks", "gradients", "other sizes"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in ZOO if name not in FAST])
+@pytest.mark.parametrize("name", [name for name in (*ZOO, *OTHERS) if name not in FAST])
 def test_all_models(name: str) -> None:
     """The outcome is that which is recorded, with the same problems where there are some."""
     pytest.importorskip(name.partition("/")[0])

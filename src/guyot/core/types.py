@@ -140,6 +140,7 @@ class StandIn:
         ones: the zero has as many dimensions as this, all of length 1; None: the argument's shape.
         dense: the zero has memory of its own, since something is added to it in place.
         narrow: under autocast the zero is of the type that autocast computes in.
+        stays: the module stays, and its forward returns the argument; what is in it goes.
     """
 
     module: str
@@ -149,6 +150,7 @@ class StandIn:
     ones: int | None = None
     dense: bool = False
     narrow: bool = False
+    stays: bool = False
 
 
 @dataclass(frozen=True)

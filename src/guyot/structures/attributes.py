@@ -3,14 +3,15 @@
 Where a `forward` says `x.view(-1, self.num_heads, self.head_dim)` the graph only shows numbers. An
 attribute of the module that has the same value and a name for such a thing is taken to be where a
 number came from; so is one that has the size of a dimension of the module's own tensors, as far as
-there is only one such dimension. Verification runs the module afterwards.
+there is only one such dimension. A module with one weight may state what that reads, or makes, if
+the name says `out`. Verification runs the module afterwards.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 from torch import fx, nn
@@ -27,6 +28,9 @@ LENGTHS = re.compile(
     r"(^|_)(\w*dims?|d|dh|nf|nx|\w*size|width|channels|chs|features|planes)(_\w+)?$"
 )
 """Names of widths."""
+
+MADE = re.compile(r"(^|_)out(_|$)")
+"""Names of widths that a module makes; the others are of what it reads."""
 
 OTHERS = re.compile(
     r"window|patch|kernel|vocab|im(a)?ge?|chunk|grid|batch|seq|len|pool|input|output|shift|pad"
@@ -47,7 +51,8 @@ def attributes(
     seen: dict[tuple[str, str], Attribute] = {}
     for module, name, dim in graph.attributes:
         resolved = axis(dim)
-        if not isinstance(resolved, Fixed):
+        stands = getattr(model.get_submodule(module), name, dim.size) == dim.size
+        if stands and not isinstance(resolved, Fixed):
             seen[module, name] = Attribute(module, name, resolved)
     own = learned(graph)
     in_forward: dict[str, dict[Axis, int]] = defaultdict(dict)
@@ -60,14 +65,19 @@ def attributes(
             whole = graph.dims[node.args[0]][place]
             in_forward[module_of(node)][axis(whole)] = whole.size
     of_tensors: dict[str, dict[Axis, int]] = defaultdict(dict)
+    read: dict[str, list[set[Axis]]] = defaultdict(list)
     for name, dims in graph.tensors.items():
         owner = name.rpartition(".")[0]
         for module in (owner, owner.rpartition(".")[0]):
             of_tensors[module].update((axis(part), part.size) for d in dims for part in _parts(d))
+            if len(dims) > 1:
+                read[module].append({axis(dim) for dim in dims[1:]})
     for sources in (in_forward, of_tensors):
         for module, numbers in sources.items():
             if any(not isinstance(resolved, Fixed) for resolved in numbers):
-                for found in _explained(model.get_submodule(module), module, numbers):
+                own = model.get_submodule(module)
+                sole = read[module][0] if len(read[module]) == 1 else None
+                for found in _explained(own, module, numbers, sole):
                     seen.setdefault((module, found.name), found)
     return tuple(seen.values())
 
@@ -78,12 +88,23 @@ def _parts(dim: DimVar) -> tuple[DimVar, ...]:
     return (dim, *(part for below in dim.parts for part in _parts(below)))
 
 
-def _explained(module: nn.Module, path: str, numbers: dict[Axis, int]) -> Iterator[Attribute]:
-    """Yield attributes of a module with the value of a stated number and a name that fits."""
+def _explained(
+    module: nn.Module, path: str, numbers: dict[Axis, int], read: Container[Axis] | None
+) -> Iterator[Attribute]:
+    """Yield attributes of a module with the value of a stated number and a name that fits.
+
+    Args:
+        module: whose attributes they are.
+        path: its qualified name.
+        numbers: axis -> its size.
+        read: the axes that the only weight of the module reads; None if it has others.
+    """
     for name, value in vars(module).items():
         if type(value) is not int or OTHERS.search(name):
             continue
         fits = [a for a, n in numbers.items() if n == value and _named_like(name, a)]
+        if len(fits) > 1 and read is not None and not COUNTS.search(name):
+            fits = [a for a in fits if (a in read) is not bool(MADE.search(name))]
         if len(fits) == 1 and not isinstance(fits[0], Fixed):
             yield Attribute(path, name, fits[0])
 

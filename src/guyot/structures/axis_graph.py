@@ -275,6 +275,13 @@ class AxisGraph:
         if canonical is None and any(True for _ in self._weights_behind(base_of(operand))):
             self.attributes.append((module_of(node), attribute, dim))
 
+    def own_attribute(self, node: fx.Node, attribute: str, dim: DimVar) -> None:
+        """Say that an attribute of the module that runs an operator states a dim's size.
+
+        Modules that have no such attribute are left alone.
+        """
+        self.attributes.append((module_of(node), attribute, dim))
+
     def count(self, node: fx.Node, *dims: DimVar) -> None:
         """Say that one sample costs the product of these dims in multiply-accumulates."""
         self.counts.append((node, self.name(node), dims))

@@ -64,7 +64,7 @@ def kernels_of(
 
 def _gone(branch: Branch) -> list[fx.Node]:
     """Return the operators that run no more: with stand-ins those in the modules replaced."""
-    if not branch.layer.stand_ins:
+    if all(spec.stays for spec in branch.layer.stand_ins):
         return [*branch.nodes, branch.addition]
     inside = tuple(f"{spec.module}." for spec in branch.layer.stand_ins)
     return [node for node in branch.nodes if f"{module_of(node)}.".startswith(inside)]

@@ -3,7 +3,8 @@
 Where the method that adds the branch is plain, its class is derived without the addition, and the
 branch's modules are deleted. Where it does more with them, it stays as it is, and *stand-ins* take
 the place of the branch's modules: the last before the addition returns zeros, the others return
-their argument.
+their argument. Where the module that adds the branch does nothing else, it stays and returns its
+own argument.
 """
 
 from __future__ import annotations
@@ -92,6 +93,20 @@ class Callers:
             found.append(spec)
         return tuple(found)
 
+    def passing(self, branch: Branch) -> StandIn | str:
+        """Return how the module that adds a branch returns its argument, or why it may not."""
+        owner = branch.layer.owner
+        calls = self._calls.get(owner, ())
+        if not owner or len(calls) != 1 or not (calls[0].alike and calls[0].tensor):
+            return "the module that adds it is not called once, for a tensor of the same shape"
+        others = self._made[owner] - branch.nodes - {branch.addition}
+        given = set(branch.addition.all_input_nodes) - {branch.operand}
+        if given & self._made[owner] or any(not _is_identity(node) for node in others):
+            return "the module that adds it does something else as well"
+        (call,) = calls
+        assert call.argument is not None
+        return StandIn(owner, call.argument, call.rest, zero=False, stays=True)
+
     def _in_place(self, branch: Branch, last: fx.Node) -> bool:
         """Say whether something writes into what a branch makes, from its last module on."""
         after = [n for n in (*branch.nodes, branch.addition) if n > last]
@@ -99,9 +114,13 @@ class Callers:
         return any(schema is not None and schema.is_mutable for schema in schemas)
 
     def inside(self, branch: Branch) -> tuple[str, ...]:
-        """The outermost modules that make nothing but operators of a branch."""
+        """Return the outermost modules that make nothing but operators of a branch."""
         paths = dict.fromkeys(path for node in sorted(branch.nodes) for path in _paths(node))
-        whole = [path for path in paths if path and self._made[path] <= branch.nodes]
+        whole = [
+            path
+            for path in paths
+            if path and all(n in branch.nodes or _is_idle(n) for n in self._made[path])
+        ]
         return tuple(
             path for path in whole if not any(path.startswith(f"{other}.") for other in whole)
         )
@@ -125,7 +144,24 @@ def ways_of(model: nn.Module, callers: Callers, branch: Branch) -> list[Branch] 
         reasons.append(stand_ins)
     else:
         found.append(replace(branch, layer=replace(layer, stand_ins=stand_ins)))
+    passing = callers.passing(branch)
+    if isinstance(passing, StandIn):
+        found.append(replace(branch, layer=replace(layer, stand_ins=(passing,))))
     return found or "; ".join(reasons)
+
+
+def _is_identity(node: fx.Node) -> bool:
+    """Say whether an operator returns its first operand: it divides or multiplies by 1."""
+    scales = {aten.div.Tensor, aten.mul.Tensor, aten.div.Scalar, aten.mul.Scalar}
+    return node.target in scales and node.args[1] == 1
+
+
+def _is_idle(node: fx.Node) -> bool:
+    """Say whether an operator is a dropout that drops nothing.
+
+    It returns its very operand, so whatever reads that later seems to read the dropout.
+    """
+    return node.target is aten.dropout.default and not node.args[2]
 
 
 def _paths(node: fx.Node) -> tuple[str, ...]:

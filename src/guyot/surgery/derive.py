@@ -141,4 +141,6 @@ def derive(module: nn.Module, edits: Sequence[Edit]) -> Callable[[], None]:
 def replace_methods(module: nn.Module, methods: Mapping[str, Callable[..., Any]]) -> None:
     """Let a module's class be a subclass with other methods; they are pickled by their names."""
     kind = type(module)
-    module.__class__ = _derived(Derivation(kind, given=tuple(methods.items())))
+    derivation = _derivation(kind) or Derivation(kind)
+    given = dict(derivation.given) | dict(methods)
+    module.__class__ = _derived(replace(derivation, given=tuple(given.items())))

@@ -20,15 +20,19 @@ def drop_of(layer: Layer) -> Drop:
     """
     if layer.place is None:
         raise UnsupportedError("its addition is in no method of the module that makes it")
+    return Drop(layer.place, layer.operand, gone_with(layer))
+
+
+def gone_with(layer: Layer) -> tuple[str, ...]:
+    """The modules and other tensors that go with a branch, by their names in its owner."""
     inside = f"{layer.owner}." if layer.owner else ""
     whole = tuple(f"{module}." for module in layer.modules)
     loose = (
         [name for name in layer.tensors if not name.startswith(whole)] if whole else layer.tensors
     )
-    gone = tuple(
+    return tuple(
         name.removeprefix(inside) for name in (*layer.modules, *loose) if name.startswith(inside)
     )
-    return Drop(layer.place, layer.operand, gone)
 
 
 def check_edit(owner: nn.Module, layer: Layer) -> None:

@@ -21,7 +21,7 @@ from guyot.surgery.caches import layer_numbers, renumber
 from guyot.surgery.derive import derive
 from guyot.surgery.edits import Edit
 from guyot.surgery.heads import keep_off_fast_path
-from guyot.surgery.layers import discard, drop_of, replace_module
+from guyot.surgery.layers import discard, drop_of, gone_with, replace_module
 from guyot.surgery.plan import (
     Shrunk,
     all_removed_layers,
@@ -32,7 +32,7 @@ from guyot.surgery.plan import (
     shrink_structures,
 )
 from guyot.surgery.restate import make_room, states_of, written_out
-from guyot.surgery.stand_ins import act_out_of_place, stand_in
+from guyot.surgery.stand_ins import act_out_of_place, let_pass, stand_in
 
 Indices = tuple[Tensor | None, ...]
 
@@ -111,6 +111,7 @@ class _Surgery:
         restated: modules that get attributes for lengths.
         taken: name of a module -> what it loses.
         stand_ins: what takes the place of modules, and how.
+        passing: modules that return an argument from now on, and which.
     """
 
     classes: list[Callable[[], None]] = field(default_factory=list[Callable[[], None]])
@@ -119,6 +120,7 @@ class _Surgery:
     )
     taken: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     stand_ins: dict[StandIn, nn.Module] = field(default_factory=dict[StandIn, nn.Module])
+    passing: dict[StandIn, nn.Module] = field(default_factory=dict[StandIn, nn.Module])
 
     def carry_out(self, model: nn.Module) -> None:
         """Change the modules."""
@@ -129,6 +131,9 @@ class _Surgery:
         for owner, names in self.taken.items():
             discard(model.get_submodule(owner), names)
             keep_off_fast_path(model.get_submodule(owner))
+        for spec, module in self.passing.items():
+            act_out_of_place(model, spec)
+            let_pass(module, spec)
         for spec, module in self.stand_ins.items():
             if not spec.zero:
                 act_out_of_place(model, spec)
@@ -149,13 +154,18 @@ def _prepared(model: nn.Module, structures: Structures, plan: KeepPlan) -> _Surg
         around = structures.holders[layer.tensors[0]] & removed - {number}
         if any(set(layer.tensors) < set(structures.layers[n].tensors) for n in around):
             continue
-        surgery.stand_ins.update(
-            (spec, stand_in(spec, model.get_submodule(spec.module))) for spec in layer.stand_ins
-        )
-        drop = None if layer.stand_ins else drop_of(layer)
-        surgery.taken[layer.owner] += () if drop is None else drop.gone
-        if drop is not None:
+        gone: tuple[str, ...] = ()
+        for spec in layer.stand_ins:
+            module = model.get_submodule(spec.module)
+            if spec.stays:
+                surgery.passing[spec], gone = module, gone_with(layer)
+            else:
+                surgery.stand_ins[spec] = stand_in(spec, module)
+        if not layer.stand_ins:
+            drop = drop_of(layer)
+            gone = drop.gone
             edits[layer.owner].append(drop)
+        surgery.taken[layer.owner] += gone
     without = settled(structures, plan)
     for spec in due(structures, plan):
         if spec.module in without:

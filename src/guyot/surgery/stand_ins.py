@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from guyot.core.torch_private import Moving
 from guyot.core.types import StandIn
+from guyot.surgery.derive import replace_methods
 
 
 class Passing(Moving):
@@ -57,15 +58,7 @@ class Passing(Moving):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The first result and the others."""
-        argument, others = self.returns
-
-        def given(key: int | str | None) -> Any:
-            if key is None:
-                return None
-            return args[key] if isinstance(key, int) else kwargs[key]
-
-        first = self._first(given(argument))
-        return first if others is None else (first, *map(given, others))
+        return _returned(self.returns, self._first, args, kwargs)
 
     def extra_repr(self) -> str:
         """Nothing: it has no settings."""
@@ -103,6 +96,42 @@ class Zeros(Passing):
 def stand_in(spec: StandIn, module: nn.Module) -> nn.Module:
     """Return what takes the place of a module, in its mode."""
     return (Zeros if spec.zero else Passing)(spec, module).train(module.training)
+
+
+def _returned(
+    returns: tuple[int | str, tuple[int | str | None, ...] | None],
+    change: Callable[[Any], Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Return some of a call's arguments, the first of them changed."""
+    argument, others = returns
+
+    def given(key: int | str | None) -> Any:
+        if key is None:
+            return None
+        return args[key] if isinstance(key, int) else kwargs[key]
+
+    first = change(given(argument))
+    return first if others is None else (first, *map(given, others))
+
+
+def passed(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Return some of the arguments; the forward of a module that does nothing any more."""
+    return _returned(self.returned_arguments, lambda given: given, args, kwargs)
+
+
+def let_pass(module: nn.Module, spec: StandIn) -> None:
+    """Let a module return its argument; its class, hooks and attributes stay.
+
+    Example:
+        >>> norm = nn.LayerNorm(2)
+        >>> let_pass(norm, StandIn("norm", 0, None, zero=False, stays=True))
+        >>> norm(torch.tensor([1.0, 5.0])), isinstance(norm, nn.LayerNorm)
+        (tensor([1., 5.]), True)
+    """
+    module.returned_arguments = (spec.argument, spec.rest)  # pyright: ignore[reportAttributeAccessIssue]
+    replace_methods(module, {"forward": passed})
 
 
 def act_out_of_place(model: nn.Module, spec: StandIn) -> None:

@@ -30,7 +30,8 @@ def attention(graph: AxisGraph, node: fx.Node) -> DimVars:
     for one, two, three in zip(query[:-2], key[:-2], value[:-2], strict=True):
         unify(two, three)
         if one is query[heads] and one.size != two.size and node.kwargs.get("enable_gqa", False):
-            one, _ = factor(one, two.size)
+            one, queries = factor(one, two.size)
+            graph.own_attribute(node, "num_key_value_groups", queries)
         if one.size == two.size:
             unify(one, two)
     unify(query[-1], key[-1])

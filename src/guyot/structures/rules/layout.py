@@ -41,6 +41,9 @@ def stretch(graph: AxisGraph, node: fx.Node) -> DimVars:
         for place, size in enumerate(shape)
     ]
     graph.literal_sizes(node, 1, result)
+    for place, dim in enumerate(result[added:]):
+        if x[place].size == 1 < dim.size:  # keys, once for each query that shares them
+            graph.own_attribute(node, "num_key_value_groups", dim)
     return tuple(result)
 
 
