@@ -153,7 +153,7 @@ def ways_of(model: nn.Module, callers: Callers, branch: Branch) -> list[Branch] 
 def _is_identity(node: fx.Node) -> bool:
     """Say whether an operator returns its first operand: it divides or multiplies by 1."""
     scales = {aten.div.Tensor, aten.mul.Tensor, aten.div.Scalar, aten.mul.Scalar}
-    return node.target in scales and node.args[1] == 1
+    return node.target in scales and bool(node.args[1] == 1)
 
 
 def _is_idle(node: fx.Node) -> bool:
