@@ -66,6 +66,19 @@ def test_transformer() -> None:
     assert float(loss) < 3.0  # 94 letters at random: 4.5
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("equal", [False, True])
+def test_language_model(equal: bool, tmp_path: Path) -> None:
+    options = ["--equal"] if equal else []
+    output = run("language_model.py", "--steps", "60", "--folder", str(tmp_path), *options)
+    macs, params = shares(output)
+    assert macs == pytest.approx(0.5, abs=0.05) and params < 0.8
+    losses = re.findall(r"^(\w+): held out ([\d.]+) nats", output, re.MULTILINE)
+    assert [name for name, _ in losses] == ["full", "pruned", "loaded"]
+    assert losses[1][1] == losses[2][1] and float(losses[1][1]) < 6.2  # 512 pieces at random
+    assert ("no code" in output) == equal
+
+
 def test_accelerate_loop_resumes_bit_for_bit(tmp_path: Path) -> None:
     quick = ("--epochs", "6")
     output = run("accelerate_loop.py", *quick)

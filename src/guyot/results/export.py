@@ -1,10 +1,11 @@
-"""A finished network in other formats: source code, a `torch.export` program, ONNX.
+"""A finished network in other formats: source code, a `torch.export` program, ONNX, transformers.
 
 | written by | what it is | needs |
 |---|---|---|
 | `to_source` | a Python module and its weights | torch and safetensors |
 | `to_program` | `.pt2`, for `torch.export.load` | torch |
 | `to_onnx` | `.onnx`, for ONNX Runtime and others | no torch |
+| `to_pretrained` | a language model, for `from_pretrained` | transformers |
 
 What is written is read back and compared with the model, on batches of several sizes, before it
 gets its name. Every format takes batches of any size, in evaluation mode. Where `forward` fixes the
@@ -51,9 +52,19 @@ from guyot.results.delivery import (
     staged,
     with_samples,
 )
+from guyot.results.pretrained import Pretrained, to_pretrained
 from guyot.structures.trace import plain_graph
 
-__all__ = ["Exported", "OnnxNetwork", "program", "to_onnx", "to_program", "to_source"]
+__all__ = [
+    "Exported",
+    "OnnxNetwork",
+    "Pretrained",
+    "program",
+    "to_onnx",
+    "to_pretrained",
+    "to_program",
+    "to_source",
+]
 
 CODE, WEIGHTS = "model.py", "model.safetensors"
 _EXACT, _ONNX = 1e-5, 1e-4
