@@ -107,7 +107,7 @@ def _unopened(url: str, error: Exception) -> str:
     reason = str(cause).strip().partition("\n")[0] or type(cause).__name__
     return (
         f"storage={shown!r} cannot be used ({reason}): give the URL of a database, such "
-        "as postgresql+psycopg2://user@host/name, install its driver, or leave storage out for "
+        "as postgresql+psycopg://user@host/name, install its driver, or leave storage out for "
         "SQLite in the folder"
     )
 
