@@ -334,7 +334,7 @@ def plus(left: Tensor, right: Tensor) -> Tensor:
 
 
 class Glued(nn.Module):
-    """A branch that multiplies with a weight outside any module of its own."""
+    """A branch with a weight outside any module of its own, in a module that does more."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -342,18 +342,18 @@ class Glued(nn.Module):
         self.linear = nn.Linear(6, 6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return plus(x, functional.linear(self.linear(x), self.weight))
+        return plus(x, functional.linear(self.linear(x), self.weight)).relu()
 
 
 class Weighed(nn.Module):
-    """A branch that ends in a parameter of its caller."""
+    """A branch that ends in a parameter of its caller, which does more."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear, self.scale = nn.Linear(6, 6), nn.Parameter(torch.ones(6))
 
     def forward(self, x: Tensor) -> Tensor:
-        return plus(x, self.scale * self.linear(x))
+        return plus(x, self.scale * self.linear(x)).relu()
 
 
 REFUSED = {
