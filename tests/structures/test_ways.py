@@ -152,6 +152,24 @@ def test_a_dropout_that_drops_nothing_belongs_to_nobody() -> None:
     assert [layer.owner for layer in structures.layers] == ["1"]
 
 
+class OneDropout(nn.Module):
+    """Calls one dropout, which drops nothing, in both of its branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.dropout = nn.Linear(6, 6), nn.Linear(6, 6), nn.Dropout(0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.first(x))
+        return x + self.dropout(self.second(x).relu())
+
+
+def test_a_dropout_that_two_branches_call_hides_none() -> None:
+    model = nn.Sequential(nn.Linear(3, 6), OneDropout(), nn.Linear(6, 2))
+    found = find_structures(model, (torch.randn(4, 3),))
+    assert [layer.name for layer in found.layers] == ["1", "1:2"]
+
+
 class Doubled(nn.Module):
     """Two attributes state widths that happen to be the same."""
 

@@ -113,14 +113,19 @@ class Callers:
         schemas = (schema_of(node.target) for node in after)
         return any(schema is not None and schema.is_mutable for schema in schemas)
 
+    def _makes_only(self, path: str, branch: Branch) -> bool:
+        """Say whether a module makes nothing but operators of a branch, and idle dropouts.
+
+        A module that is only a dropout may be called elsewhere as well.
+        """
+        made = self._made[path]
+        outside = made - branch.nodes
+        return not outside or (all(map(_is_idle, outside)) and not all(map(_is_idle, made)))
+
     def inside(self, branch: Branch) -> tuple[str, ...]:
         """Return the outermost modules that make nothing but operators of a branch."""
         paths = dict.fromkeys(path for node in sorted(branch.nodes) for path in _paths(node))
-        whole = [
-            path
-            for path in paths
-            if path and all(n in branch.nodes or _is_idle(n) for n in self._made[path])
-        ]
+        whole = [path for path in paths if path and self._makes_only(path, branch)]
         return tuple(
             path for path in whole if not any(path.startswith(f"{other}.") for other in whole)
         )
