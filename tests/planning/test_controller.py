@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import residual_network
 
+from guyot.gates.calibration import most_probable
 from guyot.planning.config import Dials, DiscoveryConfig
 from guyot.planning.controller import DECIDE_EVERY, Controller
 from guyot.planning.dynamics import Phases
@@ -32,6 +33,17 @@ def test_a_group_that_nothing_is_on_in_is_measured_at_its_most_probable_unit() -
     assert drawn.shape == (2, INDEX.total)
     assert drawn[:, INDEX.units(1)].tolist() == 2 * [[0, 1, 0]]
     assert drawn[:, INDEX.units(0)].all() and drawn[:, INDEX.units(2)].all()
+
+
+def test_what_was_removed_is_not_measured_in_the_place_of_what_is_left() -> None:
+    controller = controller_of()
+    theta, alive = controller.state.theta.clone(), controller.state.alive.clone()
+    theta[INDEX.units(1)] = 0
+    alive[INDEX.units(1)] = torch.tensor([False, False, True])
+    controller.state = replace(controller.state, theta=theta, alive=alive)
+    probable = most_probable(theta, alive, NET)
+    for gates in (controller.sample(torch.Generator())[0], probable):
+        assert gates[INDEX.units(1)].tolist() == [0, 0, 1]
 
 
 def test_gates_that_are_drawn_at_random_may_leave_a_group_empty() -> None:

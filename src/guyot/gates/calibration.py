@@ -25,15 +25,28 @@ def most_probable(theta: Tensor, alive: Tensor, structures: Structures) -> Tenso
     Returns:
         0/1, dtype and shape of `theta`.
     """
-    index = structures.index
-    likely = (theta >= 0.5) & alive
-    groups = index.group_of_gate.to(theta.device)[likely]
-    filled = torch.bincount(groups, minlength=len(structures.groups))
-    for group, count in enumerate(filled[: len(structures.groups)].tolist()):
-        if not count:
-            where = index.units(group)
-            likely[where.start + int(theta[where].argmax())] = True
-    return likely.to(theta)
+    likely = ((theta >= 0.5) & alive).to(theta)
+    return without_empty_groups(likely[None], theta, alive, structures)[0]
+
+
+def without_empty_groups(
+    gates: Tensor, theta: Tensor, alive: Tensor, structures: Structures
+) -> Tensor:
+    """Switch the most probable unit on, in place, wherever no unit of a group is on.
+
+    Args:
+        gates: 0/1, shape (steps, gates).
+        theta: keep probabilities, shape (gates,).
+        alive: which gates may still be 1, bool, shape (gates,).
+        structures: what there is.
+    """
+    for number in range(len(structures.groups)):
+        where = structures.index.units(number)
+        empty = ~gates[:, where].any(1)
+        if bool(empty.any()):
+            open_to = torch.where(alive[where], theta[where], -1)
+            gates[empty, where.start + int(open_to.argmax())] = 1
+    return gates
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from torch import Tensor
 from guyot.core.types import Structures
 from guyot.costs.complexity import Complexity, Cost
 from guyot.costs.widths import protect, quanta_of
+from guyot.gates.calibration import without_empty_groups
 from guyot.planning import dynamics
 from guyot.planning.benefits import (
     Homes,
@@ -292,17 +293,9 @@ class Controller:
         if layers.start < layers.stop and not measured and drawn.layers != drawn.units:
             gates[:, layers] = self._drawn(*drawn.layers, generator, steps)[:, layers]
         gates = gates * self.state.alive
-        return self._filled(gates) if drawn.units == MOST_PROBABLE else gates
-
-    def _filled(self, gates: Tensor) -> Tensor:
-        """Switch the most probable unit of every empty group on, so that it is measured."""
-        index, theta = self.structures.index, self.state.theta
-        for number in range(len(self.structures.groups)):
-            where = index.units(number)
-            empty = ~gates[:, where].any(1)
-            if bool(empty.any()):
-                gates[empty, where.start + int(theta[where].argmax())] = 1
-        return gates
+        if drawn.units != MOST_PROBABLE:
+            return gates
+        return without_empty_groups(gates, self.state.theta, self.state.alive, self.structures)
 
     def _drawn(
         self, sharpness: float, epsilon: float, generator: torch.Generator, steps: int

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from guyot.planning.benefits import SideSums
 
-_COUNTED, _PREDICTIONS, _SILENT, _BROKEN = range(4)
-
 
 class Told(NamedTuple):
     """Hold what some steps told, on the CPU.
@@ -78,8 +76,9 @@ class Evidence:
             predictions: B, how many predictions the loss is the mean of.
             mean: takes the mean of a flat tensor over the ranks; called once.
         """
-        on, squares = gradient * gate, predictions * gradient.square()
-        rows = torch.stack([on, gradient - on, gate, squares * gate, squares * (1 - gate)])
+        mine = SideSums.from_sample(gradient, gate, predictions)
+        sides = (mine.sum_one, mine.sum_zero, mine.count_one, mine.square_one, mine.square_zero)
+        rows = torch.stack(sides)
         number = torch.full((1,), float(predictions), device=rows.device)
         shared = mean(torch.cat([rows.flatten(), number]))
         rows, number = shared[:-1].view_as(rows), shared[-1]
@@ -92,8 +91,8 @@ class Evidence:
         self._numbers += torch.stack(marks)
         return Latest(rows[0], rows[2], counts)
 
-    def peek(self) -> Told:
-        """Return what the steps since the last `take` told; waits for the device."""
+    def take(self) -> Told:
+        """Return what the steps since the last `take` told, and forget it; waits for the device."""
         found = torch.cat([self._rows.flatten(), self._numbers]).cpu()
         counted, predictions, silent, broken = found[-4:].tolist()
         one, zero, count, square_one, square_zero = found[:-4].view(5, -1)
@@ -106,14 +105,9 @@ class Evidence:
             square_zero=square_zero,
             predictions=predictions / max(counted, 1.0),
         )
-        return Told(sums, round(silent), round(broken))
-
-    def take(self) -> Told:
-        """Return what the steps since the last `take` told, and forget it."""
-        told = self.peek()
         self._rows.zero_()
         self._numbers.zero_()
-        return told
+        return Told(sums, round(silent), round(broken))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return copies of the sums, on the CPU."""
