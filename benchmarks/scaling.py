@@ -1,6 +1,6 @@
-"""How the time and memory of finding structures grow with depth.
+"""How the time and memory of finding structures grow with depth, and with the weights.
 
-    python benchmarks/scaling.py measure     # about ten minutes on a quiet core
+    python benchmarks/scaling.py measure     # about fifteen minutes on a quiet core
     python benchmarks/scaling.py table       # docs/scaling.md, its figure and its table
 
 Every measurement is a process of its own with one thread; the least of three counts. Time is that
@@ -36,22 +36,57 @@ DEPTHS = {
     "resnet": (20, 56, 110, 218, 434, 866, 1202),
     "vit": (12, 24, 48, 96),
     "resnet50": (50,),
+    "llama-small": (12,),
+    "llama-bf16": (20,),
+    "llama-meta": (32,),
 }
-LABELS = {"resnet": "CIFAR ResNet", "vit": "ViT, width 32", "resnet50": "torchvision resnet50"}
+LABELS = {
+    "resnet": "CIFAR ResNet",
+    "vit": "ViT, width 32",
+    "resnet50": "torchvision resnet50 at 224 pixels",
+    "llama-small": "Llama, width 1024",
+    "llama-bf16": "Llama, width 2048, bfloat16",
+    "llama-meta": "Llama, width 4096, on the meta device",
+}
+DRAWN = ("resnet", "vit", "resnet50")
+LLAMAS = {"llama-small": 1024, "llama-bf16": 2048, "llama-meta": 4096}
 
 
 def build(family: str, depth: int) -> tuple[nn.Module, torch.Tensor]:
-    """A network and its input; images are small, since depth is the question."""
+    """A network and its input; images are small where depth is the question."""
     if family == "resnet":
         return resnet(depth), torch.randn(2, 3, 8, 8)
     if family == "resnet50":
         from torchvision.models import resnet50
 
-        return resnet50(), torch.randn(2, 3, 64, 64)
+        return resnet50(), torch.randn(2, 3, 224, 224)
+    if family in LLAMAS:
+        return llama(LLAMAS[family], depth, family), torch.randint(32_000, (1, 16))
     from timm.models.vision_transformer import VisionTransformer
 
     size = {"img_size": 16, "patch_size": 8, "embed_dim": 32, "num_heads": 2, "num_classes": 10}
     return VisionTransformer(depth=depth, **size), torch.randn(2, 3, 16, 16)
+
+
+def llama(width: int, depth: int, family: str) -> nn.Module:
+    """A network of the shape of Llama, with random weights or none."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=width,
+        intermediate_size=width * 11 // 4,
+        num_hidden_layers=depth,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 128,
+    )
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if family == "llama-bf16" else default)
+    try:
+        with torch.device("meta" if family == "llama-meta" else "cpu"):
+            return LlamaForCausalLM(shape)
+    finally:
+        torch.set_default_dtype(default)
 
 
 def peak() -> float:
@@ -77,6 +112,7 @@ def once(family: str, depth: int) -> dict[str, float]:
         "seconds": seconds,
         "megabytes": peak() - before,
         "prices_ms": 50 * (time.process_time() - start),
+        "parameters": sum(p.numel() for p in model.parameters()),
         "gates": structures.index.total,
         "groups": len(structures.groups),
         "layers": len(structures.layers),
@@ -115,6 +151,12 @@ def exponent(rows: list[dict[str, Any]]) -> float | None:
 def page(found: dict[str, Any]) -> str:
     """Return the documentation page."""
     deepest = max(found["rows"], key=lambda row: row["depth"])
+    large = "\n".join(
+        f"| {LABELS[row['family']]} | {row['parameters'] / 1e6:,.0f} M | {row['seconds']:.1f} | "
+        f"{row['megabytes']:,.0f} |"
+        for row in found["rows"]
+        if row["family"] in ("resnet50", *LLAMAS)
+    )
     slopes = {
         label: exponent([row for row in found["rows"] if row["family"] == family])
         for family, label in LABELS.items()
@@ -137,6 +179,16 @@ The time to find and verify the structures of a network grows almost linearly wi
 and the growth of the peak resident memory. Dotted lines are linear. `{found["command"]}`;
 {found["machine"]["cpu"]}, one thread.*
 
+## Large networks
+
+A network of more than 4 million numbers is verified on a
+[narrow twin](decisions.md#structures-and-removal). Time and memory follow its graph, not the size
+of its weights. It may have no weights at all (`torch.device("meta")`).
+
+| network | parameters | CPU seconds | MB beyond its weights |
+|---|---|---|---|
+{large}
+
 [`scaling.csv`](data/scaling.csv) has the figures, with the numbers of groups, layers and gates, and
 the milliseconds that the prices of a step take.
 """
@@ -144,7 +196,16 @@ the milliseconds that the prices of a step take.
 
 def table(found: dict[str, Any]) -> str:
     """Return the figures as CSV."""
-    names = ("depth", "groups", "layers", "gates", "seconds", "megabytes", "prices_ms")
+    names = (
+        "depth",
+        "parameters",
+        "groups",
+        "layers",
+        "gates",
+        "seconds",
+        "megabytes",
+        "prices_ms",
+    )
     lines = [",".join(("network", *names))]
     for row in found["rows"]:
         cells = (f"{row[name]:.4g}" if row[name] < 1000 else f"{row[name]}" for name in names)
@@ -162,7 +223,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for axis, key, label in zip(axes, ("seconds", "megabytes"), ("CPU seconds", "MB"), strict=True):
-        for (family, name), style in zip(LABELS.items(), ("o-", "s--", "D"), strict=True):
+        for family, style in zip(DRAWN, ("o-", "s--", "D"), strict=True):
+            name = LABELS[family]
             some = [row for row in rows if row["family"] == family]
             depths, values = [row["depth"] for row in some], [row[key] for row in some]
             axis.plot(depths, values, style, label=name)
@@ -203,7 +265,7 @@ def main() -> None:
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
     PAGE.write_text(page(found))
     TABLE.write_text(table(found))
-    draw(found["rows"])
+    draw([row for row in found["rows"] if row["family"] in DRAWN])
 
 
 if __name__ == "__main__":

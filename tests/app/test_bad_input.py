@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from guyot import (
     Discovery,
     DiscoveryConfig,
-    GuyotError,
     GuyotWarning,
     MisconfiguredError,
     SequenceError,
@@ -126,13 +125,11 @@ def test_inputs(inputs: Any, message: str) -> None:
         discover(inputs=inputs)
 
 
-def test_model_on_another_device() -> None:
+def test_model_without_weights() -> None:
     with torch.device("meta"):
         model = CASE.build()
-    with pytest.raises(MisconfiguredError, match="on cpu and the model on meta"):
-        find_structures(model, (CASE.inputs(),))
-    with pytest.raises(GuyotError, match="meta"):
-        find_structures(model, (CASE.inputs().to("meta"),))
+    with pytest.raises(MisconfiguredError, match=r"meta device and has no weights.*to_empty"):
+        discover(model)
 
 
 class DataDependent(nn.Module):

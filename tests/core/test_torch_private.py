@@ -52,6 +52,20 @@ def test_schema() -> None:
     assert torch_private.schema_of(len) is None
 
 
+def test_lazily_cloned() -> None:
+    one = torch.ones(3)
+    other = torch_private.lazily_cloned(one)
+    assert other.add_(1).tolist() == [2.0] * 3
+    assert one.tolist() == [1.0] * 3
+
+
+def test_weightless() -> None:
+    with torch_private.weightless():
+        made = torch.empty(10**6, 10**6) @ torch.empty(10**6, 3)
+    assert made.shape == (10**6, 3)
+    assert made.device.type == "cpu"
+
+
 def test_custom_op() -> None:
     assert torch_private.custom_overload(twice) is torch.ops.guyot_tests.twice.default
     assert torch_private.custom_overload(torch.relu) is None

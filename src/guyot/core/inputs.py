@@ -10,9 +10,11 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from guyot.core.errors import MisconfiguredError
+from guyot.core.torch_private import lazily_cloned
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 """The only argument of a `forward`, its positional arguments, or its keyword arguments."""
@@ -117,6 +119,33 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def weightless_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model on the CPU whose tensors have no numbers.
+
+    Make and call it in the context `weightless`.
+    """
+    memo: dict[int, Any] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+        parameter = isinstance(tensor, nn.Parameter)
+        memo[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if parameter else empty
+    return copied(model, memo)
+
+
+def lazy_copy(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a model whose parameters share memory until one of the two is written.
+
+    It costs no memory, however much the weights weigh.
+    """
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        if type(parameter) is nn.Parameter:
+            copy_ = nn.Parameter(lazily_cloned(parameter.detach()), parameter.requires_grad)
+            vars(copy_).update(vars(parameter))
+            memo[id(parameter)] = copy_
+    return copied(model, memo)
+
+
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Generator[None]:
     """Put a model in evaluation mode; restore every module's own mode afterwards."""
@@ -144,7 +173,7 @@ def check_inputs(model: nn.Module, example_inputs: Inputs) -> None:
             f"the model {type(model).__name__} has no parameters; pass the network to train"
         )
     for position, value in enumerate(tensors):
-        if value.device != parameter.device:
+        if value.device != parameter.device and parameter.device.type != "meta":
             raise MisconfiguredError(
                 f"example input {position} is on {value.device} and the model on "
                 f"{parameter.device}; move one with .to({str(parameter.device)!r})"
@@ -153,8 +182,17 @@ def check_inputs(model: nn.Module, example_inputs: Inputs) -> None:
             raise MisconfiguredError(
                 f"example input {position} is a scalar; dimension 0 must be the batch"
             )
-    if parameter.device.type == "meta":
+
+
+def on_meta(model: nn.Module) -> bool:
+    """Say whether a model has parameters without numbers."""
+    return any(parameter.device.type == "meta" for parameter in model.parameters())
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse a model without numbers in its parameters."""
+    if on_meta(model):
         raise MisconfiguredError(
-            "the model is on the meta device and has no weights to check; "
+            "the model is on the meta device and has no weights; "
             'give it some with model.to_empty(device="cpu") and initialise them'
         )

@@ -88,6 +88,25 @@ def schema_of(target: object) -> Any:
     return private(target, "_schema", "nothing of guyot does")
 
 
+def lazily_cloned(tensor: Tensor) -> Tensor:
+    """Return a clone that has memory of its own only once one of the two is written."""
+    return private(tensor, "_lazy_clone", "nothing of guyot does")()
+
+
+def weightless() -> Any:
+    """Return a context in which tensors are made that have a device, shape and dtype, no numbers.
+
+    Example:
+        >>> with weightless() as mode:
+        ...     zeros = torch.zeros(10**12)
+        >>> zeros.shape, zeros.device
+        (torch.Size([1000000000000]), device(type='cpu'))
+    """
+    module = "torch._subclasses.fake_tensor"
+    without = "models that are not on the meta device"
+    return _from_module(module, "FakeTensorMode", without)(allow_non_fake_inputs=True)
+
+
 def custom_overload(target: object) -> Any:
     """Return the overload that `torch.library.custom_op` defined; None of anything else."""
     definition = _from_module("torch._library.custom_ops", "CustomOpDef", RULES)

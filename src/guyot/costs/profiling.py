@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from guyot.core.axis import best
-from guyot.core.inputs import Inputs, arguments, tensors_of
+from guyot.core.inputs import Inputs, arguments, check_weights, tensors_of
 from guyot.core.locate import unwrap
 from guyot.core.types import KeepPlan, Structures
 from guyot.core.warning import warn
@@ -181,6 +181,7 @@ def profile(
         UnsupportedError: the model cannot be traced.
     """
     model = unwrap(model)
+    check_weights(model)
     structures = find_structures(model, example_inputs)
     parameter = next(model.parameters())
     batch = len(tensors_of(example_inputs)[0])

@@ -35,6 +35,7 @@ from guyot.core.inputs import (
     call_model,
     changed,
     check_inputs,
+    check_weights,
     evaluation_mode,
     tensors_of,
 )
@@ -254,6 +255,7 @@ def _prepared(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
     model = unwrap(model)
     check_model(model)
     check_inputs(model, inputs)
+    check_weights(model)
     if any(tensor.device.type != "cpu" for tensor in model.state_dict().values()):
         model = copy.deepcopy(model).cpu()
     return model, changed(inputs, lambda tensor: tensor.detach().cpu())

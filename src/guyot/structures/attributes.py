@@ -17,7 +17,7 @@ from typing import Any
 from torch import fx, nn
 
 from guyot.core.types import Attribute, Axis, Fixed, Units
-from guyot.structures.axes import DimVar, leaves, root_of
+from guyot.structures.axes import DimVar, leaves, parts_of
 from guyot.structures.axis_graph import AxisGraph
 from guyot.structures.trace import module_of
 
@@ -69,7 +69,7 @@ def attributes(
     for name, dims in graph.tensors.items():
         owner = name.rpartition(".")[0]
         for module in (owner, owner.rpartition(".")[0]):
-            of_tensors[module].update((axis(part), part.size) for d in dims for part in _parts(d))
+            of_tensors[module].update((axis(part), part.size) for d in dims for part in parts_of(d))
             if len(dims) > 1:
                 read[module].append({axis(dim) for dim in dims[1:]})
     for sources in (in_forward, of_tensors):
@@ -80,12 +80,6 @@ def attributes(
                 for found in _explained(own, module, numbers, sole):
                     seen.setdefault((module, found.name), found)
     return tuple(seen.values())
-
-
-def _parts(dim: DimVar) -> tuple[DimVar, ...]:
-    """Return a dim, its pieces and its factors."""
-    dim = root_of(dim)
-    return (dim, *(part for below in dim.parts for part in _parts(below)))
 
 
 def _explained(

@@ -23,7 +23,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from math import prod
@@ -67,6 +67,34 @@ def root_of(dim: DimVar) -> DimVar:
     return dim
 
 
+Length = Callable[[DimVar], int]
+"""Tells how long a dim is."""
+
+
+def own_length(dim: DimVar) -> int:
+    """Return how long a dim is in the network that was traced."""
+    return root_of(dim).size
+
+
+def length_with(leaf_sizes: Mapping[DimVar, int]) -> Length:
+    """Return the lengths of dims where some leaves have other sizes.
+
+    Example:
+        >>> heads, width = DimVar(8), DimVar(64)
+        >>> length_with({width: 5})(product(heads, width))
+        40
+    """
+
+    def length(dim: DimVar) -> int:
+        dim = root_of(dim)
+        if dim.kind == "leaf":
+            return leaf_sizes.get(dim, dim.size)
+        parts = [length(part) for part in dim.parts]
+        return prod(parts) if dim.kind == "product" else sum(parts)
+
+    return length
+
+
 def leaves(dim: DimVar) -> Iterator[DimVar]:
     """Yield all leaves below a dim, in order."""
     dim = root_of(dim)
@@ -74,6 +102,12 @@ def leaves(dim: DimVar) -> Iterator[DimVar]:
         yield dim
     for part in dim.parts:
         yield from leaves(part)
+
+
+def parts_of(dim: DimVar) -> tuple[DimVar, ...]:
+    """Return a dim, its pieces and its factors, and so on."""
+    dim = root_of(dim)
+    return (dim, *(part for below in dim.parts for part in parts_of(below)))
 
 
 def freeze(dim: DimVar, reason: Reason | str) -> None:
@@ -266,6 +300,7 @@ def resolve_axis(
     dim: DimVar,
     group_of: Callable[[DimVar], int | None],
     block_of: Callable[[DimVar], DimVar | None] = lambda _: None,
+    length: Length = own_length,
 ) -> Axis:
     """Return the immutable axis of a dim, once inference is over.
 
@@ -273,26 +308,27 @@ def resolve_axis(
         dim: any dim.
         group_of: leaf -> its group; None: it stays.
         block_of: leaf -> the leaf that numbers the blocks which have units of it of their own.
+        length: of what stays.
     """
     dim = root_of(dim)
     if dim.kind == "leaf":
         group = group_of(dim)
         if group is None:
-            return Fixed(dim.size)
+            return Fixed(length(dim))
         block = block_of(dim)
         if block is None:
             return Units(group)
         number = group_of(block)
-        return Within(group, Fixed(block.size) if number is None else Units(number))
+        return Within(group, Fixed(length(block)) if number is None else Units(number))
     places = {root_of(part): place for place, part in enumerate(dim.parts)}
     parts: list[Axis] = []
     for place, part in enumerate(dim.parts):
-        axis = resolve_axis(part, group_of, block_of)
+        axis = resolve_axis(part, group_of, block_of, length)
         if isinstance(axis, Within):
             block = block_of(root_of(part))
             assert block is not None
             axis = replace(axis, offset=places[root_of(block)] - place)
         parts.append(axis)
     if all(isinstance(part, Fixed) for part in parts):
-        return Fixed(dim.size)
+        return Fixed(length(dim))
     return Product(tuple(parts)) if dim.kind == "product" else Concat(tuple(parts))

@@ -23,7 +23,7 @@ from guyot.structures.trace import Trace, module_of, shape_of
 BATCH = Reason(ReasonKind.NOT_UNITS, "the batch")
 _INPUT = Reason(ReasonKind.NOT_UNITS, "an input of the network")
 _CONSTANT = Reason(ReasonKind.NOT_UNITS, "a constant of forward")
-_OUTPUT = Reason(ReasonKind.NOT_UNITS, "an output of the network")
+OUTPUT = Reason(ReasonKind.NOT_UNITS, "an output of the network")
 
 aten = torch.ops.aten
 VIEWS = {
@@ -331,7 +331,7 @@ class AxisGraph:
             elif node.op == "output":
                 for operand in node.all_input_nodes:
                     for dim in self._all_dims(operand):
-                        freeze(dim, _OUTPUT)
+                        freeze(dim, OUTPUT)
             else:
                 self._call(node)
         for operand, dim, reason in self._read_only:

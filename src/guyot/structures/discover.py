@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from torch import nn
 
-from guyot.core.inputs import Inputs
+from guyot.core.errors import MisconfiguredError
+from guyot.core.inputs import Inputs, on_meta
 from guyot.core.locate import unwrap
 from guyot.core.patterns import Patterns
 from guyot.core.randomness import isolated
 from guyot.core.reasons import Reason, ReasonKind
 from guyot.core.types import Frozen, Structures
 from guyot.core.warning import warn
+from guyot.structures.axes import Length, own_length
 from guyot.structures.axis_graph import AxisGraph
 from guyot.structures.branches import Branch, find_branches
 from guyot.structures.control import Ignored, by_user, frozen_by, tie_groups
 from guyot.structures.inference import Inference, infer, name_groups
 from guyot.structures.rules import rule_for
 from guyot.structures.trace import Trace, trace, trace_of_training
+from guyot.structures.verify.narrow import narrow_twins
 from guyot.structures.verify.remedies import Remedies
 from guyot.structures.verify.verify import Verifier
 from guyot.structures.ways import Callers, ways_of
@@ -87,30 +90,56 @@ def find_structures(
         refused: dict[str, Reason] = {}
         remedies = Remedies(excluded, _called_once(model, exported))
 
-        def build() -> Inference:
-            return infer(graph, names, [ways[0] for ways in choices], model, remedies)
+        def build(length: Length = own_length) -> Inference:
+            return infer(graph, names, [ways[0] for ways in choices], model, remedies, length)
 
-        inference = build()
-        verifier = Verifier(model, example_inputs, exported, training) if verify else None
-        while verifier and (
-            bad := verifier.bad_groups(
+        if verify:
+            verifier, length = _verifier(model, example_inputs, graph, training, build)
+            inference = build(length)
+            while bad := verifier.bad_groups(
                 inference, remedies.retryable(inference.structures, inference.stating)
-            )
-        ):
-            remedies.after(inference.structures, inference.stating, bad)
-            inference = build()
-        while verifier and (bad := verifier.bad_layers(inference, [ways[0] for ways in choices])):
-            for number, reason in bad.items():
-                name = choices[number].pop(0).layer.name
-                refused[name] = Reason(ReasonKind.VERIFICATION, reason)
-            choices = [ways for ways in choices if ways]
-            inference = build()
+            ):
+                remedies.after(inference.structures, inference.stating, bad)
+                inference = build(length)
+            while bad := verifier.bad_layers(inference, [ways[0] for ways in choices]):
+                for number, reason in bad.items():
+                    name = choices[number].pop(0).layer.name
+                    refused[name] = Reason(ReasonKind.VERIFICATION, reason)
+                choices = [ways for ways in choices if ways]
+                inference = build(length)
+        inference = build()
         for name in (ways[0].layer.name for ways in choices):
             refused.pop(name, None)
     _warn(excluded, refused)
     _warn_unknown(inference.structures.frozen)
     frozen = inference.structures.frozen + Frozen.of(impossible | refused)
     return replace(inference.structures, frozen=frozen)
+
+
+def _verifier(
+    model: nn.Module,
+    example_inputs: Inputs,
+    graph: AxisGraph,
+    training: Trace | None,
+    build: Callable[[Length], Inference],
+) -> tuple[Verifier, Length]:
+    """Return what verifies structures, and how long dims are there: a narrow twin if there is one.
+
+    Raises:
+        MisconfiguredError: the model is on the meta device and has no narrow twin.
+    """
+    if training is None:
+        for twin in narrow_twins(model, example_inputs, graph):
+            verifier = Verifier(twin.model, twin.inputs, graph.trace, narrow=True)
+            if verifier.as_in_graph(build(twin.length)):
+                return verifier, twin.length
+    if on_meta(model):
+        raise MisconfiguredError(
+            "the model is on the meta device and has no weights to check, nor could a narrower "
+            'one be made of it; give it weights with model.to_empty(device="cpu") and initialise '
+            "them, or pass verify=False"
+        )
+    return Verifier(model, example_inputs, graph.trace, training), own_length
 
 
 def _choices(

@@ -21,7 +21,15 @@ from guyot.core.types import (
     Within,
 )
 from guyot.structures.attributes import attributes
-from guyot.structures.axes import SPACE, DimVar, leaves, resolve_axis, root_of
+from guyot.structures.axes import (
+    SPACE,
+    DimVar,
+    Length,
+    leaves,
+    own_length,
+    resolve_axis,
+    root_of,
+)
 from guyot.structures.axis_graph import AxisGraph
 from guyot.structures.blocks import blocks_of
 from guyot.structures.branches import Branch
@@ -65,7 +73,7 @@ def name_groups(graph: AxisGraph) -> GroupNames:
     """Name every class of dims after the tensor that first produces it."""
     taken: set[str] = set()
     names: dict[DimVar, str] = {}
-    members = _members(graph)
+    members = members_of(graph)
     for leaf in sorted(members, key=lambda leaf: leaf.reason == SPACE):  # units come first
         slots = members[leaf]
         writers = [slot for slot in slots if slot not in graph.contracted]
@@ -73,7 +81,8 @@ def name_groups(graph: AxisGraph) -> GroupNames:
     return GroupNames(names)
 
 
-def _members(graph: AxisGraph) -> dict[DimVar, list[Slot]]:
+def members_of(graph: AxisGraph) -> dict[DimVar, list[Slot]]:
+    """Return, for every leaf with more than one entry, where it is in parameters and buffers."""
     members: dict[DimVar, list[Slot]] = defaultdict(list)
     for name, dims in graph.tensors.items():
         for position, dim in enumerate(dims):
@@ -121,6 +130,7 @@ def _groups(
     blocks: Mapping[DimVar, DimVar],
     trainable: Container[str],
     excluded: Mapping[str, Reason],
+    length: Length,
 ) -> tuple[dict[DimVar, int], list[UnitGroup], dict[str, Reason]]:
     """Number the leaves that may shrink; return their groups, and why the others may not."""
     frozen: dict[str, Reason] = {}
@@ -130,7 +140,7 @@ def _groups(
     for dim, least in graph.multiples:
         for leaf in leaves(dim):
             multiples[leaf] = lcm(multiples[leaf], least)
-    for leaf, slots in _members(graph).items():
+    for leaf, slots in members_of(graph).items():
         readers = tuple(slot for slot in slots if slot in graph.contracted)
         name = names.of[leaf]
         tied = names.tied.get(name, ())
@@ -145,7 +155,7 @@ def _groups(
             continue
         number[leaf] = len(groups)
         block = blocks.get(leaf)
-        size = leaf.size * (block.size if block else 1)
+        size = length(leaf) * (length(block) if block else 1)
         stride = _stride(graph, leaf, slots, block)
         least = gcd(multiples[leaf], leaf.size)
         groups.append(UnitGroup(name, size, tuple(slots), readers, tied, stride, multiple=least))
@@ -158,6 +168,7 @@ def infer(
     branches: Sequence[Branch],
     model: nn.Module,
     remedies: Remedies,
+    length: Length = own_length,
 ) -> Inference:
     """Read groups, tensors, operations and layers off a finished graph.
 
@@ -167,15 +178,16 @@ def infer(
         branches: the removable residual branches.
         model: the network that was traced.
         remedies: what failed before and is done about it.
+        length: of every dim; another than the network's own describes a narrower one.
     """
     trainable = {graph.canonical[name] for name, _ in model.named_parameters()}
     blocks = blocks_of(
         graph, {leaf for leaf, name in names.of.items() if name in remedies.together}
     )
-    number, groups, frozen = _groups(graph, names, blocks, trainable, remedies.excluded)
+    number, groups, frozen = _groups(graph, names, blocks, trainable, remedies.excluded, length)
 
     def axis(dim: DimVar) -> Axis:
-        return resolve_axis(dim, lambda leaf: number.get(root_of(leaf)), blocks.get)
+        return resolve_axis(dim, lambda leaf: number.get(root_of(leaf)), blocks.get, length)
 
     for leaf in blocks:
         if leaf in number and isinstance(own := axis(leaf), Within):

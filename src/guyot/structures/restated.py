@@ -122,4 +122,4 @@ def _sizes(
         elif not isinstance(resolved, Fixed):
             yield names.setdefault(resolved, f"length_{len(names) + 1}")
         else:
-            yield dim.size if dim.size > 1 and own.issuperset(leaves(dim)) else None
+            yield resolved.size if dim.size > 1 and own.issuperset(leaves(dim)) else None

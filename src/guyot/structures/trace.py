@@ -19,10 +19,14 @@ from guyot.core.inputs import (
     Inputs,
     arguments,
     call_model,
+    changed,
     check_inputs,
-    copied,
+    lazy_copy,
+    on_meta,
     tensors_of,
+    weightless_copy,
 )
+from guyot.core.torch_private import weightless
 from guyot.structures.watch import Event, Watch
 
 _CHECKS = {torch.ops.aten._assert_tensor_metadata.default}
@@ -100,8 +104,7 @@ def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
         UnsupportedError: the model runs but `torch.export` cannot trace it.
     """
     check_inputs(model, example_inputs)
-    first, second = copied(model).eval(), copied(model).eval()  # some keep caches
-    return _traced(first, second, example_inputs)
+    return _traced(model, example_inputs, training=False)
 
 
 def trace_of_training(model: nn.Module, example_inputs: Inputs, exported: Trace) -> Trace | None:
@@ -119,20 +122,27 @@ def trace_of_training(model: nn.Module, example_inputs: Inputs, exported: Trace)
     names = {name for key, name in exported.tensors.items() if key not in used}
     if not names.intersection(name for name, _ in model.named_parameters()):
         return None
-    first, second = copied(model).train(), copied(model).train()
     try:
-        return _traced(first, second, example_inputs)
+        return _traced(model, example_inputs, training=True)
     except (MisconfiguredError, UnsupportedError):
         return None
 
 
-def _traced(first: nn.Module, second: nn.Module, example_inputs: Inputs) -> Trace:
-    """Export a copy of a model, in its mode; another one is watched while it runs."""
+def _traced(model: nn.Module, example_inputs: Inputs, *, training: bool) -> Trace:
+    """Export a copy of a model; another one, since some keep caches, is watched while it runs."""
+    context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    copy = lazy_copy
+    if on_meta(model):
+        context, copy = weightless(), weightless_copy
+    with context:
+        first, second = copy(model).train(training), copy(model).train(training)
+        if on_meta(model):
+            example_inputs = changed(example_inputs, lambda x: torch.empty_like(x, device="cpu"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shapes = [tuple(x.shape) for x in tensors_of(example_inputs)]
         try:
-            with torch.no_grad(), _watched(first) as calls, Watch(first) as watch:
+            with context, torch.no_grad(), _watched(first) as calls, Watch(first) as watch:
                 outputs = call_model(first, example_inputs)
         except Exception as error:
             raise MisconfiguredError(

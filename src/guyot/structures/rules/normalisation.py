@@ -52,6 +52,7 @@ def _over_last_dims(
             (vector,) = graph.operands(node, position)
             for a, b in zip(vector, normalised, strict=True):
                 unify(a, b)
+    graph.literal_sizes(node, 1, normalised)
     for dim in normalised:
         freeze(dim, f"the statistics of {graph.name(node)} ({kind}) run over it")
     return x

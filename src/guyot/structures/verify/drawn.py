@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, fx, nn
 
 from guyot.core.inputs import Inputs, arguments, changed, flat
-from guyot.structures.trace import Trace, shape_of
+from guyot.core.locate import named_tensors
+from guyot.structures.axis_graph import base_of
+from guyot.structures.trace import Trace
+
+EMBEDDING = torch.ops.aten.embedding.default
 
 
 def drawn(model: nn.Module, inputs: Inputs, trace: Trace, seed: int) -> Inputs:
@@ -22,7 +24,7 @@ def drawn(model: nn.Module, inputs: Inputs, trace: Trace, seed: int) -> Inputs:
     """
     generator = torch.Generator().manual_seed(seed)
     leaves = flat(arguments(model, inputs))
-    rows = dict(zip(map(id, leaves), map(_rows(trace.graph).get, trace.inputs), strict=True))
+    rows = dict(zip(map(id, leaves), map(row_counts(model, trace).get, trace.inputs), strict=True))
 
     def other(tensor: Tensor) -> Tensor:
         if tensor.is_floating_point():
@@ -38,13 +40,22 @@ def drawn(model: nn.Module, inputs: Inputs, trace: Trace, seed: int) -> Inputs:
     return changed(inputs, other)
 
 
-def _rows(graph: fx.Graph) -> dict[str, int]:
-    """For every input that indexes an embedding the number of its rows."""
-    found: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.target is torch.ops.aten.embedding.default:
-            table, index = node.args[:2]
-            shape: Any = shape_of(table)
-            if index.op == "placeholder" and shape:
-                found[index.name] = min(shape[0], found.get(index.name, shape[0]))
+def row_counts(model: nn.Module, trace: Trace) -> dict[str, int]:
+    """Return, for every input that indexes an embedding, the number of rows that a model has."""
+    tensors, found = named_tensors(model), dict[str, int]()
+    for node in trace.graph.nodes:
+        index, table = index_of(node), trace.tensors.get(looked_up_in(node))
+        if index in trace.inputs and table is not None:
+            rows = len(tensors[table])
+            found[index] = min(rows, found.get(index, rows))
     return found
+
+
+def index_of(node: fx.Node) -> str:
+    """Return the name of what indexes an embedding; of any other operator ''."""
+    return base_of(node.args[1]).name if node.target is EMBEDDING else ""  # pyright: ignore[reportArgumentType]
+
+
+def looked_up_in(node: fx.Node) -> str:
+    """Return the name of the table of an embedding; of any other operator ''."""
+    return node.all_input_nodes[0].name if node.target is EMBEDDING else ""

@@ -68,6 +68,7 @@ class Replay:
         trace: the graph.
         inference: which axes its tensors, shapes and literals have.
         branches: which nodes add the layers of `inference.structures`.
+        narrow: the inference describes a narrower network than the graph, and this is the model.
     """
 
     def __init__(
@@ -77,6 +78,8 @@ class Replay:
         trace: Trace,
         inference: Inference,
         branches: Sequence[Branch],
+        *,
+        narrow: bool = False,
     ) -> None:
         self._model, self._trace = model, trace
         self._inference, self._branches = inference, branches
@@ -86,6 +89,8 @@ class Replay:
         leaves = flat(arguments(model, inputs))
         self._given: dict[str, Any] = dict(zip(trace.inputs, leaves, strict=True))
         self._written = _written(trace.graph)
+        self._narrow = narrow
+        self._whole = self._change(KeepPlan()) if narrow else Change()
 
     def _converted(self, constant: Tensor) -> Tensor:
         """Return a constant in the floating-point type that the model has."""
@@ -95,11 +100,18 @@ class Replay:
 
     def on(self, inputs: Inputs) -> Replay:
         """The same on other inputs."""
-        return Replay(self._model, inputs, self._trace, self._inference, self._branches)
+        return Replay(
+            self._model,
+            inputs,
+            self._trace,
+            self._inference,
+            self._branches,
+            narrow=self._narrow,
+        )
 
     def masked(self, plan: KeepPlan) -> list[Tensor]:
         """The outputs when weights do not read what the plan leaves out."""
-        return self._run(self._scaled(self.scales(plan)), Change())
+        return self._run(self._scaled(self.scales(plan)), self._whole)
 
     def scales(self, plan: KeepPlan) -> dict[str, Tensor]:
         """Return the factors of tensors where a plan leaves something out, by first names."""
@@ -132,7 +144,7 @@ class Replay:
         for layer, gate in zip(structures.layers, layers, strict=True):
             for writer in layer.writers:
                 scales[writer] = scales[writer] * gate if writer in scales else gate
-        outputs = self._run(self._scaled(scales), Change())
+        outputs = self._run(self._scaled(scales), self._whole)
         total = sum(projected(output) for output in outputs if output.requires_grad)
         if not isinstance(total, Tensor) or not (units or layers):
             return {}
@@ -149,7 +161,6 @@ class Replay:
         """The outputs when what the plan leaves out is not there."""
         structures = self._inference.structures
         masks = present(structures, plan)
-        sizes = [int(mask.sum()) for mask in masks]
         by_name = {tensor.name: tensor for tensor in structures.tensors}
         tensors = {
             key: select(
@@ -157,6 +168,11 @@ class Replay:
             )
             for key, name in self._names.items()
         }
+        return self._run(tensors, self._change(plan))
+
+    def _change(self, plan: KeepPlan) -> Change:
+        """Return how the graph differs when what a plan leaves out is not there."""
+        sizes = [int(mask.sum()) for mask in present(self._inference.structures, plan)]
         shapes = {
             node: tuple(size_of(axis, sizes) for axis in axes)
             for node, axes in self._inference.shapes.items()
@@ -169,7 +185,7 @@ class Replay:
             self._branches[n].addition.name: 1 - self._branches[n].layer.operand
             for n in plan.removed_layers
         }
-        return self._run(tensors, Change(shapes, literals, shortcuts))
+        return Change(shapes, literals, shortcuts)
 
     def _run(self, tensors: Mapping[str, Tensor], change: Change) -> list[Tensor]:
         constants = {key: self._converted(value) for key, value in self._trace.constants.items()}

@@ -64,12 +64,19 @@ class Verifier:
         example_inputs: its arguments.
         trace: its graph in evaluation mode.
         training: that in training mode, where this has more.
+        narrow: the model is a narrower one than that of the graph.
     """
 
     def __init__(
-        self, model: nn.Module, example_inputs: Inputs, trace: Trace, training: Trace | None = None
+        self,
+        model: nn.Module,
+        example_inputs: Inputs,
+        trace: Trace,
+        training: Trace | None = None,
+        *,
+        narrow: bool = False,
     ) -> None:
-        self.trace = trace
+        self.trace, self._narrow = trace, narrow
         self.precision: Callable[[], contextlib.AbstractContextManager[Any]] = (
             contextlib.nullcontext
         )
@@ -104,6 +111,22 @@ class Verifier:
         found = rounding.tolerance_of(lambda: self._observed(_to_cut(self.model)), _shown)
         self._in_training_tolerance = TRAINING_TOLERANCE if found is None else found
 
+    def as_in_graph(self, inference: Inference) -> bool:
+        """Say whether the model's own forward computes what the graph says, on several inputs."""
+        replay = self._replay(inference)
+        for inputs in (self.given, self.inputs):
+            with isolated(), torch.no_grad(), self.precision(), _quiet():
+                try:
+                    own = tensors_of(
+                        call_model(copied(self.model).eval(), changed(inputs, Tensor.clone))
+                    )
+                    graph = replay.on(inputs).masked(KeepPlan())
+                except Exception:  # noqa: BLE001  (whatever a user's forward raises)
+                    return False
+            if not agree(own, graph, self._tolerance):
+                return False
+        return True
+
     def bad_groups(
         self, inference: Inference, retryable: Callable[[int], bool] = lambda _: False
     ) -> dict[int, str]:
@@ -119,7 +142,7 @@ class Verifier:
                 first such.
         """
         self.structures = inference.structures
-        self.replay = Replay(self.model, self.inputs, self.trace, inference, ())
+        self.replay = self._replay(inference)
         self.training_replay = self._in_training(inference)
         groups = [("group", n) for n in range(len(self.structures.groups))]
         parts = [[groups[n] for n in part] for part in groups_apart(self.structures)]
@@ -136,7 +159,7 @@ class Verifier:
         `nn.TransformerEncoderLayer`).
         """
         self.structures = inference.structures
-        self.replay = Replay(self.model, self.inputs, self.trace, inference, branches)
+        self.replay = self._replay(inference, branches)
         self.training_replay = self._in_training(inference)
         groups = [("group", n) for n in range(len(self.structures.groups))]
         layers = [("layer", n) for n in range(len(self.structures.layers))]
@@ -147,6 +170,10 @@ class Verifier:
         trials = [(part, sound) for sound in sounds for part in parts]
         found = self._culprits([(layers, groups), *trials], lambda _: False)
         return {number: reason for (_, number), reason in (found or self._silent(layers)).items()}
+
+    def _replay(self, inference: Inference, branches: Sequence[Branch] = ()) -> Replay:
+        narrow = self._narrow
+        return Replay(self.model, self.inputs, self.trace, inference, branches, narrow=narrow)
 
     def _in_training(self, inference: Inference) -> Replay | None:
         """The graph in training mode, to see which gates its outputs react to."""
