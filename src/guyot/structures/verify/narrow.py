@@ -126,7 +126,7 @@ def _short(graph: AxisGraph, chosen: Callable[[Reason | None], bool]) -> dict[Di
             least = _least(graph, size)
             fitting = (n for n in range(least, size, least) if n >= SHORT and n not in taken)
             lengths = {next(fitting, size)}
-            taken |= lengths
+        taken |= lengths
         if len(lengths) == 1:
             short.update(dict.fromkeys(alike, lengths.pop()))
     return {leaf: size for leaf, size in short.items() if size < leaf.size}
