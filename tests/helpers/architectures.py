@@ -37,6 +37,16 @@ def halve_input(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ..
     return (args[0] * 0.5, *args[1:])
 
 
+def count_backward(module: nn.Module, into: Any, out: Any) -> None:
+    """A backward hook that only looks."""
+    module.backs = getattr(module, "backs", 0) + 1
+
+
+def halve_gradient(module: nn.Module, into: Any, out: Any) -> tuple[Tensor | None, ...]:
+    """A backward hook that changes what arrives at the modules before."""
+    return tuple(None if gradient is None else gradient * 0.5 for gradient in into)
+
+
 class ChannelNorm(nn.Module):
     """LayerNorm over the channels of an image."""
 
@@ -76,7 +86,7 @@ def convolution(draw: random.Random, inputs: int, outputs: int) -> nn.Module:
 
 
 class Plain(nn.Module):
-    """Convolution, norm, activation; maybe with hooks."""
+    """Convolution, norm, activation; maybe with hooks, also of the backward pass."""
 
     def __init__(self, draw: random.Random, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -87,6 +97,10 @@ class Plain(nn.Module):
             self.conv.register_forward_hook(count_call)
         if draw.random() < 0.2:
             self.norm.register_forward_pre_hook(halve_input)
+        if draw.random() < 0.2:
+            self.conv.register_full_backward_hook(count_backward)
+        if draw.random() < 0.1:
+            self.act.register_full_backward_hook(halve_gradient)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.norm(self.conv(x)))
@@ -307,6 +321,10 @@ class Block(nn.Module):
         self.style, self.last = draw.randrange(3), 0.0
         if draw.random() < 0.3:
             self.feed.register_forward_hook(count_call)
+        if draw.random() < 0.2:
+            self.feed.register_full_backward_hook(halve_gradient)
+        if draw.random() < 0.2:
+            self.mix.out.register_full_backward_hook(count_backward)
 
     def forward(self, x: Tensor, **options: Any) -> Tensor:
         if self.style == 0:

@@ -58,7 +58,7 @@ def plain(model: nn.Module) -> dict[str, dict[str, Any]]:
     return {
         name: {
             key: vars(module)[key]
-            for key in ("logged", "calls", "seen", "scale", "temperature", "training")
+            for key in ("logged", "calls", "seen", "backs", "scale", "temperature", "training")
             if isinstance(vars(module).get(key), (int, float))
         }
         for name, module in model.named_modules()

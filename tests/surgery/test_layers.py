@@ -350,16 +350,74 @@ class Weighed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear, self.scale = nn.Linear(6, 6), nn.Parameter(torch.ones(6))
+        self.linear, self.scale = nn.Linear(6, 6), nn.Parameter(torch.randn(6))
 
     def forward(self, x: Tensor) -> Tensor:
         return plus(x, self.scale * self.linear(x)).relu()
 
 
+class WeighedFirst(Weighed):
+    """The scale is on what its module reads: it would get no gradient at all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return plus(x, self.linear(self.scale * x)).relu()
+
+
+class Shifted(Weighed):
+    """What scales zeros is shifted away from zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return plus(x, (self.linear(x) * self.scale).add(self.scale.exp())).relu()
+
+
+class Optional(nn.Module):
+    """Two branches with scales or without: what runs asks whether a scale is there."""
+
+    def __init__(self, scaled: bool) -> None:
+        super().__init__()
+        self.mix, self.norm = nn.Linear(6, 6), nn.LayerNorm(6)
+        self.feed = nn.Linear(6, 6)
+        self.one = nn.Parameter(torch.randn(6)) if scaled else None
+        self.two = nn.Parameter(torch.randn(6)) if scaled else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.one is None:
+            x = x + self.mix(self.norm(x))
+            x = x + self.feed(x)
+        else:
+            x = x + self.one * self.mix(self.norm(x))
+            x = x + (self.feed(x) if self.two is None else self.two * self.feed(x))
+        return x
+
+
 REFUSED = {
     "weights of its own": (Glued, r"a module of it does more than this branch"),
-    "a scale of its caller": (Weighed, r"is not made by one module of it"),
+    "a scale before its module": (WeighedFirst, r"some of its parameters belong to a module"),
 }
+
+
+def test_scale_of_a_caller_scales_zeros() -> None:
+    """It stays, as its caller reads it; what it learns from the branch is nothing."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 6), Weighed(), nn.Linear(6, 2)), torch.randn(4, 3)
+    structures = find_structures(model, (x,))
+    (layer,) = structures.layers
+    assert layer.writers == ("1.linear.bias", "1.linear.weight")
+    stem, kept, head = copy.deepcopy(model)
+    left = operate(model, structures, only(structures, "1")).structures
+    torch.testing.assert_close(model(x), head(stem(x).relu()))
+    assert {name for name in model.state_dict() if name.startswith("1.")} == {"1.scale"}
+    assert [t.layers for t in left.tensors if t.name == "1.scale"] == [()]  # it counts
+    backward(model, x)
+    assert not model[1].scale.grad.any()
+    torch.optim.SGD(model.parameters(), 0.1).step()
+    assert torch.equal(model[1].scale, kept.scale)
+
+
+@pytest.mark.filterwarnings("ignore::guyot.GuyotWarning")
+def test_shifted_zeros_are_no_zeros() -> None:
+    model = nn.Sequential(nn.Linear(3, 6), Shifted(), nn.Linear(6, 2))
+    assert not find_structures(model, (torch.randn(4, 3),)).layers
 
 
 @pytest.mark.filterwarnings("ignore::guyot.GuyotWarning")
@@ -460,3 +518,31 @@ def test_blocks_of_other_kinds_stay_what_they_are() -> None:
     case = CASES["cifar"]
     model = without(case.build(), case.inputs(), "stages.0.0")
     assert isinstance(model.stages[2][0], BasicBlock)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_only_the_arm_that_runs_loses_its_branch(scaled: bool) -> None:
+    """An arm for blocks without scales keeps no branch from going, alone, in turn or at once."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 6), Optional(scaled), nn.Linear(6, 2)), torch.randn(4, 3)
+    structures = find_structures(model, (x,))
+    names = [layer.name for layer in structures.layers]
+    assert names == ["1", "1:2"] and not any(layer.stand_ins for layer in structures.layers)
+    stem, block, head = model
+    y = stem(x)
+    scales = (block.one, block.two) if scaled else (1, 1)
+    mixed = scales[0] * block.mix(block.norm(y))
+    fed = [head(z + scales[1] * block.feed(z)) for z in (y, y + mixed)]
+    expected = {("1",): fed[0], ("1:2",): head(y + mixed), ("1", "1:2"): head(y)}
+    for order in (("1",), ("1:2",), ("1", "1:2"), ("1:2", "1")):
+        cut, left = copy.deepcopy(model), structures
+        for name in order:
+            left = operate(cut, left, only(left, name)).structures
+        at_once = without(copy.deepcopy(model), x, *order)
+        for net in (cut, at_once):
+            torch.testing.assert_close(net(x), expected[tuple(sorted(order))])
+            assert isinstance(net[1], Optional)
+            used = {"1": {"mix", "norm", "one"}, "1:2": {"feed", "two"}}
+            gone = {part for name in order for part in used[name]}
+            assert not gone & {name.split(".")[1] for name in net.state_dict()}
+            backward(net, x)

@@ -88,7 +88,7 @@ def _cone(operand: fx.Node, addition: fx.Node, fed: set[fx.Node], used: set[fx.N
     return _Cone(frozenset(nodes), frozenset(reads))
 
 
-def _fed(trace: Trace) -> set[fx.Node]:
+def fed_nodes(trace: Trace) -> set[fx.Node]:
     """Return the nodes that depend on an input (parameters do not count)."""
     fed: set[fx.Node] = set()
     for node in trace.graph.nodes:
@@ -188,7 +188,7 @@ def find_branches(
     """
     firsts = {key: canonical[name] for key, name in trace.tensors.items()}
     parameters = {key: name for key, name in firsts.items() if name in trainable}
-    fed, used = _fed(trace), _used(trace)
+    fed, used = fed_nodes(trace), _used(trace)
     uses, places = _Uses(trace, canonical), places_of(trace)
     position: dict[str, int] = defaultdict(int)
     taken: set[str] = set()

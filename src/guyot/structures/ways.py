@@ -3,14 +3,15 @@
 Where the method that adds the branch is plain, its class is derived without the addition, and the
 branch's modules are deleted. Where it does more with them, it stays as it is, and *stand-ins* take
 the place of the branch's modules: the last before the addition returns zeros, the others return
-their argument. Where the module that adds the branch does nothing else, it stays and returns its
-own argument.
+their argument. A parameter of the caller that scales the branch stays then, since it is read: it
+scales zeros, and its gradient is zero. Where the module that adds the branch does nothing else, it
+stays and returns its own argument.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,10 +19,11 @@ from torch import fx, nn
 
 from guyot.core.errors import UnsupportedError
 from guyot.core.torch_private import schema_of
-from guyot.core.types import StandIn
-from guyot.structures.branches import Branch
+from guyot.core.types import Layer, StandIn
+from guyot.structures.branches import Branch, fed_nodes
+from guyot.structures.rules.pointwise import overloads
 from guyot.structures.trace import CallRecord, Trace
-from guyot.structures.writers import KEEPS_ZERO, WEIGHTED
+from guyot.structures.writers import KEEPS_ZERO, WEIGHTED, Writers
 from guyot.surgery import check_edit
 
 aten = torch.ops.aten
@@ -32,6 +34,8 @@ PRODUCTS = {
     aten.einsum.default,
 }
 """What costs multiply-accumulates without weights."""
+SCALING = set(overloads(["mul", "mul_"]))
+"""Products of numbers, entry by entry."""
 
 
 class Callers:
@@ -45,6 +49,8 @@ class Callers:
         self._calls: Mapping[str, tuple[CallRecord, ...]] = {
             k: tuple(v) for k, v in trace.calls.items()
         }
+        self._names: Mapping[str, str] = trace.tensors
+        self._fed = fed_nodes(trace)
         self._real: set[fx.Node] = set()
         for node in trace.graph.nodes:
             known = node.op == "placeholder" and (
@@ -61,27 +67,70 @@ class Callers:
             owner in _paths(node) for node in branch.nodes if node in self._real
         )
 
-    def stand_ins(self, branch: Branch) -> tuple[StandIn, ...] | str:
-        """Return what may stand in for the modules of a branch, or the reason why nothing may."""
+    def replaced(self, branch: Branch) -> Layer | str:
+        """Return a branch whose modules have stand-ins, or the reason why nothing may be one."""
         inside = self.inside(branch)
         places = {node: path for path in inside for node in self._made[path]}
         for node in branch.nodes:
             if node not in places and (node.target in WEIGHTED or node.target in PRODUCTS):
                 return "a module of it does more than this branch"
-        last = branch.operand
-        while last not in places and last in branch.nodes and last.target in KEEPS_ZERO:
-            last = last.args[0]  # pyright: ignore[reportAssignmentType]
+        last, scales = self._end(branch, places.keys())
         if last not in places:
             return "what its addition adds is not made by one module of it"
-        names = branch.layer.tensors
-        if any(not name.startswith(tuple(f"{path}." for path in inside)) for name in names):
+        within = tuple(f"{path}." for path in inside)
+        tensors = tuple(name for name in branch.layer.tensors if name.startswith(within))
+        writers = branch.layer.writers
+        if not scales.issuperset(set(branch.layer.tensors) - set(tensors)):
             return "some of its parameters belong to a module that does more than this branch"
+        if not set(writers).issubset(tensors):
+            names = {key: name for key, name in self._names.items() if name in tensors}
+            found = Writers(names, branch.nodes, self._fed).of(last)
+            if found is None:
+                return "what scales it belongs to a module that does more than this branch"
+            writers = tuple(sorted(found))
+        stand_ins = self._stand_ins(branch, inside, last)
+        if isinstance(stand_ins, str):
+            return stand_ins
+        return replace(branch.layer, writers=writers, tensors=tensors, stand_ins=stand_ins)
+
+    def _end(self, branch: Branch, made: Container[fx.Node]) -> tuple[fx.Node, set[str]]:
+        """Return the last operator of a branch that its modules made, or where the search ended.
+
+        Also the names of the tensors that scale what it gives.
+        """
+        last, scales = branch.operand, set[str]()
+        while last in branch.nodes and last not in made:
+            if last.target in KEEPS_ZERO:
+                last = last.args[0]  # pyright: ignore[reportAssignmentType]
+                continue
+            factors = last.all_input_nodes if last.target in SCALING else []
+            parts = [factor for factor in factors if factor in self._fed]
+            if len(parts) != 1:
+                break
+            (last,) = parts
+            scales |= self._read(set(factors) - {last})
+        return last, scales
+
+    def _read(self, nodes: set[fx.Node]) -> set[str]:
+        """Return the names of the tensors that nodes are computed from."""
+        names: set[str] = set()
+        waiting = [*nodes]
+        while waiting:
+            node = waiting.pop()
+            names |= {self._names[node.name]} if node.name in self._names else set()
+            waiting += node.all_input_nodes
+        return names
+
+    def _stand_ins(
+        self, branch: Branch, inside: Sequence[str], last: fx.Node
+    ) -> tuple[StandIn, ...] | str:
+        """Return what stands in for modules, or why nothing may; `last` is to give zeros."""
         found: list[StandIn] = []
         for path in inside:
             calls = self._calls.get(path, ())
             if len(calls) != 1 or calls[0].argument is None or not calls[0].tensor:
                 return f"its module {path} is not called once with a tensor, for a tensor"
-            zero, call = path == places[last], calls[0]
+            zero, call = last in self._made[path], calls[0]
             assert call.argument is not None
             spec = StandIn(path, call.argument, call.rest, zero)
             if zero:
@@ -144,11 +193,11 @@ def ways_of(model: nn.Module, callers: Callers, branch: Branch) -> list[Branch] 
             found.append(replace(branch, layer=layer))
         except UnsupportedError as error:
             reasons.append(str(error))
-    stand_ins = callers.stand_ins(branch)
-    if isinstance(stand_ins, str):
-        reasons.append(stand_ins)
+    replaced = callers.replaced(replace(branch, layer=layer))
+    if isinstance(replaced, str):
+        reasons.append(replaced)
     else:
-        found.append(replace(branch, layer=replace(layer, stand_ins=stand_ins)))
+        found.append(replace(branch, layer=replaced))
     passing = callers.passing(branch)
     if isinstance(passing, StandIn):
         found.append(replace(branch, layer=replace(layer, stand_ins=(passing,))))

@@ -97,6 +97,7 @@ def edit(method: Method, edits: Sequence[Edit], module: nn.Module) -> list[str]:
     _OutOfPlace(method).visit(method.definition)
     gone = {name for drop in drops for name in drop.gone}
     cleaner = _Cleaner(method, module, gone)
+    _Settled(cleaner).visit(method.definition)
     body, _ = cleaner.cleaned(method.definition.body, set())
     method.definition.body = body or [ast.Pass()]
     ast.fix_missing_locations(method.definition)
@@ -356,7 +357,7 @@ class _Cleaner:
             case ast.AnnAssign(target=target, value=ast.expr() as value):
                 return self._assigned(statement, [target], value, live)
             case ast.If(test=test, body=body, orelse=orelse):
-                switched = self._switch(test)
+                switched = self.switch(test)
                 self.unreached += [] if switched is None else orelse if switched else body
                 body, first = self.cleaned(body, set(live))
                 orelse, second = self.cleaned(orelse, set(live))
@@ -378,7 +379,7 @@ class _Cleaner:
         """Return the statements that follow an `if` which always returns."""
         for position, statement in enumerate(statements):
             if isinstance(statement, ast.If):
-                switched = self._switch(statement.test)
+                switched = self.switch(statement.test)
                 taken = [] if switched is None else statement.body if switched else statement.orelse
                 if taken and isinstance(taken[-1], (ast.Return, ast.Raise)):
                     return statements[position + 1 :]
@@ -387,20 +388,22 @@ class _Cleaner:
     def look_at_choices(self) -> None:
         """Note what `a if self.flag else b` does not reach."""
         for node in ast.walk(self._method.definition):
-            if isinstance(node, ast.IfExp) and (switched := self._switch(node.test)) is not None:
+            if isinstance(node, ast.IfExp) and (switched := self.switch(node.test)) is not None:
                 self.unreached.append(node.orelse if switched else node.body)
 
-    def _switch(self, test: ast.expr) -> bool | None:
+    def switch(self, test: ast.expr) -> bool | None:
         """The value of a test that asks for nothing but settings of the module; None for others."""
         if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-            value = self._switch(test.operand)
+            value = self.switch(test.operand)
             return None if value is None else not value
         if isinstance(test, ast.BoolOp):
-            values = [self._switch(part) for part in test.values]
+            values = [self.switch(part) for part in test.values]
             settled = isinstance(test.op, ast.Or)
             if settled in values:
                 return settled
             return None if None in values else not settled
+        if (there := self._is_there(test)) is not None:
+            return there
         if isinstance(test, ast.Compare) and len(test.ops) == 1:
             compare = COMPARISONS.get(type(test.ops[0]))
             sides = [self._setting(side) for side in (test.left, *test.comparators)]
@@ -409,6 +412,29 @@ class _Cleaner:
             return bool(compare(*(value for side in sides for value in side)))
         setting = self._setting(test)
         return setting[0] if setting and isinstance(setting[0], bool) else None
+
+    def asks_for_gone(self, test: ast.expr) -> bool:
+        """Say whether a test reads something that goes."""
+        paths = _paths(test, self.own, ())
+        return any(_related(path, name) for path in paths for name in self._gone)
+
+    def _is_there(self, test: ast.expr) -> bool | None:
+        """The value of `self.x is not None` where x is a tensor or goes; None for other tests.
+
+        What has gone in an earlier edit was there when the module ran.
+        """
+        match test:
+            case ast.Compare(
+                left=ast.Attribute(value=ast.Name(id=name), attr=attribute),
+                ops=[ast.Is() | ast.IsNot() as asks],
+                comparators=[ast.Constant(value=None)],
+            ) if name == self.own:
+                value = getattr(self._module, attribute, None)
+                if attribute in self._gone or isinstance(value, torch.Tensor):
+                    return isinstance(asks, ast.IsNot)
+            case _:
+                pass
+        return None
 
     def _setting(self, node: ast.expr) -> tuple[Any, ...]:
         """The value of a constant or of a plain attribute of the module; () for others."""
@@ -455,6 +481,26 @@ class _Cleaner:
             library = home.partition(".")[0] in ("torch", "builtins", "math")
             return library or hasattr(torch, getattr(meant, "__name__", " "))
         return isinstance(call.func, ast.Attribute) and not call.func.attr.endswith("_")
+
+
+class _Settled(ast.NodeTransformer):
+    """Leaves of a choice only what is reached, where it asks whether something is there that goes.
+
+    Args:
+        cleaner: knows the values of tests.
+    """
+
+    def __init__(self, cleaner: _Cleaner) -> None:
+        self._cleaner = cleaner
+
+    def _reached(self, node: ast.If | ast.IfExp) -> Any:
+        self.generic_visit(node)
+        switched = self._cleaner.switch(node.test)
+        if switched is None or not self._cleaner.asks_for_gone(node.test):
+            return node
+        return (node.body if switched else node.orelse) or ast.copy_location(ast.Pass(), node)
+
+    visit_If = visit_IfExp = _reached
 
 
 def _read(node: ast.AST) -> set[str]:
