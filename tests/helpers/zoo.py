@@ -98,6 +98,7 @@ BRANCHES: dict[str, Branches] = {
     "timm.models.dla.DlaRoot": flag("shortcut"),
     "timm.models.edgenext.ConvBlock": 1,
     "timm.models.edgenext.SplitTransposeBlock": 2,
+    "timm.models.efficientformer.EfficientFormer": 1,  # one head beside the other
     "timm.models.efficientformer.MetaBlock1d": 2,
     "timm.models.efficientformer.MetaBlock2d": matrices("token_mixer", "mlp"),
     "timm.models.efficientformer_v2.Downsample": flag("attn"),
@@ -120,6 +121,7 @@ BRANCHES: dict[str, Branches] = {
     "timm.models.inception_resnet_v2.Block8": 1,
     "timm.models.levit.LevitBlock": 2,
     "timm.models.levit.LevitDownsample": 1,
+    "timm.models.levit.LevitDistilled": 1,  # one head beside the other
     "timm.models.maxxvit.ConvNeXtBlock": 1,
     "timm.models.maxxvit.MbConvBlock": 1,
     "timm.models.maxxvit.PartitionAttentionCl": 2,

@@ -390,6 +390,63 @@ class Optional(nn.Module):
         return x
 
 
+class Cascade(nn.Module):
+    """A branch that collects its parts in a list, in a loop over two lists of modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.end = nn.Linear(6, 9), nn.Linear(9, 6)
+        self.parts = nn.ModuleList(nn.Linear(3, 3) for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(3) for _ in range(2))
+        self.scale = 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = torch.split(self.start(x), 3, 1)
+        found = []
+        piece = pieces[0]
+        for i, (part, norm) in enumerate(zip(self.parts, self.norms, strict=True)):
+            piece = pieces[i] if i == 0 else piece + pieces[i]
+            piece = norm(part(piece))
+            found.append(piece)
+        if self.scale > 1:
+            found.append(pieces[-1])
+        return x + self.end(torch.cat(found, 1))
+
+
+class Counting(Cascade):
+    """As before, and what the loop collects is also kept."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        pieces = torch.split(self.start(x), 3, 1)
+        found = []
+        for part, norm, piece in zip(self.parts, self.norms, pieces[:2], strict=True):
+            found.append(norm(part(piece)))
+            self.scale += 1
+        self.found = found
+        return x + self.end(torch.cat([*found, pieces[2]], 1))
+
+
+class Several(nn.Module):
+    """A sum that begins with one branch, to which a loop adds others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.none = nn.Linear(6, 6), None
+        self.others = nn.ModuleList([nn.Linear(6, 6)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = none = 0
+        if self.none is not None:
+            none = self.none(x)
+        if self.first is not None:
+            first = self.first(x)
+        out = first + none
+        if self.others is not None:
+            for other in self.others:
+                out += other(x)
+        return out.relu()
+
+
 REFUSED = {
     "weights of its own": (Glued, r"a module of it does more than this branch"),
     "a scale before its module": (WeighedFirst, r"some of its parameters belong to a module"),
@@ -546,3 +603,77 @@ def test_only_the_arm_that_runs_loses_its_branch(scaled: bool) -> None:
             gone = {part for name in order for part in used[name]}
             assert not gone & {name.split(".")[1] for name in net.state_dict()}
             backward(net, x)
+
+
+def test_a_loop_that_serves_a_branch_goes_with_it() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 6), Cascade(), nn.Linear(6, 2)), torch.randn(4, 3)
+    (layer,) = find_structures(model, (x,)).layers
+    assert not layer.stand_ins
+    stem, _, head = model
+    without(model, x, "1")
+    torch.testing.assert_close(model(x), head(stem(x)))
+    assert not [name for name in model.state_dict() if name.startswith("1.")]
+    backward(model, x)
+
+
+@pytest.mark.filterwarnings("ignore::guyot.GuyotWarning")
+def test_a_loop_that_does_more_stays() -> None:
+    model = nn.Sequential(nn.Linear(3, 6), Counting(), nn.Linear(6, 2))
+    structures = find_structures(model, (torch.randn(4, 3),))
+    assert not structures.layers
+    assert "1" in {frozen.name for frozen in structures.frozen}
+
+
+def test_a_branch_that_a_loop_overwrites_goes() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 6), Several(), nn.Linear(6, 2)), torch.randn(4, 3)
+    (layer,) = find_structures(model, (x,)).layers
+    assert layer.tensors == ("1.first.weight", "1.first.bias") and not layer.stand_ins
+    stem, block, head = model
+    without(model, x, "1")
+    torch.testing.assert_close(model(x), head(block.others[0](stem(x)).relu()))
+    backward(model, x)
+
+
+class Widened(nn.Module):
+    """Ends in a branch with a scale in float32, the only thing that is not narrow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch = nn.Linear(3, 6), nn.Linear(6, 6)
+        self.scale = nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return x + self.scale * self.branch(x)
+
+
+class Watched(nn.Module):
+    """A hook watches the block; the network itself ends in a narrow layer."""
+
+    def __init__(self, watch: Callable[..., None]) -> None:
+        super().__init__()
+        self.block, self.head = Widened(), nn.Linear(6, 2)
+        self.block.register_forward_hook(watch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(x))
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.filterwarnings("ignore::guyot.GuyotWarning")
+def test_autocast_shows_the_same_types(watched: bool) -> None:
+    """Without its scale the sum would be in bfloat16, so the scale stays."""
+    types: list[torch.dtype] = []
+    torch.manual_seed(0)
+    model = Watched(lambda *seen: types.append(seen[2].dtype)) if watched else Widened()
+    x = torch.randn(4, 3)
+    structures = find_structures(model, (x,))
+    (layer,) = structures.layers
+    assert [spec.zero for spec in layer.stand_ins] == [True]
+    operate(model, structures, only(structures, layer.name))
+    types.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        types.append(model(x).dtype)
+    assert types[0] is torch.float32

@@ -199,6 +199,17 @@ def dispatching(handler: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) 
     return Mode()
 
 
+def without_numbers() -> Any:
+    """Return a context in which tensors have types and shapes and no numbers."""
+    mode = _from_module("torch._subclasses.fake_tensor", "FakeTensorMode", CHECKS)
+    return mode(allow_non_fake_inputs=True)
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Say whether hooks look at what a module returns."""
+    return bool(private(module, "_forward_hooks", CHECKS))
+
+
 class Moving(nn.Module):
     """A module that is told when it goes to another device or dtype."""
 

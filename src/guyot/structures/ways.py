@@ -23,7 +23,7 @@ from guyot.core.types import Layer, StandIn
 from guyot.structures.branches import Branch, fed_nodes
 from guyot.structures.rules.pointwise import overloads
 from guyot.structures.trace import CallRecord, Trace
-from guyot.structures.writers import KEEPS_ZERO, WEIGHTED, Writers
+from guyot.structures.writers import ADDING, KEEPS_ZERO, WEIGHTED, Writers
 from guyot.surgery import check_edit
 
 aten = torch.ops.aten
@@ -100,8 +100,9 @@ class Callers:
         """
         last, scales = branch.operand, set[str]()
         while last in branch.nodes and last not in made:
-            if last.target in KEEPS_ZERO:
-                last = last.args[0]  # pyright: ignore[reportAssignmentType]
+            keeps = last.target in KEEPS_ZERO or (last.target in ADDING and last.args[1] == 0)
+            if keeps and isinstance(last.args[0], fx.Node):
+                last = last.args[0]
                 continue
             factors = last.all_input_nodes if last.target in SCALING else []
             parts = [factor for factor in factors if factor in self._fed]

@@ -30,6 +30,7 @@ from guyot.structures.branches import Branch
 from guyot.structures.inference import Inference
 from guyot.structures.trace import Trace
 from guyot.structures.verify import rounding
+from guyot.structures.verify.autocast import Types, other_types, types_seen
 from guyot.structures.verify.behaviour import (
     TRAINING_TOLERANCE,
     Behaviour,
@@ -81,6 +82,7 @@ class Verifier:
             contextlib.nullcontext
         )
         self._single = False
+        self._types: Types | None = None
         self._tolerance, self._in_training_tolerance = CUT_TOLERANCE, TRAINING_TOLERANCE
         self._hold(_perturbed(model), changed(example_inputs, as_double))
         if may_narrow(trace.graph) or not self._runs(self.model, _forward):
@@ -318,7 +320,17 @@ class Verifier:
                 return trouble
             if not agree(self.replay.masked(plan), own, self._tolerance):
                 return "the model's own forward gives another output than its graph"
+        if train and plan.removed_layers and (trouble := self._trouble_in_types(module)):
+            return trouble
         return self._trouble_in_training(module, plan) if train else None
+
+    def _trouble_in_types(self, cut: nn.Module) -> str | None:
+        """Return what autocast shows in another type; lengths that go change no types."""
+        if self._types is None:
+            with isolated(), _quiet():
+                self._types = types_seen(self.model, self.inputs) or {}
+        with isolated(), _quiet():
+            return other_types(self._types, types_seen(cut, self.inputs)) if self._types else None
 
     def _trouble_in_training(self, cut: nn.Module, plan: KeepPlan) -> str | None:
         """Return how training steps of the cut and the masked module differ, or None."""
