@@ -98,11 +98,13 @@ class Callers:
 
         Also the names of the tensors that scale what it gives.
         """
-        last, scales = branch.operand, set[str]()
+        last: fx.Node = branch.operand
+        scales: set[str] = set()
         while last in branch.nodes and last not in made:
             keeps = last.target in KEEPS_ZERO or (last.target in ADDING and last.args[1] == 0)
-            if keeps and isinstance(last.args[0], fx.Node):
-                last = last.args[0]
+            first = last.args[0]
+            if keeps and isinstance(first, fx.Node):
+                last = first
                 continue
             factors = last.all_input_nodes if last.target in SCALING else []
             parts = [factor for factor in factors if factor in self._fed]
