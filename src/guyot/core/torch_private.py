@@ -103,7 +103,7 @@ def weightless() -> Any:
         (torch.Size([1000000000000]), device(type='cpu'))
     """
     module = "torch._subclasses.fake_tensor"
-    without = "models that are not on the meta device"
+    without = f"{CHECKS}, for models that have weights"
     return _from_module(module, "FakeTensorMode", without)(allow_non_fake_inputs=True)
 
 
@@ -197,12 +197,6 @@ def dispatching(handler: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) 
             return handler(func, args, dict(kwargs or {}))
 
     return Mode()
-
-
-def without_numbers() -> Any:
-    """Return a context in which tensors have types and shapes and no numbers."""
-    mode = _from_module("torch._subclasses.fake_tensor", "FakeTensorMode", CHECKS)
-    return mode(allow_non_fake_inputs=True)
 
 
 def has_forward_hooks(module: nn.Module) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from guyot.core.inputs import Inputs, call_model, changed, copied, tensors_of
-from guyot.core.torch_private import Moving, has_forward_hooks, without_numbers
+from guyot.core.torch_private import Moving, has_forward_hooks, weightless
 
 Types = Mapping[str, Sequence[torch.dtype]]
 """Types of the tensors that modules with hooks return, by name; "": the model's outputs."""
@@ -29,7 +29,7 @@ def types_seen(model: nn.Module, inputs: Inputs) -> Types | None:
         {'': [torch.bfloat16]}
     """
     seen: dict[str, list[torch.dtype]] = {}
-    mode = without_numbers()
+    mode = weightless()
 
     def imagined(tensor: Tensor) -> Tensor:
         single = torch.float32 if tensor.dtype is torch.float64 else tensor.dtype
