@@ -216,6 +216,21 @@ def test_several_devices_are_refused(tmp_path: Path):
         Trainer(bert(), args, train_dataset=Words(), callbacks=[DiscoveryCallback(INPUTS, nu=0.1)])
 
 
+def test_a_wrapper_that_is_no_ddp_is_refused(tmp_path: Path):
+    model, settings = bert(), arguments(tmp_path)
+    callback = DiscoveryCallback(INPUTS, target=0.5, config=EXACT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingArguments, "world_size", property(lambda _: 2))
+        trainer = Trainer(model, settings, train_dataset=Words(), callbacks=[callback])
+        nn.Sequential(model)  # what something else puts around it
+        with pytest.raises(UnsupportedError, match=r"without DistributedDataParallel, .* out FSDP"):
+            callback.on_train_begin(
+                settings, trainer.state, trainer.control, model=model, optimizer=None,
+                lr_scheduler=None,
+            )  # fmt: skip
+    assert callback._hook is None  # nothing of torch's is watched any longer
+
+
 def test_an_unknown_dial_is_told():
     with pytest.raises(MisconfiguredError, match=r"goal=0.5 is no dial .*target, nu, alpha"):
         DiscoveryCallback(INPUTS, goal=0.5)

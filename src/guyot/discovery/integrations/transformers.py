@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 
 from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.inputs import Inputs
@@ -70,6 +71,8 @@ class DiscoveryCallback(HostedDiscovery, TrainerCallback):
     ) -> None:
         super().__init__(dials)
         self._inputs, self._resume_from = example_inputs, resume_from
+        self._wrappers: list[DistributedDataParallel] = []
+        self._hook: RemovableHandle | None = None
 
     def on_init_end(
         self,
@@ -98,6 +101,13 @@ class DiscoveryCallback(HostedDiscovery, TrainerCallback):
                 "network at the end; leave it out and choose among the checkpoints afterwards"
             )
         self._withhold(model)
+        if args.world_size > 1 and self._hook is None:
+            self._hook = register_module_module_registration_hook(self._see)
+
+    def _see(self, outer: nn.Module, name: str, inner: nn.Module | None) -> None:
+        """Note what the `Trainer` puts around the model: it does not tell its callbacks."""
+        if isinstance(outer, DistributedDataParallel):
+            self._wrappers.append(outer)
 
     def on_train_begin(
         self,
@@ -121,7 +131,7 @@ class DiscoveryCallback(HostedDiscovery, TrainerCallback):
                 "the callback was added after the Trainer was made: give it to the constructor, "
                 "Trainer(..., callbacks=[callback])"
             )
-        wrapper = _wrapper(model) if args.world_size > 1 else None
+        wrapper = self._around(model) if args.world_size > 1 else None
         self._begin(model, self._inputs, optimizer, state.max_steps, wrapper)
         if state.global_step:
             tree = read_tree(self._checkpoint(args, state), STATE_FILE)
@@ -204,6 +214,23 @@ class DiscoveryCallback(HostedDiscovery, TrainerCallback):
         """Make the model plain."""
         self._finish()
 
+    def _around(self, model: nn.Module) -> DistributedDataParallel:
+        """Return the wrapper that was seen around a model.
+
+        Raises:
+            UnsupportedError: there is no `DistributedDataParallel`.
+        """
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        self._wrappers = [wrapper for wrapper in self._wrappers if wrapper.module is model]
+        if not self._wrappers:
+            raise UnsupportedError(
+                f"the Trainer trains {type(model).__name__} in several processes without "
+                "DistributedDataParallel, which surgery cannot follow: leave out FSDP and DeepSpeed"
+            )
+        return self._wrappers[-1]
+
     def _checkpoint(self, args: TrainingArguments, state: TrainerState) -> Path:
         """Return the folder that training resumes from."""
         given = [self._resume_from, args.resume_from_checkpoint, _folder(args, state)]
@@ -216,21 +243,6 @@ class DiscoveryCallback(HostedDiscovery, TrainerCallback):
             f"{' or '.join(map(str, folders))}: give resume_from=FOLDER of a checkpoint that was "
             "written with a DiscoveryCallback"
         )
-
-
-def _wrapper(model: nn.Module) -> DistributedDataParallel:
-    """Find what is around a model: the `Trainer` does not tell its callbacks.
-
-    Raises:
-        UnsupportedError: there is no `DistributedDataParallel`.
-    """
-    for found in gc.get_objects():
-        if isinstance(found, DistributedDataParallel) and found.module is model:
-            return found
-    raise UnsupportedError(
-        f"the Trainer trains {type(model).__name__} in several processes without "
-        "DistributedDataParallel, which surgery cannot follow: leave out FSDP and DeepSpeed"
-    )
 
 
 def _folder(args: TrainingArguments, state: TrainerState) -> Path:
