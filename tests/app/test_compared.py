@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -26,12 +27,12 @@ from guyot.discovery.checkpoint import checkpoints_in
 from guyot.report import read_runs
 from guyot.surgery import operate
 
-QUICK = "--epochs 3 --batch-size 32 --threads 1 --no-bf16 --round-to 4".split()
+QUICK = "--model mlp --epochs 3 --batch-size 32 --threads 1 --no-bf16 --round-to 4".split()
 
 
 def config(**choices: Any) -> RunConfig:
     short: dict[str, Any] = {"epochs": 3, "batch_size": 32, "bf16": False, "round_to": 4}
-    return RunConfig.of("digits", **(short | {"threads": 1} | choices))
+    return RunConfig.of("digits", **(short | {"model": "mlp", "threads": 1} | choices))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -129,6 +130,10 @@ def test_several_seeds(tmp_path: Path) -> None:
     seeds = [json.loads((folder / f"seed-{n}/config.json").read_text())["seed"] for n in range(2)]
     assert seeds == [0, 1]
     assert [found.name for found in read_runs([folder])] == ["seed 0: found", "seed 1: found"]
+    for command in (["evaluate", folder], ["export", folder, "--format", "pt2"]):
+        refused = run(*command)
+        assert refused.exit_code == 2
+        assert re.search(r"several seeds: give one of them, \S+seed-0, \S+seed-1", refused.stderr)
     (folder / "seed-1/result.json").unlink()
     again = run("train", "--resume", folder, "--json")
     assert again.exit_code == 0, again.output

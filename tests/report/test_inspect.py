@@ -151,11 +151,25 @@ def test_what_a_norm_refuses_is_said_readably():
     assert re.search(r"layer blocks\.0 ", text) and re.search(r"blocks\.0\.mlp\.fc1 +192", text)
 
 
+def test_networks_of_tables_and_texts():
+    assert inspected("mlp", "--input-size", "13", "--no-verify")["input_shapes"] == [[2, 13]]
+    text = inspected("transformer", "--input-size", "9", "--classes", "40", "--no-verify")
+    assert text["input_shapes"] == [[2, 9]]
+
+
+def test_a_run_is_no_network(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    result = run("inspect", str(tmp_path))
+    assert result.exit_code == 2
+    assert re.search(r"is the folder of a run: guyot report \S+ shows what was", result.stderr)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["resnet21"], "model='resnet21' is unknown, did you mean"),
         (["digits", "--input-size", "8x8"], "--input-size='8x8': give pixels as 224 or 3x224x224"),
+        (["transformer", "--input-size", "3x8x8"], "--input-size='3x8x8': give the characters"),
         (["digits", "--input-size", "0"], "--input-size='0': give pixels"),
         (["digits", "--batch", "0"], "--batch=0: give at least 1"),
         (["digits", "--freeze", "conv2"], "--freeze='conv2' matches no group and no layer"),

@@ -42,10 +42,10 @@ class Metric:
         """Write how far two scores are apart.
 
         Example:
-            >>> ACCURACY.difference(-0.0123), BITS.difference(0.0123)
-            ('-1.2 points', '+0.012')
+            >>> ACCURACY.difference(-0.0123), BITS.difference(0.0123), R2.difference(-0.0001)
+            ('-1.2 points', '+0.012', '+0.000')
         """
-        return f"{100 * value:+.1f} points" if self.percent else f"{value:+.3f}"
+        return f"{100 * value:+z.1f} points" if self.percent else f"{value:+z.3f}"
 
     def better(self, one: float, other: float) -> bool:
         """Say whether the first score is better than the second."""

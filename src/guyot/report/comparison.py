@@ -20,7 +20,7 @@ _Z = 1.959964
 """Of the normal distribution, for 95 %."""
 _INTERVALS = (
     "The interval is that of Wilson. That of the difference is Newcombe's: where it holds 0, these "
-    "test images do not tell the two apart."
+    "test samples do not tell the two apart."
 )
 
 

@@ -29,6 +29,8 @@ from guyot.core.errors import MisconfiguredError
 from guyot.core.storage.files import first_line
 
 SampleShape = tuple[int, ...]
+_OTHERS = ("mlp", "transformer")
+"""Guyot's own networks for other samples than images."""
 
 
 def build(
@@ -108,7 +110,7 @@ def image_shape(name: str, size: str | None = None) -> SampleShape | None:
 
     Args:
         name: of the network.
-        size: pixels of a side, or all three numbers.
+        size: pixels of a side, columns of a table, characters of a text, or all three numbers.
 
     Raises:
         MisconfiguredError: nobody knows the name, or the size is no size.
@@ -116,6 +118,8 @@ def image_shape(name: str, size: str | None = None) -> SampleShape | None:
     Example:
         >>> image_shape("digits"), image_shape("digits", "16"), image_shape("my:net", "3x64x32")
         ((1, 8, 8), (1, 16, 16), (3, 64, 32))
+        >>> image_shape("mlp", "13"), image_shape("transformer", "64")
+        ((13,), (64,))
     """
     natural = natural_shape(name)
     if size is None:
@@ -123,10 +127,10 @@ def image_shape(name: str, size: str | None = None) -> SampleShape | None:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*x[1-9]\d*)?", size):
         raise MisconfiguredError(f"input_size={size!r}: give pixels as 224 or 3x224x224")
     first, *others = map(int, size.split("x"))
-    if natural is not None and len(natural) == 1:
-        if others:
-            raise MisconfiguredError(f"input_size={size!r}: give the characters of a text, as 64")
+    if natural is not None and len(natural) == 1 and not others:
         return (first,)
+    if _is_transformer(name):
+        raise MisconfiguredError(f"input_size={size!r}: give the characters of a text, as 64")
     if others:
         return first, others[0], others[1]
     return 3 if natural is None else natural[0], first, first
@@ -139,9 +143,13 @@ def example_of(name: str, shape: Sequence[int], count: int) -> Tensor:
         >>> example_of("digits", (1, 8, 8), 2).shape, example_of("transformer", (16,), 2).dtype
         (torch.Size([2, 1, 8, 8]), torch.int64)
     """
-    if name in ("transformer", "guyot:transformer"):
+    if _is_transformer(name):
         return torch.zeros(count, *shape, dtype=torch.int64)
     return torch.randn(count, *shape)
+
+
+def _is_transformer(name: str) -> bool:
+    return name in ("transformer", "guyot:transformer")
 
 
 def natural_classes(name: str) -> int:
@@ -163,7 +171,7 @@ class _Own:
     """The networks of this package."""
 
     def names(self) -> Iterable[str]:
-        return (*MODELS, "mlp", "transformer")
+        return (*MODELS, *_OTHERS)
 
     def build(
         self, name: str, num_classes: int, image_shape: Sequence[int] | None, pretrained: bool
@@ -177,7 +185,9 @@ class _Own:
     def shape(self, name: str) -> SampleShape:
         if name == "transformer":
             return (64,)
-        return (1, 8, 8) if name in ("digits", "mlp") else (3, 32, 32)
+        if name == "mlp":
+            return (64,)
+        return (1, 8, 8) if name == "digits" else (3, 32, 32)
 
 
 class _Torchvision:
@@ -280,8 +290,8 @@ def _find(name: str) -> tuple[str, str]:
         known += names
     raise MisconfiguredError(
         f"model={name!r} is unknown{did_you_mean(key, known)}; choose "
-        f"{', '.join(MODELS)}, a classification network of torchvision or timm, such as "
-        "resnet18, or a function of your own as package.module:factory"
+        f"{', '.join((*MODELS, *_OTHERS))}, a classification network of torchvision or timm, "
+        "such as resnet18, or a function of your own as package.module:factory"
         + "".join(f"; {reason}" for reason in missing)
     )
 

@@ -197,6 +197,11 @@ def _finished(folder: Path) -> tuple[RunConfig, dict[str, Any]]:
         raise MisconfiguredError(
             f"{str(folder)!r} is a family of runs: give one of its members, {members}"
         )
+    if config.seeds > 1:
+        runs = ", ".join(str(folder / f"seed-{config.seed + n}") for n in range(config.seeds))
+        raise MisconfiguredError(
+            f"{str(folder)!r} holds the runs of several seeds: give one of them, {runs}"
+        )
     for name in (STRUCTURE, WEIGHTS):
         if not (folder / name).is_file():
             raise MisconfiguredError(

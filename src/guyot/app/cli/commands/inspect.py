@@ -1,5 +1,6 @@
 """`guyot inspect`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,7 +21,12 @@ Model = Annotated[
     ),
 ]
 InputSize = Annotated[
-    str | None, option(_WHAT, "224, or 3x224x224 (what the network was made for).")
+    str | None,
+    option(
+        _WHAT,
+        "224, or 3x224x224; columns of a table, characters of a text (what the network was made "
+        "for).",
+    ),
 ]
 Batch = Annotated[int, option(_WHAT, "Inputs per batch (2).")]
 Classes = Annotated[int | None, option(_WHAT, "Outputs (1000 for torchvision and timm, else 10).")]
@@ -62,6 +68,11 @@ def inspect(  # noqa: PLR0913 - one parameter per option
 
     if batch < 1:
         raise MisconfiguredError(f"batch={batch}: give at least 1")
+    if (Path(model) / "config.json").is_file():
+        raise MisconfiguredError(
+            f"model={model!r} is the folder of a run: guyot report {model} shows what was found; "
+            "here give the name of its network, such as mlp --input-size 13 --classes 3"
+        )
     shape = image_shape(model, input_size)
     count = natural_classes(model) if classes is None else classes
     network, inputs = build_with_inputs(model, count, shape)
