@@ -71,6 +71,7 @@ _THREADS = Condition(
     lambda value: 1 <= value <= MAX_THREADS, f"give at least 1 and at most {MAX_THREADS}"
 )
 _SLIM = Condition(lambda value: 0 < value <= 1, "give the share of the MACs to keep, such as 0.5")
+_DECAY = Condition(lambda value: 0 < value < 1, "give the decay per step, such as 0.999")
 _KEPT = Condition(lambda value: value >= 0, "give how many checkpoints stay, 0 for none")
 
 
@@ -198,6 +199,12 @@ class RunConfig:
     warmup_epochs: float = setting(1.0, _HOW, "Epochs of growing learning rate", rule=NOT_NEGATIVE)
     decay: str = setting(
         "cosine", _HOW, "cosine or linear, to 0 at the end", choices=("cosine", "linear")
+    )
+    ema: float | None = setting(
+        None,
+        _HOW,
+        "Average the weights with this decay, such as 0.999; the average comes out",
+        rule=_DECAY,
     )
     label_smoothing: float = setting(0.0, _HOW, "From 0 to below 1", rule=BELOW_1)
     max_nan_steps: int = setting(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from guyot.app.config import RunConfig
 from guyot.app.data import Batches, Dataset
 from guyot.app.models import count_macs
+from guyot.app.running.average import adopt, averaged
 from guyot.app.running.course import Course
 from guyot.app.running.folder import RunFolder
 from guyot.app.running.journal import Journal
@@ -90,6 +91,9 @@ class Job:
         self.scheduler = make_scheduler(self.optimizer, self.recipe, len(self.batches))
         self.trained = distributed(self.model, ranks)
         self.discovery = self._discovery() if config.discovery else None
+        self.average = None
+        if config.ema is not None:
+            self.average = averaged(self.model, config.ema, self.discovery)
 
     def _discovery(self) -> Discovery:
         config = self.config
@@ -185,6 +189,7 @@ class Job:
         return outcome
 
     def _course(self, folder: RunFolder, journal: Journal, family: Family | None) -> Course:
+        more = {} if self.average is None else {"average": self.average}
         checkpoints = Checkpointer(
             folder.checkpoints,
             self.trained,
@@ -192,6 +197,7 @@ class Job:
             keep=max(1, self.config.keep),
             optimizer=self.optimizer,
             scheduler=self.scheduler,
+            **more,
         )
         return Course(
             self.config,
@@ -208,6 +214,8 @@ class Job:
         self, course: Course, journal: Journal, watcher: Watcher, agreed: SharedStep
     ) -> EpochResult:
         def stepped(step: int, loss: float) -> None:
+            if self.average is not None:
+                self.average.update_parameters(self.model)
             loss, overdue = agreed.step(loss, course.overdue)
             journal.loss(loss)
             journal.stepped(course.step)
@@ -243,13 +251,18 @@ class Job:
         if self.discovery is None:
             yield
             return
-        count = -(-_CALIBRATION_IMAGES // self.config.batch_size)
-        batches = itertools.islice(self.batches.epoch(epoch), count)
-        images = (batch.to(self.config.device) for batch, _ in batches)
-        device = torch.device(self.config.device).type
-        autocast = torch.autocast(device, torch.bfloat16, enabled=self.recipe.bf16)
-        with autocast, self.discovery.evaluation(images):
+        with self._autocast(), self.discovery.evaluation(self._calibration(epoch)):
             yield
+
+    def _calibration(self, epoch: int) -> Iterator[Tensor]:
+        """Batches of training images for the statistics of BatchNorm."""
+        count = -(-_CALIBRATION_IMAGES // self.config.batch_size)
+        for images, _ in itertools.islice(self.batches.epoch(epoch), count):
+            yield images.to(self.config.device)
+
+    def _autocast(self) -> torch.autocast:
+        device = torch.device(self.config.device).type
+        return torch.autocast(device, torch.bfloat16, enabled=self.recipe.bf16)
 
     def _validate(self, epoch: int) -> float:
         with self._evaluation(epoch):
@@ -288,6 +301,9 @@ class Job:
             return score
         if self.discovery is not None:
             self.model = self.discovery.finish()
+        if self.average is not None and not interrupted:
+            with self._autocast():
+                adopt(self.model, self.average, self._calibration(epoch))
         share_buffers(self.model, self.ranks)
         return self._score()
 
