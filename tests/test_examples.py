@@ -1,28 +1,19 @@
 """The programs in examples/ run as their first lines say and end smaller."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from paths import ROOT
+from warm import Started
 
 EXAMPLES = ROOT / "examples"
 
 
 def run(name: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=280,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    code, said = Started(EXAMPLES / name, *arguments).ended()
+    assert code == 0, said
+    return said
 
 
 def shares(output: str) -> tuple[float, float]:

@@ -27,7 +27,7 @@ from guyot.core.errors import MisconfiguredError
 from guyot.discovery.checkpoint import checkpoints_in
 
 SRC = ROOT / "src"
-QUICK = "--epochs 3 --batch-size 32 --threads 1 --no-bf16 --round-to 4".split()
+QUICK = "--model mlp --epochs 3 --batch-size 32 --threads 1 --no-bf16 --round-to 4".split()
 
 
 class Counting(Silent):
@@ -53,8 +53,8 @@ class Counting(Silent):
 
 
 def config(**choices: Any) -> RunConfig:
-    short: dict[str, Any] = {"epochs": 3, "batch_size": 32, "bf16": False, "round_to": 4}
-    return RunConfig.of("digits", **(short | {"targets": (0.7, 0.4)} | choices))
+    short: dict[str, Any] = {"model": "mlp", "epochs": 3, "batch_size": 32, "bf16": False}
+    return RunConfig.of("digits", **(short | {"round_to": 4, "targets": (0.7, 0.4)} | choices))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -20,6 +20,7 @@ import pytest
 import torch
 from paths import HELPERS, ROOT
 from run_folders import assert_same, lines
+from warm import Started
 
 from guyot import report
 from guyot.app import running
@@ -34,20 +35,17 @@ from guyot.core.errors import (
 from guyot.discovery.checkpoint import Checkpointer
 
 pytestmark = pytest.mark.timeout(1200)  # processes share what cores there are
+PROGRAM = HELPERS / "killed.py"
 
 
-def start(folder: Path, moment: str = "never", number: int = 0) -> subprocess.Popen[str]:
-    command = [sys.executable, str(HELPERS / "killed.py"), str(folder), moment, str(number)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HELPERS}:{ROOT}/src"}
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def start(folder: Path, moment: str = "never", number: int = 0) -> Started:
+    return Started(PROGRAM, str(folder), moment, str(number))
 
 
-def ended(process: subprocess.Popen[str]) -> int:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode in (0, -signal.SIGKILL), output
-    return process.returncode
+def ended(process: Started) -> int:
+    code, output = process.ended()
+    assert code in (0, -signal.SIGKILL), output
+    return code
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +67,10 @@ def killed_often(folder: Path, kills: list[tuple[str, int]]) -> list[str]:
     for moment, number in kills:
         if moment == "time":
             process = start(folder)
-            while not (folder / "config.json").exists() and process.poll() is None:
+            while not (folder / "config.json").exists() and process.runs:
                 time.sleep(0.01)
             time.sleep(number / 100)
-            process.send_signal(signal.SIGKILL)
+            process.kill()
         else:
             process = start(folder, moment, number)
         if ended(process) == 0:
@@ -111,7 +109,9 @@ def test_a_run_that_is_killed_at_30_random_moments_goes_on(
 
 def test_two_processes_with_one_seed_agree(tmp_path: Path, undisturbed: Path) -> None:
     """Hashes of strings differ between them."""
-    assert ended(start(tmp_path / "again")) == 0
+    command = [sys.executable, str(PROGRAM), str(tmp_path / "again"), "never", "0"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HELPERS}:{ROOT}/src"}
+    subprocess.run(command, env=environment, check=True, timeout=300)
     assert_same(tmp_path / "again", undisturbed)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from terminal import run as command
+from warm import FORKS
 
 from guyot import MisconfiguredError
 from guyot.app.config import RunConfig
@@ -22,11 +23,11 @@ from guyot.app.running import load_run
 from guyot.app.sweep import Sweep, objective, run, trial_name
 from guyot.app.sweep.study import open_study
 
-QUICK = ["--epochs", "5", "--threads", "1", "--round-to", "4"]
+QUICK = ["--model", "mlp", "--epochs", "5", "--threads", "1", "--round-to", "4"]
 
 
 def base(**choices: Any) -> RunConfig:
-    return RunConfig.of("digits", epochs=5, threads=1, round_to=4, **choices)
+    return RunConfig.of("digits", model="mlp", epochs=5, threads=1, round_to=4, **choices)
 
 
 def started(folder: Path, *arguments: str, workers: int = 2) -> subprocess.Popen[str]:
@@ -131,11 +132,12 @@ def test_a_search(tmp_path: Path) -> None:
     assert names[:3] == [trial["name"] for trial in found["trials"]] and len(names) == 5
 
 
-def test_what_fails_is_told(tmp_path: Path) -> None:
+def test_what_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = run(Sweep(base(), {"target": [0.001]}), tmp_path)
     assert found["trials"] == []
     (error,) = found["failed"].values()
     assert error.startswith("target=0.001 is below")
+    monkeypatch.setattr("multiprocessing.get_context", lambda _: FORKS)  # that was a real start
     result = command("sweep", str(tmp_path), *QUICK, "--target", "0.001,0.0005", "--quiet")
     assert (result.exit_code, result.stdout) == (1, "")
     reasons = result.stderr.strip().splitlines()

@@ -85,11 +85,11 @@ def train(
         discovery.step()
 
 
-def one_network_comes_out(**options: Any) -> None:
-    model, optimizer, discovery = start(**options)
+def one_network_comes_out(case: str = "cifar", **options: Any) -> None:
+    model, optimizer, discovery = start(case, **options)
     with_gates = different = 0
     for _ in range(STEPS):
-        train(model, optimizer, discovery, 1)
+        train(model, optimizer, discovery, 1, CASES[case].inputs)
         if discovery._gates is not None:
             assert same(*discovery._controller.decisions)
             with_gates += 1
@@ -103,11 +103,11 @@ def one_network_comes_out(**options: Any) -> None:
 
 
 def static_graph() -> None:
-    one_network_comes_out(static_graph=True)
+    one_network_comes_out("mlp", static_graph=True)
 
 
 def other_buckets() -> None:
-    one_network_comes_out(find_unused_parameters=True, gradient_as_bucket_view=True)
+    one_network_comes_out("mlp", find_unused_parameters=True, gradient_as_bucket_view=True)
 
 
 class Aside(nn.Module):
