@@ -69,7 +69,7 @@ def same_without_twins(patch: pytest.MonkeyPatch, seed: int) -> bool:
 def test_the_verdicts_are_those_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, verdicts: list[bool]
 ) -> None:
-    assert all(same_without_twins(monkeypatch, seed) for seed in (0, 1, 2, 5))
+    assert all(same_without_twins(monkeypatch, seed) for seed in (1, 5, 9, 18))
     assert verdicts.count(True) >= 3
 
 
