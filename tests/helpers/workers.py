@@ -25,6 +25,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from guyot import Discovery, DiscoveryConfig, GuyotWarning, UnsupportedError, find_structures
 from guyot.core.errors import ParallelError
@@ -87,9 +88,12 @@ def train(
 
 def one_network_comes_out(case: str = "cifar", **options: Any) -> None:
     model, optimizer, discovery = start(case, **options)
+    average = AveragedModel(model.module)
+    discovery.follow(average)
     with_gates = different = 0
     for _ in range(STEPS):
         train(model, optimizer, discovery, 1, CASES[case].inputs)
+        average.update_parameters(model.module)
         if discovery._gates is not None:
             assert same(*discovery._controller.decisions)
             with_gates += 1
@@ -99,6 +103,8 @@ def one_network_comes_out(case: str = "cifar", **options: Any) -> None:
     assert len(discovery.removals) > 3
     assert abs(discovery.macs / discovery.full_macs - 0.5) < 0.02
     assert same(*model.parameters())
+    assert same(*average.parameters())
+    assert [p.shape for p in average.parameters()] == [p.shape for p in model.parameters()]
     assert same(*[entry["momentum_buffer"] for entry in optimizer.state.values()])
 
 

@@ -36,7 +36,7 @@ from guyot.discovery.optimizers import Optimizers, parameters_of
 from guyot.discovery.snapshot import DiscoveryState, Drawn, checked, identity, snapshot
 from guyot.gates.bank import Gates, Squares
 from guyot.gates.calibration import calibrated, most_probable
-from guyot.gates.checks import check_model, check_whole
+from guyot.gates.checks import check_model, check_together, check_whole
 from guyot.planning.benefits import SideSums
 from guyot.planning.config import Dials, DiscoveryConfig
 from guyot.planning.controller import Controller
@@ -106,6 +106,7 @@ class Discovery(Figures):
         with_gates = nu is None or nu >= NO_PRICE
         self._outer = model
         check_model(model)
+        check_together(model)
         self.model = unwrap(model)
         self._optimizers = Optimizers(self.model, optimizer)
         if with_gates:

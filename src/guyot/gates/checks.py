@@ -29,8 +29,12 @@ def check_model(model: nn.Module) -> None:
             "the copies: use DistributedDataParallel, with one process per device"
         )
     check_whole(model)
+
+
+def check_together(model: nn.Module) -> None:
+    """Warn of a model that several processes would cut each in its own way."""
     processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-    if processes > 1 and wrapper is None:
+    if processes > 1 and wrapper_of(model) is None:
         warn(
             f"there are {processes} processes, but {type(model).__name__} is not wrapped in "
             "DistributedDataParallel: each process discovers a structure of its own; to train one "
