@@ -52,6 +52,14 @@ def test_schema() -> None:
     assert torch_private.schema_of(len) is None
 
 
+def test_version_of() -> None:
+    weight = nn.Parameter(torch.ones(2))
+    before = torch_private.version_of(weight)
+    with torch.no_grad():
+        weight.mul_(2)
+    assert torch_private.version_of(weight) == before + 1
+
+
 def test_has_forward_hooks() -> None:
     module = nn.ReLU()
     assert not torch_private.has_forward_hooks(module)

@@ -199,6 +199,11 @@ def dispatching(handler: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]) 
     return Mode()
 
 
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor was written into in place."""
+    return int(private(tensor, "_version", CHECKS))
+
+
 def has_forward_hooks(module: nn.Module) -> bool:
     """Say whether hooks look at what a module returns."""
     return bool(private(module, "_forward_hooks", CHECKS))

@@ -155,8 +155,7 @@ def _traced(model: nn.Module, example_inputs: Inputs, *, training: bool) -> Trac
         except Exception as error:
             raise UnsupportedError(
                 f"torch.export cannot trace {type(second).__name__}: "
-                f"{str(error).strip().splitlines()[0]}; control flow that depends on data must "
-                "move out of forward (see torch.export's documentation of torch.cond)"
+                f"{str(error).strip().splitlines()[0]}; {_way_out(str(error))}"
             ) from error
     tensors: dict[str, str] = {}
     constants: dict[str, Tensor] = {}
@@ -171,6 +170,19 @@ def _traced(model: nn.Module, example_inputs: Inputs, *, training: bool) -> Trac
             inputs.append(name)
     graph = plain_graph(program.graph_module)
     return Trace(graph, tensors, constants, tuple(inputs), calls, watch.events)
+
+
+def _way_out(error: str) -> str:
+    """Return what helps against an error of `torch.export`."""
+    if "fake tensor in the exported program constant's list" in error:
+        return (
+            "what writes into weight.data in forward must move to the training loop, after "
+            "optimizer.step()"
+        )
+    return (
+        "control flow that depends on data must move out of forward (see torch.export's "
+        "documentation of torch.cond)"
+    )
 
 
 def _register_dataclasses(outputs: Any) -> None:

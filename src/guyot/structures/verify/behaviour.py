@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from guyot.core.axis import kept_indices
+from guyot.core.axis import groups_in, kept_indices
 from guyot.core.inputs import Inputs, call_model, tensors_of
+from guyot.core.torch_private import version_of
 from guyot.core.types import KeepPlan, Structures
 from guyot.surgery import present
 from guyot.surgery.operate import Indices, select
@@ -77,6 +78,7 @@ class Behaviour:
         buffers: afterwards, by name.
         changed: names of modules -> plain attributes that are other than before.
         fired: names of the modules whose hooks fired, and of all that have no tensors.
+        written: names of the parameters that `forward` wrote into or replaced.
     """
 
     outputs: list[Tensor]
@@ -84,6 +86,7 @@ class Behaviour:
     buffers: Mapping[str, Tensor]
     changed: Mapping[str, Mapping[str, Any]]
     fired: set[str]
+    written: set[str]
 
 
 def observe(model: nn.Module, inputs: Inputs) -> Behaviour:
@@ -95,6 +98,7 @@ def observe(model: nn.Module, inputs: Inputs) -> Behaviour:
         module.register_forward_hook(_noting(fired, name)) for name, module in modules.items()
     ]
     parameters = dict(model.named_parameters())
+    versions = {name: version_of(parameter) for name, parameter in parameters.items()}
     model.train()
     try:
         with Calm(), torch.enable_grad():
@@ -109,9 +113,14 @@ def observe(model: nn.Module, inputs: Inputs) -> Behaviour:
             handle.remove()
     changed = {name: _other(before[name], _plain(module)) for name, module in modules.items()}
     gradients = dict(zip(learning, found, strict=True))
-    return Behaviour(
-        [out.detach() for out in outputs], gradients, dict(model.named_buffers()), changed, fired
-    )
+    after = dict(model.named_parameters())
+    written = {
+        name
+        for name, parameter in parameters.items()
+        if after.get(name) is not parameter or version_of(parameter) != versions[name]
+    }
+    shown, buffers = [out.detach() for out in outputs], dict(model.named_buffers())
+    return Behaviour(shown, gradients, buffers, changed, fired, written)
 
 
 def _noting(fired: set[str], name: str) -> Callable[..., None]:
@@ -157,6 +166,8 @@ def disagreement(
         tensor.name: tuple(kept_indices(axis, masks) for axis in tensor.axes)
         for tensor in structures.tensors
     }
+    if written := masked.written & _touched(structures, plan):
+        return f"forward writes into {min(written)}, which is not the weight that gates give it"
     if not agree(masked.outputs, cut.outputs, tolerance):
         return "in training mode its outputs are others than those of the masked network"
     for name, gradient in cut.gradients.items():
@@ -180,6 +191,16 @@ def disagreement(
     if silent := sorted((masked.fired & cut.changed.keys()) - cut.fired):
         return f"the hooks of {silent[0]} do not fire any more"
     return None
+
+
+def _touched(structures: Structures, plan: KeepPlan) -> set[str]:
+    """Return the names of the tensors that a plan shortens or takes away."""
+    gone = {name for number in plan.removed_layers for name in structures.layers[number].tensors}
+    return gone | {
+        tensor.name
+        for tensor in structures.tensors
+        if any(group in plan.kept for axis in tensor.axes for group in groups_in(axis))
+    }
 
 
 def _nothing(gradient: Tensor | None, expected: Tensor | None) -> bool:
