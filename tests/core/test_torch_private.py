@@ -14,6 +14,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from guyot import UnsupportedError
@@ -29,12 +31,25 @@ def twice(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture
-def wrapper(tmp_path: Path) -> Iterator[DistributedDataParallel]:
+def one_process(tmp_path: Path) -> Iterator[None]:
     dist.init_process_group(
         "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
     )
-    yield DistributedDataParallel(nn.Linear(3, 2), static_graph=True)
+    yield
     dist.destroy_process_group()
+
+
+@pytest.fixture
+def wrapper(one_process: None) -> DistributedDataParallel:
+    return DistributedDataParallel(nn.Linear(3, 2), static_graph=True)
+
+
+@pytest.fixture
+def sharded(one_process: None) -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(3, 2), nn.Sequential(nn.Linear(2, 2)))
+    for module in (model[1], model):
+        fully_shard(module, mesh=init_device_mesh("cpu", (1,)))
+    return model
 
 
 def test_operators_are_of_their_classes() -> None:
@@ -200,6 +215,59 @@ def test_the_reducer_is_rebuilt(wrapper: DistributedDataParallel) -> None:
     torch.testing.assert_close(wrapper.module.weight.grad, torch.full((2, 2), 4.0))
 
 
+def test_parts_of_sharding(sharded: nn.Sequential) -> None:
+    modules: list[Any] = [sharded, sharded[1]]
+    states = [module._get_fsdp_state() for module in modules]
+    for state in states:
+        missing = [name for name in torch_private.STATE_PARTS if not hasattr(state, name)]
+        assert not missing, f"of FSDPState in {torch.__version__}"
+        assert state._is_root is None
+    records = torch_private.shard_records(modules)
+    assert [record.sharded_param for record in records] == [*sharded.parameters()]
+    for record in records:
+        missing = [name for name in torch_private.RECORD_PARTS if not hasattr(record, name)]
+        assert not missing, f"of FSDPParam in {torch.__version__}"
+    torch_private.begin_sharding(modules)
+    assert [state._is_root for state in states] == [True, False]
+
+
+def test_records_of_sharding_are_renewed(sharded: nn.Sequential) -> None:
+    modules: list[Any] = [sharded, sharded[1]]
+    sharded(torch.ones(4, 3)).sum().backward()
+    before = torch_private.shard_records(modules)
+    held = before[0]._sharded_param_data.untyped_storage()
+    torch_private.release_shards(modules)
+    assert before[0]._sharded_param_data.untyped_storage().data_ptr() != held.data_ptr()
+    weight: Any = sharded[0].weight
+    fewer = weight.from_local(weight.to_local()[:, :2].detach().clone(), weight.device_mesh)
+    torch.utils.swap_tensors(weight, nn.Parameter(fewer))
+    sharded[1] = nn.Identity()
+    torch_private.renew_shards(sharded, modules)
+    records = torch_private.shard_records([sharded])
+    assert [record.sharded_param for record in records] == [*sharded.parameters()]
+    assert len(sharded._get_fsdp_state()._state_ctx.all_states) == 1
+    sharded(torch.ones(4, 2)).sum().backward()
+    torch.testing.assert_close(weight.grad.full_tensor(), torch.full((2, 2), 4.0))
+
+
+def test_notes_and_hooks_of_sharding_are_hidden(sharded: nn.Sequential) -> None:
+    sharded[0].register_forward_hook(own := lambda *_: None)
+    with torch_private.hidden_sharding(sharded):
+        assert [*sharded[0]._forward_hooks.values()] == [own]
+        assert not sharded._forward_hooks and not sharded._forward_pre_hooks
+        assert not [name for name in vars(sharded) if "fsdp" in name or "composable" in name]
+    assert sharded._forward_hooks and sharded._forward_pre_hooks
+    assert isinstance(sharded, FSDPModule)
+    sharded(torch.ones(1, 3)).sum().backward()
+
+
+def gone_state(patch: pytest.MonkeyPatch) -> object:
+    class Moved(FSDPModule):
+        _get_fsdp_state = property()
+
+    return torch_private.shard_records([object.__new__(Moved)])
+
+
 def gone_schema(_: pytest.MonkeyPatch) -> object:
     return torch_private.private(aten.mm.default, "_schema_that_moved", "little")
 
@@ -226,6 +294,7 @@ def gone_class(patch: pytest.MonkeyPatch) -> object:
         (gone_schema, r"OpOverload._schema_that_moved"),
         (gone_wrapped, r"Empty._orig_mod"),
         (gone_class, r"torch._library.custom_ops.CustomOpDef"),
+        (gone_state, r"Moved._get_fsdp_state"),
     ],
 )
 def test_a_name_that_is_gone_is_named(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,6 +28,7 @@ RULES = "models work, rules for operators of your own do not"
 CHECKS = "find_structures(..., verify=False) does without it"
 EXPORT = "everything but guyot.export works"
 REDUCER = "train in one process"
+SHARDS = "train with DistributedDataParallel"
 
 OVERLOAD: type[Any] = type(torch.ops.aten.relu.default)
 """The class of operator overloads, such as `torch.ops.aten.relu.default`."""
@@ -290,3 +291,178 @@ def rebuild_reducer(wrapper: DistributedDataParallel) -> None:
     parts._comm_hooks = []
     for hook, state in hooks:
         wrapper.register_comm_hook(state, hook)
+
+
+STATE_PARTS = (
+    "_fsdp_param_groups",
+    "_is_root",
+    "_lazy_init",
+    "_modules",
+    "_state_ctx",
+    "_states_to_backward_prefetch",
+    "_states_to_forward_prefetch",
+)
+"""What `fully_shard` keeps for a module, and its records are renewed with."""
+
+RECORD_PARTS = (
+    "_module_info",
+    "_orig_size",
+    "_param_fqn",
+    "_post_load_hook_handle",
+    "_setattr_on_modules",
+    "_sharded_param_data",
+    "device",
+    "init_dtype_attrs",
+    "is_dtensor",
+    "mesh_info",
+    "mp_policy",
+    "offload_to_cpu",
+    "post_forward_mesh_info",
+    "reset_sharded_param",
+    "sharded_param",
+)
+"""What `fully_shard` keeps for a parameter, and its record is renewed with."""
+
+
+def _shard_states(modules: Iterable[Any]) -> list[Any]:
+    """Return what `fully_shard` keeps for modules, once each."""
+    states = {id(s): s for s in (private(m, "_get_fsdp_state", SHARDS)() for m in modules)}
+    for state in states.values():
+        for name in STATE_PARTS:
+            private(state, name, SHARDS)
+    return [*states.values()]
+
+
+def shard_records(modules: Iterable[Any]) -> list[Any]:
+    """Return what `fully_shard` keeps for the parameters of modules.
+
+    Args:
+        modules: that it was called for.
+    """
+    groups = [group for state in _shard_states(modules) for group in state._fsdp_param_groups]
+    records = [record for group in groups for record in private(group, "fsdp_params", SHARDS)]
+    for record in records:
+        for name in RECORD_PARTS:
+            private(record, name, SHARDS)
+    return records
+
+
+def begin_sharding(modules: Iterable[Any]) -> None:
+    """Let `fully_shard` do what it leaves for the first forward pass, outermost module first."""
+    for state in _shard_states(modules):
+        if state._is_root is None:
+            state._lazy_init()
+
+
+def release_shards(modules: Iterable[Any]) -> None:
+    """Let the records of parameters not hold the memory of shards that are replaced."""
+    for record in shard_records(modules):
+        record._sharded_param_data = record._sharded_param_data.new_empty(0)
+
+
+def renew_shards(model: nn.Module, modules: Sequence[Any]) -> None:
+    """Let the records of `fully_shard` fit the parameters that are there, after `release_shards`.
+
+    Args:
+        model: has changed.
+        modules: that `fully_shard` was called for before.
+    """
+    living = {*model.modules()}
+    states = _shard_states(modules)
+    for state in states:
+        for group in state._fsdp_param_groups:
+            there = [record for record in group.fsdp_params if _is_there(record, living)]
+            group.fsdp_params = [_renewed(record) for record in there]
+        state._fsdp_param_groups[:] = [g for g in state._fsdp_param_groups if g.fsdp_params]
+    for state in states:
+        for others in (
+            state._state_ctx.all_states,
+            state._states_to_forward_prefetch,
+            state._states_to_backward_prefetch,
+        ):
+            others[:] = [other for other in others if living.intersection(other._modules)]
+
+
+def _is_there(record: Any, living: set[nn.Module]) -> bool:
+    """Say whether a module still has a parameter; the record forgets modules that have not."""
+    info = record._module_info
+    names = [info.param_name, *info.shared_param_names]
+    there = [
+        (module, name)
+        for module, name in zip([info.module, *info.shared_modules], names, strict=True)
+        if module in living and module._parameters.get(name) is record.sharded_param
+    ]
+    if not there:
+        record._post_load_hook_handle.remove()
+        return False
+    (info.module, info.param_name), *shared = there
+    info.shared_modules, info.shared_param_names = [m for m, _ in shared], [n for _, n in shared]
+    return True
+
+
+def _renewed(record: Any) -> Any:
+    """Return a record for a parameter that may have another shape."""
+    parameter = record.sharded_param
+    if record._orig_size != parameter.shape:
+        old = record
+        old._post_load_hook_handle.remove()
+        blank = nn.Parameter(torch.empty(parameter.shape, dtype=parameter.dtype, device="meta"))
+        policy = _from_module("torch.distributed.fsdp", "OffloadPolicy", SHARDS)()
+        info, meshes = old._module_info, (old.mesh_info, old.post_forward_mesh_info)
+        record = type(old)(blank, info, *meshes, old.device, None, old.mp_policy, policy)
+        record._param_fqn = old._param_fqn
+        record.sharded_param = parameter
+        record._setattr_on_modules(parameter)
+        record.init_dtype_attrs(old.mp_policy)
+    record.reset_sharded_param()
+    return record
+
+
+_HOOKS = (
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_forward_hooks",
+    "_forward_hooks_always_called",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_load_state_dict_post_hooks",
+    "_load_state_dict_pre_hooks",
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+)
+"""The dictionaries of a module's hooks."""
+
+_NOTES = ("__composable_api", "_fsdp", "_is_fsdp")
+"""How the attributes begin that `fully_shard` gives modules."""
+
+
+@contextlib.contextmanager
+def hidden_sharding(model: nn.Module) -> Generator[None]:
+    """Let a model have no hooks and notes of `fully_shard`.
+
+    Args:
+        model: whose parameters are whole for now.
+    """
+    kept: list[tuple[nn.Module, dict[str, Any]]] = []
+    for module in model.modules():
+        own = vars(module)
+        kept.append((module, dict(own)))
+        for name in [name for name in own if name.startswith(_NOTES)]:
+            del own[name]
+        for name in _HOOKS:
+            if own.get(name):
+                own[name] = type(own[name])(
+                    (key, hook) for key, hook in own[name].items() if not _of_sharding(hook)
+                )
+    try:
+        yield
+    finally:
+        for module, own in kept:
+            vars(module).update(own)
+
+
+def _of_sharding(hook: Any) -> bool:
+    """Say whether `fully_shard` registered a hook."""
+    function = getattr(hook, "hook", hook)
+    return str(getattr(function, "__module__", "")).startswith("torch.distributed.fsdp")

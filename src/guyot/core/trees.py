@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ def mapped(tree: Any, change: Callable[[Tensor], Any]) -> Any:
     """
     if isinstance(tree, Tensor):
         return change(tree)
+    if isinstance(tree, Counter):
+        return tree
     if isinstance(tree, Mapping):
         return {key: mapped(value, change) for key, value in tree.items()}
     if isinstance(tree, list):

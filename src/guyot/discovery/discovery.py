@@ -17,7 +17,15 @@ from torch import nn
 from guyot.core.errors import GuyotError, MisconfiguredError, SequenceError
 from guyot.core.inputs import Inputs
 from guyot.core.locate import is_compiled, unwrap, wrapper_of
-from guyot.core.parallel import Ranks, resized
+from guyot.core.parallel import (
+    Ranks,
+    get_ready,
+    group_of_shards,
+    reshaped,
+    reshard,
+    resized,
+    whole,
+)
 from guyot.core.types import KeepPlan
 from guyot.costs.complexity import Cost
 from guyot.costs.widths import physical_plan
@@ -36,7 +44,7 @@ from guyot.discovery.optimizers import Optimizers, parameters_of
 from guyot.discovery.snapshot import DiscoveryState, Drawn, checked, identity, snapshot
 from guyot.gates.bank import Gates, Squares
 from guyot.gates.calibration import calibrated, most_probable
-from guyot.gates.checks import check_model, check_together, check_whole
+from guyot.gates.checks import check_as_before, check_model, check_together
 from guyot.planning.benefits import SideSums
 from guyot.planning.config import Dials, DiscoveryConfig
 from guyot.planning.controller import Controller
@@ -61,8 +69,9 @@ class Discovery(Figures):
         model = discovery.finish()
 
     The loss must be a mean over samples, in nats (cross entropy is). Give either `nu` or `target`.
-    With several processes wrap the model in `DistributedDataParallel` first, and make the same
-    calls in each of them.
+    With several processes wrap the model in `DistributedDataParallel`, or call `fully_shard` for
+    its blocks and for itself. Then make the optimiser and this, and make the same calls in each
+    process.
 
     Args:
         model: the network; its modules get smaller in place, its parameters stay the same objects.
@@ -111,7 +120,8 @@ class Discovery(Figures):
         self._optimizers = Optimizers(self.model, optimizer)
         if with_gates:
             self._optimizers.check_sliceable()
-        self.original = prunable_structures(self.model, example_inputs, config)
+        with whole(self.model):
+            self.original = prunable_structures(self.model, example_inputs, config)
         self._controller = Controller(
             self.original, dials, phases, config, self._optimizers.sgd_weight_decay
         )
@@ -120,7 +130,9 @@ class Discovery(Figures):
         self._drawn: Drawn | None = None
         self._rows = torch.zeros(0)  # the gates of the steps until they move again
         self._wrapper = wrapper_of(model)
-        group = None if self._wrapper is None else self._wrapper.process_group
+        shards = group_of_shards(self.model)
+        self._sharded = shards is not None
+        group = shards if self._wrapper is None else self._wrapper.process_group
         self._ranks = Ranks(group, self._device)
         self._ranks.agree("settings or model", repr(identity(self.original, self._controller)))
         self._record = Record(self.original)
@@ -164,7 +176,7 @@ class Discovery(Figures):
         if self._gates is not None:
             self._discover(self._gates, grad_scale or 1.0, loss)
         elif not self._state.settled:
-            check_whole(self.model)
+            check_as_before(self.model, self._sharded)
         self._change(step=self._state.step + 1)
         phase, settled = self._controller.phases.at(self._state.step), self._state.settled
         decided = self._gates is not None and self._controller.decided
@@ -189,6 +201,7 @@ class Discovery(Figures):
 
     def _attach(self) -> Gates:
         """Put gates on the modules."""
+        get_ready(self.model)
         self._gates = Gates(self.structures, self._device)
         self._gates.attach(self.model)
         return self._gates
@@ -222,7 +235,7 @@ class Discovery(Figures):
         if step < last:
             self._take(gates, step + 1 - first)
             return
-        check_whole(self.model)
+        check_as_before(self.model, self._sharded)
         told = self._take_evidence(first, step)
         if told.sums.steps:
             self._decide(gates, told.sums, latest, loss)
@@ -293,10 +306,11 @@ class Discovery(Figures):
             UnsupportedError: the model or the optimiser cannot be cut; nothing was changed then.
         """
         before = self.structures
-        with resized(self._wrapper):
+        with resized(self._wrapper), reshaped(self.model):
             left = operate(self.model, before, keep, self._optimizers.each)
         for follower in self._followers:
-            operate(follower, before, keep)
+            with reshaped(follower):
+                operate(follower, before, keep)
         self._controller.select(left.structures, left.gates)
         self._record.add(step, before, keep, left, self.macs)
 
@@ -324,7 +338,7 @@ class Discovery(Figures):
         check_measured(self._state.step, self.skipped, controller.phases, removing=left)
         controller.decide(choice.mask)
         self._gates.probable.copy_(choice.mask)
-        self._gates.zero_unused()
+        self._zero_unused(self._gates)
         self._cut(physical_plan(self.structures, choice.mask, controller.quanta))
         controller.decide(torch.ones_like(controller.state.alive))
         self._change(settled=True, attained=choice.attained, polarised=polarised)
@@ -380,10 +394,14 @@ class Discovery(Figures):
             The model, a plain `nn.Module`.
         """
         if self._gates is not None:
-            self._gates.zero_unused()
+            self._zero_unused(self._gates)
             self._detach()
         self._change(settled=True)
         return self._end()
+
+    def _zero_unused(self, gates: Gates) -> None:
+        reshard(self.model)  # or it computes with what it gathered before
+        gates.zero_unused()
 
     def finish(self) -> nn.Module:
         """End the run; return the model, a plain `nn.Module` that needs no guyot.

@@ -19,7 +19,7 @@ from guyot.costs.widths import physical_plan, quanta_of
 from guyot.discovery.checks import prunable_structures, warn_missed
 from guyot.discovery.layer_benefits import layer_benefits, untouched
 from guyot.gates.bank import Gates
-from guyot.gates.checks import check_model, check_together
+from guyot.gates.checks import check_model, check_together, check_whole
 from guyot.planning.benefits import Homes, SideMeans, curvature, with_branches
 from guyot.planning.candidates import SearchSpace
 from guyot.planning.choice import Choice, trim
@@ -109,6 +109,7 @@ def shrink(
             f"batches={type(batches).__name__} can be gone through only once: give list(batches)"
         )
     check_model(model)
+    check_whole(model)
     check_together(model)
     structures = prunable_structures(model, example_inputs, config)
     if (table := Cost.of(alpha).table) is not None:

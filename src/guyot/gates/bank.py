@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from guyot.core.axis import groups_in, spread
 from guyot.core.locate import first_names, tensor_at
+from guyot.core.parallel.shards import gathered, overwrite
 from guyot.core.types import Axis, Structures, Units, Within
 from guyot.gates.module import Gate, Host, Mask, put_gate, remove_gates
 from guyot.gates.predictions import Predictions
@@ -162,7 +163,7 @@ class Gates:
     def zero_unused(self) -> None:
         """Set weights to 0 that the most probable network does not use."""
         for parameter, gate, _ in self._places:
-            parameter.copy_(gate.masked(parameter, training=False))
+            overwrite(parameter, gate.masked(gathered(parameter), training=False))
 
     @torch.no_grad()
     def squares(self, parameters: Iterable[nn.Parameter]) -> Squares:
@@ -175,10 +176,9 @@ class Gates:
         weight, gradient, inner = (torch.zeros_like(self.sampled) for _ in range(3))
         for parameter, _, places in self._places:
             if parameter.grad is not None and parameter.requires_grad and id(parameter) in held:
-                for where, fold in places:
-                    weight[where] += fold(parameter.square())
-                    gradient[where] += fold(parameter.grad.square())
-                    inner[where] += fold(parameter * parameter.grad)
+                _add(weight, parameter.square(), places)
+                _add(gradient, parameter.grad.square(), places)
+                _add(inner, parameter * parameter.grad, places)
         return Squares(weight, gradient, inner)
 
     @torch.no_grad()
@@ -198,9 +198,10 @@ class Gates:
         weight = torch.stack([part.weight for part in squares]).sum(0)
         known = torch.ones_like(self.sampled)
         for parameter, _, places in self._places:
-            for where, fold in () if parameter.requires_grad else places:
-                weight[where] += fold(parameter.square())
-                known[where] = 0
+            if not parameter.requires_grad:
+                _add(weight, parameter.square(), places)
+                for where, _ in places:
+                    known[where] = 0
         scales = _scales(torch.stack([known * part.inner for part in squares]), known * active)
         parts = [p.gradient.sqrt() / s for p, s in zip(squares, scales, strict=True)]
         gradient = torch.linalg.vector_norm(torch.stack(parts), dim=0)
@@ -244,6 +245,13 @@ class Gates:
             return folded
 
         return fold
+
+
+def _add(sums: Tensor, values: Tensor, places: Sequence[tuple[slice, Fold]]) -> None:
+    """Add up the values that each gate scales; collective if they are sharded."""
+    values = gathered(values)
+    for where, fold in places:
+        sums[where] += fold(values)
 
 
 def _sum_but(tensor: Tensor, dim: int) -> Tensor:

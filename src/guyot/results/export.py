@@ -43,7 +43,7 @@ from guyot.core.locate import unwrap
 from guyot.core.storage import write_tensors
 from guyot.core.torch_private import pytree
 from guyot.core.warning import warn
-from guyot.gates.checks import check_model
+from guyot.gates.checks import check_model, check_whole
 from guyot.results.codegen import Source, module_text
 from guyot.results.delivery import (
     Exported,
@@ -254,6 +254,7 @@ def _prepared(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
     """Return the plain model and its inputs on the CPU."""
     model = unwrap(model)
     check_model(model)
+    check_whole(model)
     check_inputs(model, inputs)
     check_weights(model)
     if any(tensor.device.type != "cpu" for tensor in model.state_dict().values()):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.locate import unwrap
-from guyot.gates.checks import check_model
+from guyot.gates.checks import check_model, check_whole
 from guyot.results.delivery import Exported, largest_gap, staged
 from guyot.results.pretrained_code import CODE, ClassNames, LostBranch, modeling_text
 
@@ -75,6 +75,7 @@ def to_pretrained(model: nn.Module, folder: str | Path, *, code: bool = True) ->
     """
     model = unwrap(model)
     check_model(model)
+    check_whole(model)
     full = _Full.of(model)
     sizes = _sizes(full)
     with staged(folder) as scratch:

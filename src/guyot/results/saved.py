@@ -20,6 +20,7 @@ from guyot.core.schema import misfit
 from guyot.core.storage import read_json, read_tensors, write_tensors
 from guyot.core.trees import difference, json_text
 from guyot.core.warning import warn
+from guyot.gates.checks import check_whole
 from guyot.results.fingerprint import described, fingerprint_of, inputs_like, unlike
 from guyot.results.rebuild import rebuild
 
@@ -44,6 +45,7 @@ def save(
         MisconfiguredError: the folder holds a network, or the example inputs are neither tensors
             nor plain data.
         StorageError: the folder cannot be written.
+        UnsupportedError: the model is sharded.
 
     Examples:
         >>> import tempfile, guyot, torch
@@ -56,6 +58,7 @@ def save(
         >>> guyot.load(folder, factory)[0]
         Linear(in_features=8, out_features=3, bias=True)
     """
+    check_whole(model)
     folder = Path(folder)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
     description = described(inputs)

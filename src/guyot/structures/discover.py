@@ -15,6 +15,7 @@ from guyot.core.randomness import isolated
 from guyot.core.reasons import Reason, ReasonKind
 from guyot.core.types import Frozen, Structures
 from guyot.core.warning import warn
+from guyot.gates.checks import check_whole
 from guyot.structures.axes import Length, own_length
 from guyot.structures.axis_graph import AxisGraph
 from guyot.structures.branches import Branch, find_branches
@@ -72,6 +73,7 @@ def find_structures(
         {'0': 16}
     """
     model = unwrap(model)
+    check_whole(model, "find its structures before fully_shard, or make a Discovery of it")
     with isolated():  # a forward that draws random numbers gives the same structures each time
         exported = trace(model, example_inputs)
         graph = AxisGraph(exported, model, rule_for)

@@ -16,6 +16,14 @@ from torch import Tensor, nn
 from guyot.core.axis import kept_indices, size_of
 from guyot.core.errors import UnsupportedError
 from guyot.core.locate import tensor_at
+from guyot.core.parallel.shards import (
+    from_rows,
+    gathered,
+    is_sharded,
+    rows_here,
+    spread_like,
+    taken_rows,
+)
 from guyot.core.types import KeepPlan, Restated, StandIn, Structures
 from guyot.surgery.caches import layer_numbers, renumber
 from guyot.surgery.derive import derive
@@ -48,7 +56,8 @@ def operate(
     Weights, biases, norm parameters, buffers, `.grad` and every optimiser tensor shaped like its
     parameter (momentum, Adam moments, ...) are sliced with the same indices; memory format,
     dtype, device, `requires_grad`, parameter groups and tied weights stay. A removed layer leaves
-    no module and no parameter behind.
+    no module and no parameter behind. Sharded tensors are gathered one at a time, which is
+    collective.
 
     Args:
         model: the module that `structures` describes; changed in place.
@@ -207,6 +216,22 @@ def select(tensor: Tensor, indices: Indices) -> Tensor:
     return laid_out.copy_(result)
 
 
+def _select_shards(tensor: Tensor, indices: Indices) -> Tensor:
+    """Select in a sharded tensor; its rows are spread evenly again.
+
+    Columns are taken before rows are sent, and no process holds all rows at once.
+    """
+    rows, *columns = indices
+    if any(index is not None and index.dim() > 1 for index in columns):
+        return spread_like(select(gathered(tensor), indices), tensor)
+    here = rows_here(tensor)
+    if any(index is not None for index in columns):
+        here = select(here, (None, *columns))
+    if rows is None:
+        return from_rows(here, len(tensor), tensor)
+    return from_rows(taken_rows(here, rows, tensor), len(rows), tensor)
+
+
 def _of_blocks(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
     """Every block of dimension 0 keeps other indices of a dimension."""
     rows = index.repeat_interleave(len(tensor) // len(index), dim=0)
@@ -229,14 +254,18 @@ def _slice(
         return
     shape = tensor.shape
     gradient, tensor.grad = tensor.grad, None
-    _set_data(tensor, select(tensor, indices))
+    _set_data(tensor, _selected(tensor, indices))
     if gradient is not None:
-        tensor.grad = select(gradient, indices)
+        tensor.grad = _selected(gradient, indices)
     for optimizer in optimizers:
         state = optimizer.state.get(tensor, {})
         for entry, value in state.items():
             if isinstance(value, Tensor) and value.shape == shape:
-                state[entry] = select(value, indices)
+                state[entry] = _selected(value, indices)
+
+
+def _selected(tensor: Tensor, indices: Indices) -> Tensor:
+    return (_select_shards if is_sharded(tensor) else select)(tensor, indices)
 
 
 def _set_data(parameter: nn.Parameter, data: Tensor) -> None:
@@ -244,8 +273,11 @@ def _set_data(parameter: nn.Parameter, data: Tensor) -> None:
 
     The autograd node that accumulates its gradient remembers the old shape and may still be
     alive (a training loop's `loss` holds it). PyTorch renews the node when the dtype changes,
-    and only then, hence the detour.
+    and only then, hence the detour. A sharded parameter has no such node, and no data to give.
     """
+    if is_sharded(parameter):
+        torch.utils.swap_tensors(parameter, nn.Parameter(data, parameter.requires_grad))
+        return
     detour = torch.float64 if parameter.dtype != torch.float64 else torch.float32
     parameter.data = torch.empty(0, dtype=detour, device=parameter.device)
     parameter.data = data

@@ -2,14 +2,38 @@
 
 A *rank* is one process of a group. Every rank trains on its own share of the samples with its own
 sampled gates. What the ranks tell each other is the same on all of them afterwards, so all decide
-the same: gradients of the parameters by `DistributedDataParallel`, those of the gates by `Ranks`.
+the same: gradients of the parameters by `DistributedDataParallel` or `fully_shard`, those of the
+gates by `Ranks`.
 """
 
 from guyot.core.parallel.ranks import Ranks
 from guyot.core.parallel.reducer import check_wrapper, resized
+from guyot.core.parallel.sharding import (
+    ORDER,
+    check_sharding,
+    get_ready,
+    group_of_shards,
+    reshaped,
+    reshard,
+    sharded_modules,
+    whole,
+)
+from guyot.core.parallel.shards import gathered, is_sharded, overwrite, spread_like
 
 __all__ = [
+    "ORDER",
     "Ranks",
+    "check_sharding",
     "check_wrapper",
+    "gathered",
+    "get_ready",
+    "group_of_shards",
+    "is_sharded",
+    "overwrite",
+    "reshaped",
+    "reshard",
     "resized",
+    "sharded_modules",
+    "spread_like",
+    "whole",
 ]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from guyot.core.contents import MANIFEST
 from guyot.core.errors import GuyotError, MisconfiguredError, UnsupportedError
 from guyot.core.locate import unwrap, wrapper_of
-from guyot.core.parallel import Ranks
+from guyot.core.parallel import Ranks, gathered, group_of_shards, is_sharded, spread_like
 from guyot.core.randomness import diverge, random_state
 from guyot.core.schema import misfit
 from guyot.core.storage import (
@@ -32,7 +32,7 @@ from guyot.core.storage import (
     write_tensors,
     write_tree,
 )
-from guyot.core.trees import difference
+from guyot.core.trees import difference, mapped
 from guyot.core.warning import warn
 from guyot.discovery.checkpoint.others import collected, misfit_of_ranks, own, warn_number
 from guyot.discovery.checkpoint.parts import REMEDY, Stateful, restore, restore_random
@@ -54,10 +54,11 @@ class Checkpointer:
     checkpoint appears whole or not at all, and the oldest one is removed after that. It holds the
     random states of Python, NumPy and torch (the CPU's and every GPU's).
 
-    With several processes, give the model in its `DistributedDataParallel`, and call `save` and
-    `resume` in all of them. Rank 0 writes, also what differs between processes: random states,
-    positions and parts. With the same number of processes a run resumes bit for bit. With another
-    number it uses other random numbers.
+    With several processes, give the model in its `DistributedDataParallel` or sharded by
+    `fully_shard`, and call `save` and `resume` in all of them. Rank 0 writes, also what differs
+    between processes: random states, positions and parts. Sharded tensors are gathered one at a
+    time. With the same number of processes a run resumes bit for bit. With another number, and in
+    one process without `fully_shard`, it uses other random numbers.
 
     Args:
         folder: where the checkpoints are written.
@@ -115,7 +116,11 @@ class Checkpointer:
         self.keep = keep
         self._model, self.discovery, self._parts = unwrap(model), discovery, parts
         self._wrapper = wrapper_of(model)
-        group = None if self._wrapper is None else self._wrapper.process_group
+        shards = group_of_shards(self._model)
+        self._own_buffers = shards is not None
+        if self._wrapper is not None:
+            self._own_buffers = not self._wrapper.broadcast_buffers
+        group = shards if self._wrapper is None else self._wrapper.process_group
         self._ranks = Ranks(group, next(self._model.parameters()).device)
 
     @property
@@ -216,19 +221,27 @@ class Checkpointer:
     ) -> None:
         state: dict[str, Any] = {
             "discovery": discovery,
-            "parts": {name: part.state_dict() for name, part in self._parts.items()},
+            "parts": {n: mapped(p.state_dict(), self._whole) for n, p in self._parts.items()},
             "random": random_state(),
             "position": dict(position or {}),
         }
         state["ranks"] = collected(self._ranks, self._known(state))
+        weights = {name: self._whole(value) for name, value in _weights(self._model).items()}
         if self._ranks.rank:
             return
         with published(target) as folder:
             write_json(folder / "manifest.json", _manifest(step))
             structure = _WHOLE if self.discovery is None else self.discovery.structure
             write_json(folder / "structure.json", structure)
-            write_tensors(folder / "model.safetensors", _weights(self._model))
+            write_tensors(folder / "model.safetensors", weights)
             write_tree(folder, "state", state)
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        """Return a tensor as rank 0 writes it; collective if it is sharded."""
+        if not is_sharded(tensor):
+            return tensor
+        whole = gathered(tensor)
+        return whole.new_empty(0) if self._ranks.rank else whole.to("cpu", copy=True)
 
     def resume(self, checkpoint: str | Path | None = None) -> dict[str, Any] | None:
         """Resume from a checkpoint.
@@ -261,9 +274,12 @@ class Checkpointer:
         except GuyotError as error:
             raise MisconfiguredError(f"{folder / 'state.json'}: {error}") from error
         self._check_structure(folder / "structure.json")
-        if found := difference(_weights(self._model), weights):
+        here = _weights(self._model)
+        if found := difference(here, weights):
             raise MisconfiguredError(f"{folder / 'model.safetensors'}: {found}; {REMEDY}")
-        self._model.load_state_dict(weights)
+        self._model.load_state_dict(
+            {name: spread_like(value, here[name]) for name, value in weights.items()}
+        )
         return self._restore(state, folder / "state.json")
 
     def _restore(self, state: Mapping[str, Any], file: Path) -> dict[str, Any]:
@@ -304,7 +320,7 @@ class Checkpointer:
         for name, part in self._parts.items():
             if not isinstance(part, torch.optim.Optimizer):
                 known[f"parts.{name}"] = state["parts"][name]
-        if self._wrapper is not None and not self._wrapper.broadcast_buffers:
+        if self._own_buffers:
             known["buffers"] = dict(self._model.named_buffers())
         return known
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from guyot.core.errors import MisconfiguredError
+from guyot.core.parallel import spread_like
 from guyot.core.randomness import set_random_state
 from guyot.core.trees import difference
 from guyot.core.warning import warn
-from guyot.discovery.optimizers import keeps_elementwise_state
+from guyot.discovery.optimizers import keeps_elementwise_state, parameters_of
 
 REMEDY = "build model, discovery and all parts as for the first start"
 UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
@@ -43,6 +44,7 @@ def restore(part: Stateful, name: str, state: Any, file: Path) -> None:
         problem = difference(own, found)
     elif isinstance(part, torch.optim.Optimizer):
         problem = _misfit(part, state)
+        state = state if problem else _spread(part, state)
     if problem is None:
         try:
             cast(Stateful, part).load_state_dict(state)
@@ -66,6 +68,21 @@ def restore_random(state: Any, file: Path) -> None:
         )
 
 
+def _spread(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state whose tensors are sharded as their parameters are."""
+    parameters = parameters_of(optimizer)
+
+    def spread(number: int, value: Any) -> Any:
+        like = parameters[number]
+        return spread_like(value, like) if getattr(value, "shape", None) == like.shape else value
+
+    entries = {
+        number: {key: spread(number, value) for key, value in own.items()}
+        for number, own in state["state"].items()
+    }
+    return {**state, "state": entries}
+
+
 def _misfit(optimizer: torch.optim.Optimizer, state: Any) -> str | None:
     """Say in what a state is not that of this optimiser; None if it is."""
     own = {**optimizer.state_dict(), "state": {}}
@@ -73,7 +90,7 @@ def _misfit(optimizer: torch.optim.Optimizer, state: Any) -> str | None:
         return difference(own, state) or "state is no mapping"
     if found := difference(own, {**state, "state": {}}):
         return found
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = parameters_of(optimizer)
     elementwise = keeps_elementwise_state(optimizer)
     for number, entries in state["state"].items():
         if number not in range(len(parameters)) or not isinstance(entries, Mapping):

@@ -1,0 +1,424 @@
+"""What real processes do with a model under `fully_shard`: `tests/discovery/test_sharded.py`.
+
+Every function of `SCENARIOS` runs in all processes at once; what it asserts, all must find true.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from cases import CASES, random_plan
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+)
+from torch.distributed.tensor import Shard, distribute_module, distribute_tensor
+from workers import main, same
+
+from guyot import (
+    Discovery,
+    DiscoveryConfig,
+    GuyotWarning,
+    UnsupportedError,
+    find_structures,
+    rebuild,
+    save,
+)
+from guyot.core.parallel import gathered, get_ready, reshaped, shards
+from guyot.discovery.checkpoint import Checkpointer
+from guyot.gates.bank import Gates
+from guyot.surgery import operate
+
+STEPS = 100
+EXAMPLE = (torch.ones(2, 7, dtype=torch.float64),)
+
+
+class Block(nn.Module):
+    """Norm, two linear layers, residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(10), nn.Linear(10, 21), nn.Linear(21, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(self.norm(x)).relu())
+
+
+def build() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(7, 10), Block(), Block(), nn.Linear(10, 3)).double()
+
+
+def mesh() -> DeviceMesh:
+    return init_device_mesh("cpu", (dist.get_world_size(),))
+
+
+def shard(model: nn.Module, over: DeviceMesh | None = None, **options: Any) -> nn.Module:
+    """Shard every module that has children and a forward, innermost first."""
+    over = over or mesh()
+    for module in reversed([*model.modules()]):
+        containers = nn.ModuleList | nn.ModuleDict
+        if [*module.children()] and not isinstance(module, containers):
+            fully_shard(module, mesh=over, **options)
+    return model
+
+
+def data(steps: int = 45) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same batches for all, of 16 samples; discovery is over before the last of them."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(steps, 16, 7, generator=generator, dtype=torch.float64)
+    labels = torch.randint(3, (steps, 16), generator=generator)
+    yield from zip(x, labels, strict=True)
+
+
+def share() -> slice:
+    each = 16 // dist.get_world_size()
+    return slice(each * dist.get_rank(), each * dist.get_rank() + each)
+
+
+def discovery_of(model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> Discovery:
+    config = DiscoveryConfig(**{"round_to": 1, **options})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GuyotWarning)  # a model may be alone on purpose
+        return Discovery(model, EXAMPLE, optimizer, total_steps=STEPS, target=0.5, config=config)
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    discovery: Discovery | None,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    part: slice,
+    *,
+    exact: bool = False,
+) -> None:
+    for x, labels in batches:
+
+        def loss(x: Tensor = x[part], labels: Tensor = labels[part]) -> Tensor:
+            return nn.functional.cross_entropy(model(x).double(), labels)
+
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+        if discovery is not None:
+            discovery.step(loss=loss if exact else None)
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: gathered(value) for name, value in model.state_dict().items()}
+
+
+def assert_equal(
+    model: nn.Module, optimizer: torch.optim.Optimizer, alone: nn.Module, other: Any, rtol: float
+) -> None:
+    """Weights, gradients and the optimiser's state are those of a model that is not sharded."""
+    theirs = dict(alone.named_parameters())
+    names = [name for name, _ in model.named_parameters()]
+    assert names == [*theirs]
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for name, mine in model.named_parameters():
+        assert id(mine) in held
+        rows = -(-len(theirs[name]) // dist.get_world_size())
+        assert len(mine.to_local()) <= rows
+        torch.testing.assert_close(gathered(mine), theirs[name].detach(), rtol=rtol, atol=1e-7)
+        assert optimizer.state[mine].keys() == other.state[theirs[name]].keys()
+        pairs = [
+            (value, other.state[theirs[name]][k]) for k, value in optimizer.state[mine].items()
+        ]
+        if mine.grad is not None:
+            pairs.append((mine.grad, theirs[name].grad))
+        for here, there in pairs:
+            torch.testing.assert_close(gathered(here), there, rtol=rtol, atol=1e-7)
+
+
+def the_result_is_that_of_one_process() -> None:
+    """Where all ranks sample alike: removals, weights, and the optimiser's state."""
+
+    def run(model: nn.Module, part: slice) -> tuple[torch.optim.Optimizer, Discovery]:
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+        discovery = discovery_of(model, optimizer, estimator="two-sided")
+        generator = torch.Generator().manual_seed(3)
+        discovery._ranks.stream = lambda _: generator
+        train(model, optimizer, discovery, data(), part)
+        assert discovery.finish() is model
+        return optimizer, discovery
+
+    model, alone = shard(build()), build()
+    optimizer, discovery = run(model, share())
+    other, expected = run(alone, slice(None))
+    assert discovery.removals == expected.removals
+    assert len(discovery.removals) > 2 and discovery.macs < 0.6 * discovery.full_macs
+    assert isinstance(model, FSDPModule)
+    assert_equal(model, optimizer, alone, other, 1e-5)
+
+    full = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=full)
+    if dist.get_rank() == 0:
+        network = rebuild(build(), EXAMPLE, discovery.structure)
+        network.load_state_dict(state)
+        torch.testing.assert_close(network(*EXAMPLE), alone(*EXAMPLE), rtol=1e-5, atol=1e-7)
+        save(Path(tempfile.mkdtemp()) / "saved", network, EXAMPLE, discovery.structure)
+    with pytest.raises(UnsupportedError, match=r"0\.weight is sharded .*: gather the weights"):
+        save(Path(tempfile.mkdtemp()) / "saved", model, EXAMPLE, discovery.structure)
+
+
+class Tied(nn.Module):
+    """Two residual branches with the same weights, and a head with those of the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(9, 12, bias=False), nn.Linear(12, 9, bias=False)
+        self.first, self.second = (nn.Sequential(nn.Linear(12, 20), nn.ReLU()) for _ in range(2))
+        self.back = nn.Linear(20, 12)
+        self.second[0].weight = self.first[0].weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.into(x)
+        return self.out(x + self.back(self.first(x) + self.second(x)))
+
+
+def case_surgery(case: str, seed: int) -> None:
+    surgery(CASES[case].build(), CASES[case].inputs, seed)
+
+
+def surgery(
+    alone: nn.Module, inputs: Callable[[], Tensor], seed: int, shard: Callable[..., Any] = shard
+) -> None:
+    """A step, the same removal from a sharded and a whole model, and another step."""
+    torch.manual_seed(0)
+    alone = alone.double().train()
+    model = shard(copy.deepcopy(alone))
+    structures = find_structures(alone, (inputs().double(),))
+    plan = random_plan(structures, seed)
+    assert plan.removed_layers or not structures.layers, "another seed removes layers"
+    parts = [(m, torch.optim.AdamW(m.parameters(), 1e-2)) for m in (model, alone)]
+
+    def step() -> None:
+        x = inputs().double()
+        for network, optimizer in parts:
+            optimizer.zero_grad()
+            network(x).square().mean().backward()
+            optimizer.step()
+
+    step()
+    (_, optimizer), (_, other) = parts
+    with reshaped(model):
+        operate(model, structures, plan, [optimizer])
+    operate(alone, structures, plan, [other])
+    assert_equal(model, optimizer, alone, other, 1e-9)
+    with torch.no_grad():
+        model(inputs().double())
+    step()
+    assert_equal(model, optimizer, alone, other, 1e-7)
+
+
+def surgery_follows_in_blocks() -> None:
+    case_surgery("tokens", 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "_LARGE", 10)  # so that rows come in pieces of their columns
+        case_surgery("nested", 1)
+
+    def together(model: nn.Module) -> nn.Module:
+        return fully_shard(model, mesh=mesh())
+
+    surgery(Tied(), lambda: torch.randn(4, 9), 0, together)
+
+
+def surgery_follows_everywhere() -> None:
+    for case in CASES:
+        case_surgery(case, 2)
+
+
+def what_certificates_need() -> None:
+    """Norms of weights and gradients, and weights that are switched off."""
+    model, alone = shard(build()), build()
+    structures = find_structures(alone, EXAMPLE)
+    found = []
+    for network in (model, alone):
+        get_ready(network)
+        gates = Gates(structures, torch.device("cpu"))
+        gates.attach(network)
+        x, labels = next(data())
+        nn.functional.cross_entropy(network(x), labels).backward()
+        squares = gates.squares(network.parameters())
+        gates.probable[::3] = 0
+        for module in network.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        gates.zero_unused()
+        gates.detach()
+        found.append((*squares, gates.gradient, *whole_state(network).values()))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-12)
+
+
+def policies(build: Callable[[], nn.Module] = build) -> None:
+    """Weights in bfloat16, and activations that are computed again."""
+    model = build()
+    for number in (1, 2):
+        model[number] = checkpoint_wrapper(model[number])
+    policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    shard(model, mp_policy=policy)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    discovery = discovery_of(model, optimizer)
+    torch.manual_seed(dist.get_rank())
+    train(model, optimizer, discovery, data(), share(), exact=True)
+    discovery.finish()
+    assert discovery.macs < 0.6 * discovery.full_macs
+    assert all(p.dtype is torch.float64 for p in model.parameters())
+    network = rebuild(build(), EXAMPLE, {**discovery.structure, "units": plain(discovery)})
+    names = {
+        name.replace("_checkpoint_wrapped_module.", ""): v for name, v in whole_state(model).items()
+    }
+    network.load_state_dict(names)
+    x, _ = next(data())
+    torch.testing.assert_close(model(x).double(), network(x), rtol=0.1, atol=0.1)
+
+
+def plain(discovery: Discovery) -> dict[str, Any]:
+    units = discovery.structure["units"]
+    return {name.replace("._checkpoint_wrapped_module", ""): kept for name, kept in units.items()}
+
+
+def replicas_of_shards() -> None:
+    """Parameters are sharded over half of the processes, twice (HSDP)."""
+    ranks = dist.get_world_size()
+    twice = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("replicas", "shards"))
+    model = shard(build(), twice)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    discovery = discovery_of(model, optimizer)
+    train(model, optimizer, discovery, data(), share(), exact=True)
+    discovery.finish()
+    assert len(discovery.removals) > 2 and discovery.macs < 0.6 * discovery.full_macs
+    assert same(*whole_state(model).values())
+
+
+def start(folder: Path, model: nn.Module) -> tuple[Any, Any, Discovery, Checkpointer]:
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    discovery = discovery_of(model, optimizer)
+    torch.manual_seed(dist.get_rank())
+    return model, optimizer, discovery, Checkpointer(folder, model, discovery, optimizer=optimizer)
+
+
+def common_folder() -> Path:
+    folder = [tempfile.mkdtemp() if dist.get_rank() == 0 else ""]
+    dist.broadcast_object_list(folder)
+    return Path(folder[0])
+
+
+def runs_resume() -> None:
+    """With as many processes bit for bit; then with another number of them, and without shards."""
+    folder, batches = common_folder(), [*data()]
+    model, optimizer, discovery, checkpoints = start(folder, shard(build()))
+    train(model, optimizer, discovery, iter(batches[:28]), share(), exact=True)
+    assert discovery.removals and discovery._gates is not None
+    path = checkpoints.save(28, {"step": 28})
+    saved, held = whole_state(model), [gathered(s["exp_avg"]) for s in optimizer.state.values()]
+    train(model, optimizer, discovery, iter(batches[28:]), share(), exact=True)
+    dist.barrier()
+    assert sorted(file.suffix for file in path.iterdir() if file.suffix) == [
+        ".json",
+        ".json",
+        ".json",
+        ".safetensors",
+        ".safetensors",
+    ]
+
+    again, other, resumed, checkpoints = start(folder, shard(build()))
+    assert checkpoints.resume() == {"step": 28}
+    train(again, other, resumed, iter(batches[28:]), share(), exact=True)
+    assert resumed.removals == discovery.removals
+    for one, two in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(gathered(one), gathered(two))
+
+    ranks = dist.get_world_size()
+    fewer = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("apart", "together"))
+    for network in (shard(build(), fewer["together"]), build()):
+        other_model, other, resumed, checkpoints = start(folder, network)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* processes wrote it", GuyotWarning)
+            assert checkpoints.resume(path) == {"step": 28}
+        for name, value in whole_state(other_model).items():
+            assert torch.equal(value, saved[name])
+        for entry, value in zip(other.state.values(), held, strict=True):
+            assert torch.equal(gathered(entry["exp_avg"]), value)
+        train(other_model, other, resumed, iter(batches[28:]), share(), exact=True)
+        resumed.finish()
+
+
+def refused(model: nn.Module, match: str) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    with pytest.raises(UnsupportedError, match=match):
+        Discovery(model, EXAMPLE, optimizer, total_steps=STEPS, target=0.5)
+
+
+def what_cannot_be_followed_is_refused() -> None:
+    model = build()
+    fully_shard(model[1], mesh=mesh())
+    refused(model, r"0\.weight is whole while .* nobody averages its gradient: call fully_sh")
+    model = build()
+    fully_shard(model, mesh=mesh(), offload_policy=CPUOffloadPolicy(pin_memory=False))
+    refused(model, r"0\.weight is offloaded to the CPU: leave out CPUOffloadPolicy")
+    model = nn.Sequential(nn.Linear(7, 12), nn.ReLU(), nn.Linear(12, 4)).double()
+
+    def columns(parameter: nn.Parameter) -> Shard:
+        return Shard(parameter.dim() - 1 if len(parameter) == 4 else 0)
+
+    fully_shard(model, mesh=mesh(), shard_placement_fn=columns)
+    refused(model, r"2\.weight is placed as .* leave out shard_placement_fn")
+    model = build()
+
+    def rows(_: str, module: nn.Module, device_mesh: DeviceMesh) -> None:
+        for key, value in module.named_parameters(recurse=False):
+            module.register_parameter(
+                key, nn.Parameter(distribute_tensor(value, device_mesh, [Shard(0)]))
+            )
+
+    distribute_module(model, mesh(), rows)
+    refused(model, r"0\.weight is sharded over processes, and not by fully_shard \(FSDP2\)")
+
+    model = build()
+    with pytest.raises(
+        UnsupportedError, match=r"0\.weight .*: find its structures before fully_sh"
+    ):
+        find_structures(shard(build()), EXAMPLE)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    discovery = discovery_of(model, optimizer)
+    train(model, optimizer, discovery, data(2), share())
+    shard(model)
+    optimizer.step()
+    with pytest.raises(UnsupportedError, match=r"must happen before the run begins; call fully_sh"):
+        discovery.step()
+
+
+SCENARIOS: dict[str, Callable[[], None]] = {
+    scenario.__name__: scenario
+    for scenario in (
+        the_result_is_that_of_one_process,
+        surgery_follows_in_blocks,
+        what_certificates_need,
+        what_cannot_be_followed_is_refused,
+    )
+}
+THOROUGH: dict[str, Callable[[], None]] = SCENARIOS | {
+    scenario.__name__: scenario
+    for scenario in (surgery_follows_everywhere, policies, replicas_of_shards, runs_resume)
+}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:] or [*SCENARIOS], THOROUGH)
