@@ -677,3 +677,29 @@ def test_autocast_shows_the_same_types(watched: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         types.append(model(x).dtype)
     assert types[0] is torch.float32
+
+
+class Chain(nn.Module):
+    """One line adds all branches, each in a round of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for link in self.links:
+            x = x + link(x)
+        return x
+
+
+def test_a_line_that_adds_several_branches_stays() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 6), Chain(), nn.Linear(6, 2)), torch.randn(4, 3)
+    layers = find_structures(model, (x,)).layers
+    assert len(layers) == 3 and all(layer.stand_ins and not layer.place for layer in layers)
+    stem, chain, head = model
+    y = stem(x)
+    for link in (chain.links[0], chain.links[2]):
+        y = y + link(y)
+    without(model, x, layers[1].name)
+    torch.testing.assert_close(model(x), head(y))

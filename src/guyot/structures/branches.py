@@ -10,7 +10,7 @@ branch is the one with more of them.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from guyot.core.reasons import Reason, ReasonKind
-from guyot.core.types import Layer
+from guyot.core.types import Layer, Place
 from guyot.structures.places import ADDITIONS, places_of
 from guyot.structures.rules.pointwise import overloads
 from guyot.structures.trace import Trace, call_of, module_of
@@ -190,6 +190,9 @@ def find_branches(
     parameters = {key: name for key, name in firsts.items() if name in trainable}
     fed, used = fed_nodes(trace), _used(trace)
     uses, places = _Uses(trace, canonical), places_of(trace)
+    times = Counter[tuple[str, Place | None]](
+        (module_of(node), place) for node, place in places.items()
+    )
     position: dict[str, int] = defaultdict(int)
     taken: set[str] = set()
     calls: dict[str, set[str]] = defaultdict(set)
@@ -226,7 +229,7 @@ def find_branches(
                 owner=owner,
                 operand=operand,
                 tensors=uses.only_in(cone.nodes),
-                place=places.get(node),
+                place=places.get(node) if times[owner, places.get(node)] == 1 else None,
             )
             branches.append(Branch(layer, node, cone.nodes))
             break

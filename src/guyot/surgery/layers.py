@@ -16,10 +16,10 @@ def drop_of(layer: Layer) -> Drop:
     """The edit that takes a branch out of its owner's method.
 
     Raises:
-        UnsupportedError: nobody knows where the owner adds it.
+        UnsupportedError: nobody knows where the owner adds it, or it adds others there, too.
     """
     if layer.place is None:
-        raise UnsupportedError("its addition is in no method of the module that makes it")
+        raise UnsupportedError("its addition is in no method of its module, or in a loop")
     return Drop(layer.place, layer.operand, gone_with(layer))
 
 
