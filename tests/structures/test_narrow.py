@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from guyot import find_structures
 from guyot.core.errors import MisconfiguredError
-from guyot.core.inputs import Inputs, lazy_copy
+from guyot.core.inputs import Inputs, sharing_copy
 from guyot.core.types import Structures
+from guyot.structures import trace as tracing
 from guyot.structures.axis_graph import AxisGraph
 from guyot.structures.rules import rule_for
 from guyot.structures.trace import trace
@@ -27,7 +28,7 @@ from guyot.structures.verify.verify import Verifier
 @pytest.fixture
 def verdicts(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each twin computed what the graph says; small networks get twins, too."""
-    monkeypatch.setattr(narrow, "LARGE", 0)
+    monkeypatch.setattr(tracing, "LARGE", 0)
     monkeypatch.setattr(narrow, "SHORT", 2)
     found: list[bool] = []
     as_in_graph = Verifier.as_in_graph
@@ -60,9 +61,9 @@ def without_lengths(structures: Structures) -> Structures:
 
 def same_without_twins(patch: pytest.MonkeyPatch, seed: int) -> bool:
     model, inputs = architecture(seed)
-    patch.setattr(narrow, "LARGE", 0)
+    patch.setattr(tracing, "LARGE", 0)
     found = found_in(model, inputs)
-    patch.setattr(narrow, "LARGE", 10**12)
+    patch.setattr(tracing, "LARGE", 10**12)
     return without_lengths(found) == without_lengths(found_in(model, inputs))
 
 
@@ -185,18 +186,20 @@ class Clamping(nn.Module):
         return self.two(self.one(x))
 
 
-def test_tracing_leaves_weights_alone() -> None:
+@pytest.mark.parametrize("large", [0, 10**12])
+def test_tracing_leaves_weights_alone(monkeypatch: pytest.MonkeyPatch, large: int) -> None:
+    monkeypatch.setattr(tracing, "LARGE", large)
     model = Clamping()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    addresses = [parameter.data_ptr() for parameter in model.parameters()]
     found_in(model, torch.ones(2, 6))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert addresses == [parameter.data_ptr() for parameter in model.parameters()]
 
 
-def test_a_lazy_copy_is_one() -> None:
+def test_a_copy_that_shares_weights() -> None:
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     model[1].weight = model[0].weight
-    copy = lazy_copy(model)
-    with torch.no_grad():
-        copy[0].weight.zero_()
-    assert copy[1].weight is copy[0].weight
-    assert bool(model[0].weight.any()) and not bool(copy[0].weight.any())
+    copy = sharing_copy(model)
+    assert copy[1].weight is copy[0].weight is not model[0].weight
+    assert copy[0].weight.data_ptr() == model[0].weight.data_ptr()

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from guyot.core.errors import MisconfiguredError
-from guyot.core.torch_private import lazily_cloned
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 """The only argument of a `forward`, its positional arguments, or its keyword arguments."""
@@ -132,17 +131,15 @@ def weightless_copy(model: nn.Module) -> nn.Module:
     return copied(model, memo)
 
 
-def lazy_copy(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a model whose parameters share memory until one of the two is written.
+def sharing_copy(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a model whose parameters share the memory of the model's own.
 
-    It costs no memory, however much the weights weigh.
+    Surgery gives parameters new memory, so it may be done to the copy. Training may not.
     """
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
-        if type(parameter) is nn.Parameter:
-            copy_ = nn.Parameter(lazily_cloned(parameter.detach()), parameter.requires_grad)
-            vars(copy_).update(vars(parameter))
-            memo[id(parameter)] = copy_
+        memo[id(parameter)] = twin = nn.Parameter(parameter.detach(), parameter.requires_grad)
+        vars(twin).update(vars(parameter))
     return copied(model, memo)
 
 

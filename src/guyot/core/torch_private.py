@@ -89,11 +89,6 @@ def schema_of(target: object) -> Any:
     return private(target, "_schema", "nothing of guyot does")
 
 
-def lazily_cloned(tensor: Tensor) -> Tensor:
-    """Return a clone that has memory of its own only once one of the two is written."""
-    return private(tensor, "_lazy_clone", "nothing of guyot does")()
-
-
 def weightless() -> Any:
     """Return a context in which tensors are made that have a device, shape and dtype, no numbers.
 

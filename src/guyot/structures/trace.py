@@ -21,13 +21,18 @@ from guyot.core.inputs import (
     call_model,
     changed,
     check_inputs,
-    lazy_copy,
+    copied,
     on_meta,
+    sharing_copy,
     tensors_of,
     weightless_copy,
 )
-from guyot.core.torch_private import weightless
+from guyot.core.locate import named_tensors
+from guyot.core.torch_private import dispatching, schema_of, weightless
 from guyot.structures.watch import Event, Watch
+
+LARGE = 4_000_000
+"""Numbers in the tensors of a network from which on copies of them are avoided."""
 
 _CHECKS = {torch.ops.aten._assert_tensor_metadata.default}
 _REGIONS = {
@@ -128,22 +133,27 @@ def trace_of_training(model: nn.Module, example_inputs: Inputs, exported: Trace)
         return None
 
 
+def is_large(model: nn.Module) -> bool:
+    """Say whether a copy of the weights of a model is worth avoiding."""
+    return sum(tensor.numel() for tensor in named_tensors(model).values()) >= LARGE
+
+
 def _traced(model: nn.Module, example_inputs: Inputs, *, training: bool) -> Trace:
     """Export a copy of a model; another one, since some keep caches, is watched while it runs."""
-    context: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-    copy = lazy_copy
-    if on_meta(model):
-        context, copy = weightless(), weightless_copy
+    meta = on_meta(model)
+    context = weightless() if meta else contextlib.nullcontext()
     with context:
-        first, second = copy(model).train(training), copy(model).train(training)
-        if on_meta(model):
+        copy = (weightless_copy if meta else sharing_copy)(model).train(training)
+        if meta:
             example_inputs = changed(example_inputs, lambda x: torch.empty_like(x, device="cpu"))
+            model = weightless_copy(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shapes = [tuple(x.shape) for x in tensors_of(example_inputs)]
         try:
-            with context, torch.no_grad(), _watched(first) as calls, Watch(first) as watch:
-                outputs = call_model(first, example_inputs)
+            with context:
+                share = is_large(model) and not meta
+                outputs, calls, events = _run(model, example_inputs, training, share)
         except Exception as error:
             raise MisconfiguredError(
                 f"the model does not run on example_inputs of shapes {shapes}: {error}; "
@@ -151,10 +161,10 @@ def _traced(model: nn.Module, example_inputs: Inputs, *, training: bool) -> Trac
             ) from error
         _register_dataclasses(outputs)
         try:
-            program = torch.export.export(second, *arguments(second, example_inputs), strict=False)
+            program = torch.export.export(copy, *arguments(copy, example_inputs), strict=False)
         except Exception as error:
             raise UnsupportedError(
-                f"torch.export cannot trace {type(second).__name__}: "
+                f"torch.export cannot trace {type(copy).__name__}: "
                 f"{str(error).strip().splitlines()[0]}; {_way_out(str(error))}"
             ) from error
     tensors: dict[str, str] = {}
@@ -169,7 +179,47 @@ def _traced(model: nn.Module, example_inputs: Inputs, *, training: bool) -> Trac
         else:
             inputs.append(name)
     graph = plain_graph(program.graph_module)
-    return Trace(graph, tensors, constants, tuple(inputs), calls, watch.events)
+    return Trace(graph, tensors, constants, tuple(inputs), calls, events)
+
+
+def _run(
+    model: nn.Module, inputs: Inputs, training: bool, share: bool
+) -> tuple[Any, Mapping[str, Sequence[CallRecord]], Mapping[str, Sequence[Event]]]:
+    """Run a copy of a model; return its outputs, how modules were called, and what they state.
+
+    The copy shares the weights, if it may and as long as `forward` only reads them.
+    """
+    if share:
+        first = sharing_copy(model).train(training)
+        try:
+            with _written_to(first):
+                return _watched_run(first, inputs)
+        except Exception:  # noqa: BLE001  (a copy of its own says what is wrong)
+            pass
+    return _watched_run(copied(model).train(training), inputs)
+
+
+def _watched_run(
+    model: nn.Module, inputs: Inputs
+) -> tuple[Any, Mapping[str, Sequence[CallRecord]], Mapping[str, Sequence[Event]]]:
+    with torch.no_grad(), _watched(model) as calls, Watch(model) as watch:
+        return call_model(model, inputs), calls, watch.events
+
+
+def _written_to(model: nn.Module) -> Any:
+    """Return a context in which an operator that writes a parameter of a model raises an error."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def handler(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        schema = schema_of(func)
+        for number, argument in enumerate(schema.arguments if schema else ()):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                value = args[number] if number < len(args) else kwargs.get(argument.name)
+                if any(x.untyped_storage().data_ptr() in own for x in tensors_of(value)):
+                    raise UnsupportedError(f"{func} writes a parameter")
+        return func(*args, **kwargs)
+
+    return dispatching(handler)
 
 
 def _way_out(error: str) -> str:

@@ -25,8 +25,7 @@ from math import lcm
 import torch
 from torch import Tensor, nn
 
-from guyot.core.inputs import Inputs, arguments, changed, flat, lazy_copy, on_meta
-from guyot.core.locate import named_tensors
+from guyot.core.inputs import Inputs, arguments, changed, flat, on_meta, sharing_copy
 from guyot.core.reasons import Reason, ReasonKind
 from guyot.core.types import Axis, Fixed, KeepPlan, Structures, TensorShape, UnitGroup, Units
 from guyot.structures.attributes import attributes
@@ -41,12 +40,9 @@ from guyot.structures.axes import (
 )
 from guyot.structures.axis_graph import OUTPUT, AxisGraph
 from guyot.structures.inference import members_of
-from guyot.structures.trace import module_of
+from guyot.structures.trace import is_large, module_of
 from guyot.structures.verify.drawn import EMBEDDING, index_of, row_counts
 from guyot.surgery import operate
-
-LARGE = 4_000_000
-"""Numbers in a network's tensors from which on a narrow twin is worth its while."""
 
 SHORT = 9
 """The least number of entries that a dim is shortened to."""
@@ -88,7 +84,7 @@ def narrow_twins(model: nn.Module, inputs: Inputs, graph: AxisGraph) -> Iterator
         graph: after `run()`.
     """
     meta = on_meta(model)
-    if not meta and sum(tensor.numel() for tensor in named_tensors(model).values()) < LARGE:
+    if not meta and not is_large(model):
         return
     for chosen in (_may_be_shorter, lambda reason: reason is None):
         sizes = _short(graph, chosen)
@@ -171,7 +167,7 @@ def _sliced(model: nn.Module, graph: AxisGraph, sizes: dict[DimVar, int]) -> nn.
         ),
         operations=(),
     )
-    twin = lazy_copy(model)
+    twin = sharing_copy(model)
     plan = KeepPlan({numbers[leaf]: torch.arange(size) for leaf, size in sizes.items()})
     operate(twin, structures, plan)
     _tell(twin, model, graph, length_with(sizes))

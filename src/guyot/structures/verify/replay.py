@@ -130,16 +130,20 @@ class Replay:
         }
 
     @torch.enable_grad()
-    def moving(self) -> dict[tuple[str, int], Tensor]:
+    def moving(self, plan: KeepPlan = KeepPlan()) -> dict[tuple[str, int], Tensor]:  # noqa: B008
         """Return derivatives by the gates of those groups and layers that outputs depend on.
 
-        The keys are ("group" or "layer", number).
+        Args:
+            plan: what it leaves out is masked; a group counts if a unit that it keeps does.
+
+        Returns:
+            The keys are ("group" or "layer", number); a derivative of a group has shape (units,).
         """
         structures = self._inference.structures
-        units = [
-            torch.ones(g.size, dtype=torch.float64).requires_grad_() for g in structures.groups
-        ]
-        layers = [torch.ones((), dtype=torch.float64).requires_grad_() for _ in structures.layers]
+        masks = masks_of(structures, plan)
+        units = [mask.to(torch.float64).requires_grad_() for mask in masks]
+        there = [float(n not in plan.removed_layers) for n in range(len(structures.layers))]
+        layers = [torch.tensor(gate, dtype=torch.float64).requires_grad_() for gate in there]
         scales = reader_masks(structures, units)
         for layer, gate in zip(structures.layers, layers, strict=True):
             for writer in layer.writers:
@@ -153,8 +157,8 @@ class Replay:
         names += [("layer", n) for n in range(len(layers))]
         return {
             name: gradient
-            for name, gradient in zip(names, found, strict=True)
-            if gradient is not None and bool(gradient.any())
+            for name, gradient, kept in zip(names, found, [*masks, *layers], strict=True)
+            if gradient is not None and bool((gradient[kept] if kept.dim() else gradient).any())
         }
 
     def sliced(self, plan: KeepPlan) -> list[Tensor]:

@@ -22,7 +22,15 @@ from torch import Tensor, nn
 
 from guyot.core.axis import best, groups_in
 from guyot.core.errors import UnsupportedError
-from guyot.core.inputs import Inputs, call_model, changed, copied, evaluation_mode, tensors_of
+from guyot.core.inputs import (
+    Inputs,
+    call_model,
+    changed,
+    copied,
+    evaluation_mode,
+    sharing_copy,
+    tensors_of,
+)
 from guyot.core.locate import named_tensors, tensor_at
 from guyot.core.randomness import isolated, seed_all
 from guyot.core.types import KeepPlan, Structures
@@ -110,7 +118,7 @@ class Verifier:
         self._single = True
         tolerance = rounding.tolerance_of(self._outputs, list[Tensor])
         self._tolerance = CUT_TOLERANCE if tolerance is None else tolerance
-        found = rounding.tolerance_of(lambda: self._observed(_to_cut(self.model)), _shown)
+        found = rounding.tolerance_of(lambda: self._observed(sharing_copy(self.model)), _shown)
         self._in_training_tolerance = TRAINING_TOLERANCE if found is None else found
 
     def as_in_graph(self, inference: Inference) -> bool:
@@ -285,7 +293,7 @@ class Verifier:
         while True:
             some = frozenset(n for n in range(len(structures.layers)) if n not in found)
             plan = KeepPlan({}, some)
-            module = _to_cut(self.model)
+            module = sharing_copy(self.model)
             try:
                 operate(module, structures, plan)
             except UnsupportedError:  # trying them says of which
@@ -313,16 +321,26 @@ class Verifier:
     @torch.no_grad()
     def _trouble(self, plan: KeepPlan, train: bool) -> str | None:
         """Return what is wrong with the cut module; None when it is the masked network."""
-        module = _to_cut(self.model)
+        module = sharing_copy(self.model)
         with self.precision():
             own, trouble = self._own(module, plan)
             if trouble is not None:
                 return trouble
             if not agree(self.replay.masked(plan), own, self._tolerance):
                 return "the model's own forward gives another output than its graph"
+            train = train or not self._felt(plan)
         if train and plan.removed_layers and (trouble := self._trouble_in_types(module)):
             return trouble
         return self._trouble_in_training(module, plan) if train else None
+
+    def _felt(self, plan: KeepPlan) -> bool:
+        """Say whether outputs react to all that a plan concerns where it is carried out.
+
+        Units that are cut elsewhere may leave the others behind ReLUs that are 0 for all samples.
+        In training mode BatchNorm keeps them from it.
+        """
+        concerned = {("group", n) for n in plan.kept} | {("layer", n) for n in plan.removed_layers}
+        return concerned <= self.replay.moving(plan).keys()
 
     def _trouble_in_types(self, cut: nn.Module) -> str | None:
         """Return what autocast shows in another type; lengths that go change no types."""
@@ -356,7 +374,7 @@ class Verifier:
 
     def _masked(self, plan: KeepPlan) -> nn.Module:
         """A copy whose weights do not read what a plan leaves out."""
-        module = _to_cut(self.model)
+        module = sharing_copy(self.model)
         for name, scale in self.replay.scales(plan).items():
             tensor = tensor_at(module, name)
             tensor.data = (tensor.data * scale).to(tensor.dtype)
@@ -365,7 +383,7 @@ class Verifier:
     def _trains(self) -> bool:
         """Say whether a training step runs and repeats exactly, so that it says something."""
         with self.precision():
-            steps = [self._observed(_to_cut(self.model), seed) for seed in (0, 1)]
+            steps = [self._observed(sharing_copy(self.model), seed) for seed in (0, 1)]
         return (
             steps[0] is not None
             and steps[1] is not None
@@ -491,12 +509,6 @@ def _finite(model: nn.Module, inputs: Inputs) -> None:
         outputs = tensors_of(call_model(model, inputs))
     if not all(bool(output.isfinite().all()) for output in outputs):
         raise ArithmeticError("an output is not finite")
-
-
-def _to_cut(model: nn.Module) -> nn.Module:
-    """A copy whose parameters share the memory of the model's, since surgery gives them new one."""
-    parameters = {id(p): nn.Parameter(p.detach(), p.requires_grad) for p in model.parameters()}
-    return copied(model, parameters)
 
 
 def _perturbed(model: nn.Module) -> nn.Module:
