@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import pytest
 from terminal import run as command
 from warm import FORKS
 
-from guyot import MisconfiguredError
+from guyot import GuyotWarning, MisconfiguredError
 from guyot.app.config import RunConfig
 from guyot.app.running import load_run
 from guyot.app.sweep import Sweep, objective, run, trial_name
 from guyot.app.sweep.study import open_study
+from guyot.app.sweep.trial import run_trial
 
 QUICK = ["--model", "mlp", "--epochs", "5", "--threads", "1", "--round-to", "4"]
 
@@ -144,6 +146,19 @@ def test_what_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert [re.search(r"^error: \w{12} failed: target=0\.(\d+)", line)[1] for line in reasons] == [  # type: ignore[index]
         "001", "0005",
     ]  # fmt: skip
+
+
+def test_a_warning_of_a_trial_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(*_: Any, **__: Any) -> None:
+        for _ in range(2):
+            warnings.warn("not\nmet", GuyotWarning, stacklevel=2)
+
+    monkeypatch.setattr("guyot.app.running.train", train)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # those of the tests stay
+    run_trial(base().to_dict(), str(tmp_path / "abc"), os.getppid())
+    assert capsys.readouterr().err == 2 * "note: abc: not\\nmet\n"
 
 
 def test_a_trial_is_its_configuration() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from guyot import Discovery, DiscoveryConfig
+from guyot import Discovery, DiscoveryConfig, MisconfiguredError
 from guyot.planning.dynamics import Phase
 
 
@@ -25,6 +26,13 @@ from guyot.planning.dynamics import Phase
 )
 def test_shares_of_the_phases(settings: dict, steps: int, shares: tuple[float, float]) -> None:
     assert DiscoveryConfig(**settings).shares(steps) == shares
+
+
+@pytest.mark.parametrize("steps", ["500", None, float("nan")])
+@pytest.mark.parametrize("trained", [True, False])
+def test_steps_that_are_no_number(steps: Any, trained: bool) -> None:
+    with pytest.raises(MisconfiguredError, match=rf"total_steps='?{steps}'?: give the number of"):
+        DiscoveryConfig(trained=trained).shares(steps)
 
 
 def test_discovery_comes_early_where_weights_are_trained() -> None:

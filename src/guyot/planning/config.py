@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from guyot.core.condition import Condition
@@ -80,6 +81,10 @@ CONDITIONS = {
         "give 0 or more and below 1, such as 0.96 for a window of 25 samples",
     ),
     "max_speed": Condition(lambda speed: speed > 0, "give a positive bound, such as 2"),
+    "total_steps": Condition(
+        lambda steps: steps < float("inf"),
+        "give the number of optimiser steps of the whole run, such as 1000",
+    ),
     "removals": Condition(
         lambda removals: removals >= 1,
         "give how many times structures may be removed, such as 40",
@@ -105,13 +110,14 @@ def problem_of(setting: str, value: Any) -> str | None:
 
 def problem_of_targets(targets: Sequence[float]) -> str | None:
     """Return what is wrong with the targets of a family, and the way out; None if nothing is."""
-    given = ",".join(f"{target:g}" for target in targets)
+    shown = [f"{target:g}" if isinstance(target, Real) else repr(target) for target in targets]
+    given = ",".join(shown)
     if len(targets) < 2:
         return f"targets={given}: give at least two sizes, such as 0.7,0.5, or one target"
-    for target in targets:
+    for target, text in zip(targets, shown, strict=True):
         if problem_of("target", target):
             return (
-                f"targets={given}: {target:g} is out of range, give shares of the complexity to "
+                f"targets={given}: {text} is out of range, give shares of the complexity to "
                 "keep, between 0 and 1"
             )
     for larger, smaller in itertools.pairwise(targets):
@@ -197,7 +203,12 @@ class DiscoveryConfig:
         Example:
             >>> DiscoveryConfig(trained=True, discovery_end=0.5).shares(1000)
             (0.02, 0.5)
+
+        Raises:
+            MisconfiguredError: the steps are not a number.
         """
+        if problem := problem_of("total_steps", total_steps):
+            raise MisconfiguredError(problem)
         warmup, end = _SHARES[self.trained]
         if self.trained and round(warmup * total_steps) < SHORTEST:
             warmup = 0.0

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from guyot.app.printable import printable
 from guyot.core.errors import GuyotError, GuyotWarning, MisconfiguredError
 
 MISUSED = 2
@@ -136,16 +137,6 @@ def print_json(values: Mapping[str, Any]) -> None:
 
 def _note(message: object, *_: object, **__: object) -> None:
     typer.echo(f"note: {printable(str(message))}", err=True)
-
-
-def printable(text: str) -> str:
-    """Return a text in one line, with what names of files and settings hold made visible.
-
-    Example:
-        >>> printable("no such file: a" + chr(7) + "b") == "no such file: a" + chr(92) + "x07b"
-        True
-    """
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def as_options(message: str, names: Mapping[str, bool]) -> str:

@@ -7,16 +7,19 @@ import os
 import re
 import shutil
 import signal
+import sys
 import time
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 from guyot.app import running
 from guyot.app.config import RunConfig
+from guyot.app.printable import printable
 from guyot.app.running.folder import is_finished, result_of
-from guyot.core.errors import MisconfiguredError
+from guyot.core.errors import GuyotWarning, MisconfiguredError
 from guyot.core.storage import read_json
 
 
@@ -43,10 +46,24 @@ def run_trial(settings: dict[str, Any], place: str, parent: int) -> None:
         if finished_result(folder) is not None:
             return
         log.unlink(missing_ok=True)
-        _train(RunConfig.from_dict(settings), folder, stop)
+        with _noted(folder.name):
+            _train(RunConfig.from_dict(settings), folder, stop)
     except Exception:  # noqa: BLE001 - it is written down, and the sweep tells
         log.write_text(traceback.format_exc(), encoding="utf-8")
         raise SystemExit(1) from None
+
+
+@contextlib.contextmanager
+def _noted(name: str) -> Generator[None]:
+    """Tell each warning of a trial in a line that names the trial."""
+
+    def note(message: object, *_: object, **__: object) -> None:
+        sys.stderr.write(f"note: {name}: {printable(str(message))}\n")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", GuyotWarning)
+        warnings.showwarning = note
+        yield
 
 
 def finished_result(folder: Path) -> dict[str, Any] | None:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guyot.app.cli.app import Json, Quiet, app, columns, option, print_json, printable
+from guyot.app.cli.app import Json, Quiet, app, columns, option, print_json
 from guyot.app.cli.options import Trust, configured, takes_settings
 from guyot.app.config import GOALS
+from guyot.app.printable import printable
 from guyot.core.errors import MisconfiguredError
 
 if TYPE_CHECKING:
