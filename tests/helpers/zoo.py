@@ -101,7 +101,9 @@ BRANCHES: dict[str, Branches] = {
     "timm.models.efficientformer.EfficientFormer": 1,  # one head beside the other
     "timm.models.efficientformer.MetaBlock1d": 2,
     "timm.models.efficientformer.MetaBlock2d": matrices("token_mixer", "mlp"),
+    "timm.models.efficientformer_v2.Attention2dDownsample": 1,  # a convolution beside attention
     "timm.models.efficientformer_v2.Downsample": flag("attn"),
+    "timm.models.efficientformer_v2.EfficientFormerV2": 1,  # one head beside the other
     "timm.models.efficientformer_v2.EfficientFormerV2Block": (
         lambda block: 1 + flag("token_mixer")(block)
     ),

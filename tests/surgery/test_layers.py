@@ -625,14 +625,43 @@ def test_a_loop_that_does_more_stays() -> None:
     assert "1" in {frozen.name for frozen in structures.frozen}
 
 
-def test_a_branch_that_a_loop_overwrites_goes() -> None:
+def test_what_a_loop_adds_goes() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(3, 6), Several(), nn.Linear(6, 2)), torch.randn(4, 3)
     (layer,) = find_structures(model, (x,)).layers
-    assert layer.tensors == ("1.first.weight", "1.first.bias") and not layer.stand_ins
+    assert layer.tensors == ("1.others.0.weight", "1.others.0.bias")
     stem, block, head = model
+    expected = head(block.first(stem(x)).relu())
     without(model, x, "1")
-    torch.testing.assert_close(model(x), head(block.others[0](stem(x)).relu()))
+    torch.testing.assert_close(model(x), expected)
+    backward(model, x)
+
+
+class Summed(nn.Module):
+    """Adds what several modules make of its input, in one line in a loop; they change its shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 6, 1, 2)
+        self.others = nn.ModuleList(nn.Conv2d(4, 6, 3, 2, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        for other in self.others:
+            y += other(x)
+        return y.relu()
+
+
+def test_each_of_the_modules_that_a_loop_adds_goes() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Summed(), nn.Conv2d(6, 2, 1))
+    x = torch.randn(4, 3, 6, 6)
+    layers = find_structures(model, (x,)).layers
+    assert [layer.tensors[0] for layer in layers] == [f"1.others.{n}.weight" for n in range(3)]
+    stem, block, head = model
+    expected = head((block.first(stem(x)) + block.others[1](stem(x))).relu())
+    without(model, x, "1", "1:3")
+    torch.testing.assert_close(model(x), expected)
     backward(model, x)
 
 

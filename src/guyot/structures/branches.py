@@ -18,6 +18,7 @@ import torch
 from torch import fx
 
 from guyot.core.reasons import Reason, ReasonKind
+from guyot.core.torch_private import schema_of
 from guyot.core.types import Layer, Place
 from guyot.structures.places import ADDITIONS, places_of
 from guyot.structures.rules.pointwise import overloads
@@ -108,10 +109,16 @@ def _used(trace: Trace) -> set[fx.Node]:
 
 
 def _sides(node: fx.Node, fed: set[fx.Node], used: set[fx.Node]) -> Iterator[tuple[int, _Cone]]:
-    """Yield operands of an addition that are branches, the heavier first: position and cone."""
+    """Yield operands of an addition that are branches: position and cone.
+
+    What the same module has added up before comes last, then the heavier is first, then what an
+    addition in place does not write.
+    """
     operands = node.all_input_nodes
     cones = [_cone(operand, node, fed, used) for operand in operands]
-    for side in sorted((0, 1), key=lambda side: -cones[side].weights):
+    sums = [n.target in ADDITIONS and module_of(n) == module_of(node) for n in operands]
+    order = (1, 0) if schema_of(node.target).is_mutable else (0, 1)
+    for side in sorted(order, key=lambda side: (sums[side], -cones[side].weights)):
         cone, shortcut = cones[side], operands[1 - side]
         if cone.weights and (
             any(_normalised(read, shortcut, fed) for read in cone.reads)

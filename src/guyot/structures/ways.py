@@ -160,8 +160,12 @@ class Callers:
         return StandIn(owner, call.argument, call.rest, zero=False, stays=True)
 
     def _in_place(self, branch: Branch, last: fx.Node) -> bool:
-        """Say whether something writes into what a branch makes, from its last module on."""
-        after = [n for n in (*branch.nodes, branch.addition) if n > last]
+        """Say whether something writes into what a branch makes, from its last module on.
+
+        An addition in place writes into its first operand.
+        """
+        after = [n for n in branch.nodes if n > last]
+        after += [branch.addition] if branch.addition.args[0] is branch.operand else []
         schemas = (schema_of(node.target) for node in after)
         return any(schema is not None and schema.is_mutable for schema in schemas)
 
