@@ -154,6 +154,7 @@ def test_discovery_may_end_early(total: int, data: st.DataObject) -> None:
         ((1.2, 0.5), r"targets=1.2,0.5: 1.2 is out of range, give shares .* between 0 and 1"),
         ((0.7, 0.0), r"targets=0.7,0: 0 is out of range"),
         ((0.7, float("nan")), r"nan is out of range"),
+        (0.5, r"targets=0\.5: give the shares of several networks, such as \(0\.75, 0\.5\)"),
         (("0.7", 0.5), r"targets='0.7',0.5: '0.7' is out of range, give shares"),
     ],
 )

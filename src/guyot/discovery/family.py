@@ -68,6 +68,10 @@ class Family:
     """
 
     def __init__(self, folder: str | Path, targets: Iterable[float]) -> None:
+        if not isinstance(targets, Iterable):
+            raise MisconfiguredError(
+                f"targets={targets!r}: give the shares of several networks, such as (0.75, 0.5)"
+            )
         self.folder, self.targets = Path(folder), tuple(targets)
         if problem := problem_of_targets(self.targets):
             raise MisconfiguredError(problem)
