@@ -129,15 +129,20 @@ class Replay:
             for key, name in self._names.items()
         }
 
-    @torch.enable_grad()
-    def moving(self, plan: KeepPlan = KeepPlan()) -> dict[tuple[str, int], Tensor]:  # noqa: B008
+    def moving(self) -> dict[tuple[str, int], Tensor]:
         """Return derivatives by the gates of those groups and layers that outputs depend on.
 
-        Args:
-            plan: what it leaves out is masked; a group counts if a unit that it keeps does.
+        The keys are ("group" or "layer", number); a derivative of a group has shape (units,).
+        """
+        return self.masked_and_moving(KeepPlan())[1]
 
-        Returns:
-            The keys are ("group" or "layer", number); a derivative of a group has shape (units,).
+    @torch.enable_grad()
+    def masked_and_moving(
+        self, plan: KeepPlan
+    ) -> tuple[list[Tensor], dict[tuple[str, int], Tensor]]:
+        """Return the outputs of `masked`, and `moving` there, from one run.
+
+        A group counts if a unit that the plan keeps does.
         """
         structures = self._inference.structures
         masks = masks_of(structures, plan)
@@ -150,12 +155,13 @@ class Replay:
                 scales[writer] = scales[writer] * gate if writer in scales else gate
         outputs = self._run(self._scaled(scales), self._whole)
         total = sum(projected(output) for output in outputs if output.requires_grad)
+        masked = [output.detach() for output in outputs]
         if not isinstance(total, Tensor) or not (units or layers):
-            return {}
+            return masked, {}
         found = torch.autograd.grad(total, [*units, *layers], allow_unused=True)
         names = [("group", n) for n in range(len(units))]
         names += [("layer", n) for n in range(len(layers))]
-        return {
+        return masked, {
             name: gradient
             for name, gradient, kept in zip(names, found, [*masks, *layers], strict=True)
             if gradient is not None and bool((gradient[kept] if kept.dim() else gradient).any())

@@ -320,27 +320,27 @@ class Verifier:
 
     @torch.no_grad()
     def _trouble(self, plan: KeepPlan, train: bool) -> str | None:
-        """Return what is wrong with the cut module; None when it is the masked network."""
+        """Return what is wrong with the cut module; None when it is the masked network.
+
+        Units that are cut elsewhere may leave the others behind ReLUs that are 0 for all samples.
+        Where outputs do not react to all that is cut, a training step is compared: BatchNorm keeps
+        them from it there.
+        """
         module = sharing_copy(self.model)
         with self.precision():
             own, trouble = self._own(module, plan)
             if trouble is not None:
                 return trouble
-            if not agree(self.replay.masked(plan), own, self._tolerance):
+            if train:
+                masked = self.replay.masked(plan)
+            else:
+                masked, moving = self.replay.masked_and_moving(plan)
+                train = not _concerned(plan) <= moving.keys()
+            if not agree(masked, own, self._tolerance):
                 return "the model's own forward gives another output than its graph"
-            train = train or not self._felt(plan)
         if train and plan.removed_layers and (trouble := self._trouble_in_types(module)):
             return trouble
         return self._trouble_in_training(module, plan) if train else None
-
-    def _felt(self, plan: KeepPlan) -> bool:
-        """Say whether outputs react to all that a plan concerns where it is carried out.
-
-        Units that are cut elsewhere may leave the others behind ReLUs that are 0 for all samples.
-        In training mode BatchNorm keeps them from it.
-        """
-        concerned = {("group", n) for n in plan.kept} | {("layer", n) for n in plan.removed_layers}
-        return concerned <= self.replay.moving(plan).keys()
 
     def _trouble_in_types(self, cut: nn.Module) -> str | None:
         """Return what autocast shows in another type; lengths that go change no types."""
@@ -476,6 +476,11 @@ def _coloured(number: int, meetings: Iterable[Iterable[int]]) -> list[list[int]]
         else:
             free.append(one)
     return classes
+
+
+def _concerned(plan: KeepPlan) -> set[Suspect]:
+    """Return the groups and layers that a plan cuts."""
+    return {("group", n) for n in plan.kept} | {("layer", n) for n in plan.removed_layers}
 
 
 def _uneven(size: int, blocks: int, generator: torch.Generator, multiple: int = 1) -> Tensor:
