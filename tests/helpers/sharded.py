@@ -40,6 +40,7 @@ from guyot import (
     save,
 )
 from guyot.core.parallel import gathered, get_ready, reshaped, shards
+from guyot.core.types import Structures
 from guyot.discovery.checkpoint import Checkpointer
 from guyot.gates.bank import Gates
 from guyot.surgery import operate
@@ -405,12 +406,37 @@ def what_cannot_be_followed_is_refused() -> None:
         discovery.step()
 
 
+def large_models_are_not_gathered() -> None:
+    """A model of many numbers is verified on a twin; one process without a twin is enough."""
+    expected = find_structures(build(), EXAMPLE)
+    gathers: list[object] = []
+
+    def counted(tensor: Tensor) -> Tensor:
+        gathers.append(tensor)
+        return gathered(tensor)
+
+    def found() -> Structures:
+        model = shard(build())
+        return discovery_of(model, torch.optim.SGD(model.parameters(), 0.05)).original
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("guyot.structures.trace.LARGE", 0)
+        patch.setattr("guyot.core.parallel.sharding.gathered", counted)
+        assert found() == expected
+        assert not gathers
+        if dist.get_rank() == 0:
+            patch.setattr("guyot.structures.discover.narrow_twins", lambda *_: iter(()))
+        assert found() == expected
+        assert gathers
+
+
 SCENARIOS: dict[str, Callable[[], None]] = {
     scenario.__name__: scenario
     for scenario in (
         the_result_is_that_of_one_process,
         surgery_follows_in_blocks,
         what_certificates_need,
+        large_models_are_not_gathered,
         what_cannot_be_followed_is_refused,
     )
 }

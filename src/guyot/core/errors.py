@@ -32,6 +32,10 @@ class TooFewStepsError(MisconfiguredError):
         self.total_steps, self.enough = total_steps, enough
 
 
+class NoWeightsError(MisconfiguredError):
+    """A model is on the meta device, and its structures cannot be verified without weights."""
+
+
 class UnsupportedError(GuyotError, NotImplementedError):
     """The model, operator or optimiser does something guyot cannot handle safely."""
 

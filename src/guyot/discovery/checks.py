@@ -11,7 +11,7 @@ from guyot.core.errors import (
     MisconfiguredError,
     SequenceError,
 )
-from guyot.core.inputs import Inputs, check_weights
+from guyot.core.inputs import Inputs
 from guyot.core.locate import named_tensors
 from guyot.core.types import Structures
 from guyot.core.warning import warn
@@ -43,9 +43,8 @@ def prunable_structures(
     """Find what can go, with the settings of a configuration.
 
     Raises:
-        MisconfiguredError: nothing can go, and why; or the model has no weights yet.
+        MisconfiguredError: nothing can go, and why.
     """
-    check_weights(model)
     structures = find_structures(
         model,
         example_inputs,

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from guyot.core.errors import GuyotError, MisconfiguredError, SequenceError
-from guyot.core.inputs import Inputs
+from guyot.core.errors import GuyotError, MisconfiguredError, NoWeightsError, SequenceError
+from guyot.core.inputs import Inputs, check_weights
 from guyot.core.locate import is_compiled, unwrap, wrapper_of
 from guyot.core.parallel import (
     Ranks,
@@ -26,7 +26,7 @@ from guyot.core.parallel import (
     resized,
     whole,
 )
-from guyot.core.types import KeepPlan
+from guyot.core.types import KeepPlan, Structures
 from guyot.costs.complexity import Cost
 from guyot.costs.widths import physical_plan
 from guyot.discovery.checks import (
@@ -50,6 +50,7 @@ from guyot.planning.config import Dials, DiscoveryConfig
 from guyot.planning.controller import Controller
 from guyot.planning.dynamics import Phase, Phases
 from guyot.planning.evidence import Evidence, Latest, Told
+from guyot.structures import is_large
 from guyot.surgery import operate
 from guyot.surgery.record import Record
 
@@ -116,24 +117,24 @@ class Discovery(Figures):
         self._outer = model
         check_model(model)
         check_together(model)
+        check_weights(model)
         self.model = unwrap(model)
         self._optimizers = Optimizers(self.model, optimizer)
         if with_gates:
             self._optimizers.check_sliceable()
-        with whole(self.model):
-            self.original = prunable_structures(self.model, example_inputs, config)
-        self._controller = Controller(
-            self.original, dials, phases, config, self._optimizers.sgd_weight_decay
-        )
-        self._gates: Gates | None = None
         self._device = next(self.model.parameters()).device
-        self._drawn: Drawn | None = None
-        self._rows = torch.zeros(0)  # the gates of the steps until they move again
         self._wrapper = wrapper_of(model)
         shards = group_of_shards(self.model)
         self._sharded = shards is not None
         group = shards if self._wrapper is None else self._wrapper.process_group
         self._ranks = Ranks(group, self._device)
+        self.original = self._structures(example_inputs, config)
+        self._controller = Controller(
+            self.original, dials, phases, config, self._optimizers.sgd_weight_decay
+        )
+        self._gates: Gates | None = None
+        self._drawn: Drawn | None = None
+        self._rows = torch.zeros(0)  # the gates of the steps until they move again
         self._ranks.agree("settings or model", repr(identity(self.original, self._controller)))
         self._record = Record(self.original)
         self._followers: list[nn.Module] = []
@@ -142,6 +143,18 @@ class Discovery(Figures):
         self._state = DiscoveryState(settled=not with_gates)
         self._squares: dict[torch.optim.Optimizer, Squares] = {}
         self._optimizers.watch(self._measure)
+
+    def _structures(self, example_inputs: Inputs, config: DiscoveryConfig) -> Structures:
+        """Find what can go; a large model is gathered only where it has to be."""
+        if self._sharded and is_large(self.model):
+            found = None
+            with contextlib.suppress(NoWeightsError), whole(self.model, weights=False):
+                found = prunable_structures(self.model, example_inputs, config)
+            missing = self._ranks.any(found is None)
+            if found is not None and not missing:
+                return found
+        with whole(self.model):
+            return prunable_structures(self.model, example_inputs, config)
 
     def _measure(self, optimizer: torch.optim.Optimizer) -> None:
         """Measure, before a removal, what its certificate needs of weights and gradients."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from guyot.core.errors import MisconfiguredError
-from guyot.core.inputs import Inputs
+from guyot.core.inputs import Inputs, check_weights
 from guyot.core.torch_private import batch_norms
 from guyot.core.types import Structures
 from guyot.costs.complexity import Complexity, Cost
@@ -111,6 +111,7 @@ def shrink(
     check_model(model)
     check_whole(model)
     check_together(model)
+    check_weights(model)
     structures = prunable_structures(model, example_inputs, config)
     if (table := Cost.of(alpha).table) is not None:
         table.check(structures)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from guyot.core.errors import MisconfiguredError
+from guyot.core.errors import NoWeightsError
 from guyot.core.inputs import Inputs, on_meta
 from guyot.core.locate import unwrap
 from guyot.core.patterns import Patterns
@@ -130,7 +130,7 @@ def _verifier(
     """Return what verifies structures, and how long dims are there: a narrow twin if there is one.
 
     Raises:
-        MisconfiguredError: the model is on the meta device and has no narrow twin.
+        NoWeightsError: the model is on the meta device and has no narrow twin.
     """
     if training is None:
         for twin in narrow_twins(model, example_inputs, graph):
@@ -138,7 +138,7 @@ def _verifier(
             if verifier.as_in_graph(build(twin.length)):
                 return verifier, twin.length
     if on_meta(model):
-        raise MisconfiguredError(
+        raise NoWeightsError(
             "the model is on the meta device and has no weights to check, nor could a narrower "
             'one be made of it; give it weights with model.to_empty(device="cpu") and initialise '
             "them, or pass verify=False"

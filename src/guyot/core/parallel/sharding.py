@@ -11,6 +11,7 @@ import sys
 from collections.abc import Generator
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -128,13 +129,13 @@ def reshaped(model: nn.Module) -> Generator[None]:
 
 
 @contextlib.contextmanager
-def whole(model: nn.Module) -> Generator[None]:
-    """Let a sharded model be a plain one with all its weights inside; collective.
-
-    Every process holds the whole model inside. What happens to its weights there is lost.
+def whole(model: nn.Module, *, weights: bool = True) -> Generator[None]:
+    """Let a sharded model be a plain one inside. What happens to its weights there is lost.
 
     Args:
         model: is sharded, or not.
+        weights: gather them, so that every process holds the whole model; collective. Otherwise
+            parameters that are sharded are on the meta device.
     """
     reshard(model)
     modules = sharded_modules(model)
@@ -143,7 +144,9 @@ def whole(model: nn.Module) -> Generator[None]:
     for _, _, parameter in places if modules else ():
         if is_sharded(parameter) and id(parameter) not in plain:
             assert parameter is not None
-            plain[id(parameter)] = nn.Parameter(gathered(parameter), parameter.requires_grad)
+            empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+            tensor = gathered(parameter) if weights else empty
+            plain[id(parameter)] = nn.Parameter(tensor, parameter.requires_grad)
     try:
         for module, key, parameter in places:
             if id(parameter) in plain:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from guyot.core.inputs import Inputs, arguments, changed, flat, on_meta, sharing_copy
+from guyot.core.locate import named_tensors
 from guyot.core.reasons import Reason, ReasonKind
 from guyot.core.types import Axis, Fixed, KeepPlan, Structures, TensorShape, UnitGroup, Units
 from guyot.structures.attributes import attributes
@@ -192,9 +193,10 @@ def _tell(twin: nn.Module, model: nn.Module, graph: AxisGraph, length: Length) -
 
 
 def _with_numbers(model: nn.Module) -> nn.Module:
-    """Give tensors of the meta device numbers, on the CPU; what counts or points gets zeros."""
+    """Give tensors of the meta device numbers, 0 what counts or points; put all on the CPU."""
     if not on_meta(model):
         return model
+    known = {name: x.clone() for name, x in named_tensors(model).items() if not x.is_meta}
     model.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -204,6 +206,9 @@ def _with_numbers(model: nn.Module) -> nn.Module:
             buffer.zero_()
             if buffer.is_floating_point():
                 buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
+        for name, tensor in named_tensors(model).items():
+            if name in known:
+                tensor.copy_(known[name])
     return model
 
 
