@@ -430,6 +430,66 @@ def large_models_are_not_gathered() -> None:
         assert gathers
 
 
+def lightning() -> None:
+    """Lightning shards by `configure_model`; the callback finds a structure, but does not save."""
+    import lightning.pytorch as pl
+    from lightning.pytorch.strategies import ModelParallelStrategy
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from guyot.discovery.integrations.lightning import DiscoveryCallback
+
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = build().float()
+
+        def configure_model(self) -> None:
+            assert self.device_mesh is not None
+            shard(self.net, self.device_mesh["data_parallel"])
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            return self.net(batch[0]).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.AdamW(self.parameters(), 1e-2)
+
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    samples = TensorDataset(torch.randn(8 * STEPS, 7, generator=generator))
+
+    inputs = (torch.ones(2, 7),)
+    config = DiscoveryConfig(round_to=1)
+    callback = DiscoveryCallback("net", inputs, target=0.5, config=config)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=dist.get_world_size(),
+        strategy=ModelParallelStrategy(dist.get_world_size(), 1),
+        max_epochs=1,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    module = Module()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of Lightning
+        trainer.fit(module, DataLoader(samples, 8))
+    discovery = callback.discovery
+    assert discovery is not None and discovery.finished and discovery.standing.step == STEPS
+    assert discovery.macs < 0.6 * discovery.full_macs
+    assert isinstance(module.net, FSDPModule)
+    network = rebuild(build().float(), inputs, discovery.structure)
+    assert {name: p.shape for name, p in network.named_parameters()} == {
+        name: p.shape for name, p in module.net.named_parameters()
+    }
+    with pytest.warns(GuyotWarning, match=r"of a sharded network .*cannot resume: give strategy="):
+        callback.on_save_checkpoint(trainer, module, {})
+    trainer.ckpt_path = "x"
+    with pytest.raises(UnsupportedError, match=r"ckpt_path='x' with ModelParallelStrategy: a disc"):
+        callback.on_fit_start(trainer, module)
+
+
 SCENARIOS: dict[str, Callable[[], None]] = {
     scenario.__name__: scenario
     for scenario in (
@@ -442,7 +502,13 @@ SCENARIOS: dict[str, Callable[[], None]] = {
 }
 THOROUGH: dict[str, Callable[[], None]] = SCENARIOS | {
     scenario.__name__: scenario
-    for scenario in (surgery_follows_everywhere, policies, replicas_of_shards, runs_resume)
+    for scenario in (
+        surgery_follows_everywhere,
+        policies,
+        replicas_of_shards,
+        runs_resume,
+        lightning,
+    )
 }
 
 

@@ -13,15 +13,20 @@ from torch.optim.swa_utils import AveragedModel
 
 from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.inputs import Inputs
+from guyot.core.warning import warn
 from guyot.discovery.integrations.host import HostedDiscovery, missing
 from guyot.discovery.layer_benefits import Loss, untouched
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import WeightAveraging
+    from lightning.pytorch.strategies import ModelParallelStrategy
     from torchmetrics import Metric
 except ImportError as error:
     raise missing("lightning", error) from error
+
+
+_RESUMABLE = 'give strategy="ddp", or train with your own loop and a guyot.Checkpointer'
 
 
 class DiscoveryCallback(HostedDiscovery, Callback):
@@ -33,7 +38,8 @@ class DiscoveryCallback(HostedDiscovery, Callback):
     checkpoints hold the discovery: `trainer.fit(..., ckpt_path=...)` resumes with the smaller
     network. Averages of `WeightAveraging` are cut along. The trainer's loggers get MACs,
     parameters, phase, undecided gates and nu, see `Discovery.log`. Several devices train with the
-    strategy `ddp`.
+    strategy `ddp`, or with `ModelParallelStrategy` and `fully_shard` in `configure_model`. What the
+    latter saves cannot be resumed.
 
     To measure what residual branches earn, the callback calls `training_step` on the batch of the
     step again now and then: without gradients, and without logging by `log` and `log_dict`. The
@@ -94,22 +100,38 @@ class DiscoveryCallback(HostedDiscovery, Callback):
         """Keep what Lightning read until the optimiser is there."""
         self._state = state_dict.get("discovery")
 
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Warn that shards of a network that shrinks cannot be resumed."""
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            warn(
+                "Lightning saved a checkpoint of a sharded network that shrinks, which training "
+                f"cannot resume: {_RESUMABLE}"
+            )
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the discovery; resume the one of the checkpoint.
 
         Raises:
             MisconfiguredError: no example inputs, no such module, or a checkpoint without a
                 discovery.
-            UnsupportedError: several devices with another strategy than `ddp`.
+            UnsupportedError: several devices with a strategy that surgery cannot follow.
         """
         wrapper = trainer.strategy.model
-        if trainer.world_size == 1:
+        sharded = isinstance(trainer.strategy, ModelParallelStrategy)
+        if sharded and trainer.ckpt_path is not None:
+            raise UnsupportedError(
+                f"ckpt_path={str(trainer.ckpt_path)!r} with ModelParallelStrategy: a discovery "
+                f"does not resume from shards; {_RESUMABLE}"
+            )
+        if trainer.world_size == 1 or sharded:
             wrapper = None
         elif not isinstance(wrapper, DistributedDataParallel):
             raise UnsupportedError(
                 f"Lightning trains on {trainer.world_size} devices with "
                 f"{type(trainer.strategy).__name__}, which surgery cannot follow: give "
-                'Trainer(strategy="ddp")'
+                'Trainer(strategy="ddp"), or ModelParallelStrategy and fully_shard'
             )
         network, optimizers = self._network(pl_module), trainer.optimizers
         steps = int(trainer.estimated_stepping_batches)
