@@ -96,7 +96,7 @@ def arm(moment: str, number: int) -> None:
             (os, "rename"),
             (os, "rmdir"),
         ],
-        "validation": [(job, "evaluate"), (calibration, "_call")],
+        "validation": [(job, "score"), (calibration, "_call")],
         "end": [(RunFolder, "network"), (RunFolder, "result")],
         "never": [],
     }

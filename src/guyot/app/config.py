@@ -31,13 +31,14 @@ from guyot.core.metric import ACCURACY, BITS, R2, Metric
 from guyot.planning.config import BASELINES, CONDITIONS, ESTIMATORS, problem_of_targets
 
 DATA = ("digits", "cifar10", "cifar100", "imagefolder:DIR", "table:FILE.csv", "text:FILE.txt")
-AUGMENT = ("none", "flip", "crop", "flip+crop")
+AUGMENT = ("none", "flip", "crop", "flip+crop", "resized-crop", "flip+resized-crop")
 OPTIMIZERS = ("sgd", "adamw")
 MODEL_NAMES = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "digits")
 """Guyot's own networks."""
 PATTERNS = ("ignore", "freeze", "tie")
 GOALS = ("nu", "target", "targets", "target_ms")
 MAX_THREADS = 1024
+MAX_WORKERS = 256
 MAX_IMAGE_SIZE = 4096
 TIMEOUT = 300.0
 """Seconds for which a process waits for the others."""
@@ -69,6 +70,9 @@ _HELD_OUT = Condition(
 _SEEDS = Condition(lambda value: value >= 0, "give an integer from 0 to 2147483647")
 _THREADS = Condition(
     lambda value: 1 <= value <= MAX_THREADS, f"give at least 1 and at most {MAX_THREADS}"
+)
+_WORKERS = Condition(
+    lambda value: 1 <= value <= MAX_WORKERS, f"give at least 1 and at most {MAX_WORKERS}"
 )
 _SLIM = Condition(lambda value: 0 < value <= 1, "give the share of the MACs to keep, such as 0.5")
 _DECAY = Condition(lambda value: 0 < value < 1, "give the decay per step, such as 0.999")
@@ -155,7 +159,7 @@ class RunConfig:
     augment: str | None = setting(
         None,
         _WHAT,
-        f"Of training images: {', '.join(AUGMENT)}",
+        f"Of training images: {', '.join(AUGMENT[:4])}; (flip+)resized-crop needs data_workers",
         shown="flip+crop, digits crop",
         choices=AUGMENT,
     )
@@ -163,6 +167,13 @@ class RunConfig:
         None, _WHAT, "Share of imagefolder's DIR/CLASS that becomes test data", rule=_HELD_OUT
     )
     image_size: int = setting(32, _WHAT, "Pixels, for imagefolder", rule=_PIXELS)
+    data_workers: int | None = setting(
+        None,
+        _WHAT,
+        "So many processes decode imagefolder's images for each batch",
+        shown="images are held in memory",
+        rule=_WORKERS,
+    )
     validation: float = setting(0.1, _WHAT, "Share of training data held out", rule=_HELD_OUT)
     on_corrupt: str = setting(
         "stop", _WHAT, "stop or skip, at unreadable images", choices=("stop", "skip")
@@ -395,6 +406,17 @@ def _data_problems(config: RunConfig) -> list[str]:
         problems.append(
             f"test_share={config.test_share} is for data=imagefolder:DIR and data is "
             f"{config.data!r}: leave it out"
+        )
+    if config.data_workers is not None and kind != "imagefolder":
+        problems.append(
+            f"data_workers={config.data_workers} is for data=imagefolder:DIR and data is "
+            f"{config.data!r}: leave it out"
+        )
+    if "resized" in (config.augment or "") and config.data_workers is None:
+        problems.append(
+            f"augment={config.augment!r} needs whole images, and in memory they are scaled: let "
+            "processes decode imagefolder's images for each batch (data_workers=8), or give "
+            "flip+crop"
         )
     if config.distill and config.weights is None and not config.pretrained:
         problems.append(

@@ -228,7 +228,7 @@ def train_epoch(
     model.train()
     tally = tally or Tally(recipe.task, device)
     for images, labels in batches:
-        images, labels = images.to(device), labels.to(device)
+        images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
         loss, sums = train_step(model, images, labels, recipe)
         optimizer.step()
         optimizer.zero_grad()
@@ -243,10 +243,11 @@ def train_epoch(
 
 @dataclass(frozen=True)
 class Score:
-    """``value`` by the metric of the task; ``loss`` of the task, mean per sample."""
+    """``value`` by the metric of the task; ``loss`` of the task, mean per sample; ``count``."""
 
     value: float
     loss: float
+    count: int
 
 
 @torch.no_grad()
@@ -275,7 +276,7 @@ def score(
         found[-1] += count
     model.train(was_training)
     *sums, loss, count = total(found.to(device)).tolist()
-    return Score(task.score(sums), loss / count)
+    return Score(task.score(sums), loss / count, round(count))
 
 
 def evaluate(

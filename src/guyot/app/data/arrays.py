@@ -1,6 +1,11 @@
 """Samples as whole arrays: the vocabulary of the data room."""
 
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -9,6 +14,53 @@ from guyot.core.errors import MisconfiguredError
 
 AS_IT_IS = ((0.0,), (1.0,))
 """Mean and deviation of samples that nobody normalises."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Samples that belong to one batch.
+
+    ``index`` int64 ``(N,)``: which ones. ``seeds`` int64 ``(N,)`` of random parts of images, of
+    which each is scaled to the whole; ``None``: without. ``centred``: the margin is cut off.
+    """
+
+    index: Tensor
+    seeds: Tensor | None = None
+    centred: bool = False
+
+
+class Samples(Protocol):
+    """Samples with labels, in memory (`Split`) or in files (`guyot.app.data.streamed`)."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Return what is learnt of each, ``(N, ...)``."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of a sample; ``(H, W, C)`` of an image."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: Tensor) -> Samples:
+        """Return the samples in ``index`` (int64), in that order."""
+        ...
+
+    def order(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Return a random order of the samples, int64 ``(N,)``, for batches of one size."""
+        ...
+
+    def fingerprint(self) -> int:
+        """Return a number that tells these samples from others."""
+        ...
+
+    def read(
+        self, requests: Iterable[Request], device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield the samples of each request; if some were left out also which are left, bool."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -26,9 +78,30 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, index: Tensor) -> "Split":
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of a sample."""
+        return tuple(self.images.shape[1:])
+
+    def take(self, index: Tensor) -> Split:
         """The rows in ``index`` (int64), in that order."""
         return Split(self.images[index], self.labels[index])
+
+    def order(self, batch: int, generator: torch.Generator) -> Tensor:
+        """Return any order, all of them equally probable."""
+        return torch.randperm(len(self), generator=generator)
+
+    def fingerprint(self) -> int:
+        """Return CRC-32 of the images and labels."""
+        known = zlib.crc32(self.images.contiguous().numpy().data)
+        return zlib.crc32(self.labels.numpy().tobytes(), known)
+
+    def read(
+        self, requests: Iterable[Request], device: torch.device
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield the samples of each request; none is left out."""
+        for request in requests:
+            yield self.images[request.index], None
 
 
 @dataclass(frozen=True)
@@ -38,20 +111,22 @@ class Dataset:
     ``validation`` is ``None`` until :meth:`hold_out` moves training images there. ``task`` is a
     name in `guyot.app.tasks`. A regression has no classes; ``target`` is the mean and deviation of
     what it predicts, over the training data, to which labels were scaled. The classes of a text
-    are its characters.
+    are its characters. ``flip`` and ``pad`` say how training images are augmented; with ``resized``
+    a random part of each is scaled to the whole, and the margin of other images is cut off.
     """
 
     name: str
-    train: Split
-    test: Split
+    train: Samples
+    test: Samples
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flip: bool
     pad: int
-    validation: Split | None = None
+    validation: Samples | None = None
     task: str = "classification"
     target: tuple[float, float] | None = None
+    resized: bool = False
 
     @property
     def outputs(self) -> int:
@@ -61,12 +136,12 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, ...]:
         """``(C, H, W)`` as a model sees one image; of samples that are none, their shape."""
-        if self.train.images.dim() != 4:
-            return tuple(self.train.images.shape[1:])
-        height, width, channels = self.train.images.shape[1:]
+        if len(self.train.shape) != 3:
+            return self.train.shape
+        height, width, channels = self.train.shape
         return channels, height, width
 
-    def hold_out(self, count: int, seed: int = 0) -> "Dataset":
+    def hold_out(self, count: int, seed: int = 0) -> Dataset:
         """Move ``count`` training images, chosen by ``seed``, into ``validation``."""
         total = len(self.train)
         if not 0 < count < total:

@@ -1,11 +1,16 @@
 """Batches from uint8 arrays: random crop, flip and normalisation on the whole batch at once."""
 
+from __future__ import annotations
+
+import functools
+import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from guyot.app.data.arrays import Dataset, Split
+from guyot.app.data.arrays import Dataset, Request, Samples
 from guyot.app.tasks import TASKS
 from guyot.core.errors import MisconfiguredError
 
@@ -39,7 +44,7 @@ def crop_and_flip(
     pixel = rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]
     pixel = pixel + torch.arange(count)[:, None, None] * (height + 2 * pad) * (width + 2 * pad)
     flat = padded.view(-1, images.shape[3])
-    return flat.index_select(0, pixel.view(-1)).view(images.shape)
+    return flat.index_select(0, pixel.view(-1).to(flat.device)).view(images.shape)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
@@ -51,6 +56,18 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> 
     return values.to(dtype).permute(0, 3, 1, 2)
 
 
+@dataclass(frozen=True)
+class _Step:
+    """The part of a batch that one process has, and what is random about its images.
+
+    ``offsets`` and ``mirrored`` are those of :func:`draw_crops`; ``None``: images stay whole.
+    """
+
+    request: Request
+    offsets: Tensor | None = None
+    mirrored: Tensor | None = None
+
+
 class Batches:
     """Deterministic, resumable batches of one split.
 
@@ -58,19 +75,21 @@ class Batches:
     the batches it would have had. In training (``augment=True``) the images are shuffled and
     augmented and an incomplete last batch is dropped; otherwise they come in order and all of them.
     ``share=(rank, ranks)`` gives one of several processes its part of every batch, augmented as it
-    is in the whole one.
+    is in the whole one. Images come on the ``device``, where they are normalised, and labels on the
+    CPU.
     """
 
     def __init__(
         self,
         dataset: Dataset,
-        split: Split,
+        split: Samples,
         batch_size: int,
         *,
         augment: bool,
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         share: tuple[int, int] = (0, 1),
+        device: str | torch.device = "cpu",
     ) -> None:
         if batch_size < 1 or (augment and batch_size > len(split)):
             raise MisconfiguredError(
@@ -79,40 +98,66 @@ class Batches:
             )
         self.task = TASKS[dataset.task]
         self.split, self.batch_size, self.augment = split, batch_size, augment
-        self.pad, self.flip = dataset.pad, dataset.flip
+        self.pad, self.flip, self.resized = dataset.pad, dataset.flip, dataset.resized
         self.seed, self.dtype, self.share = seed, dtype, share
-        self.mean, self.std = torch.tensor(dataset.mean), torch.tensor(dataset.std)
+        self.device = torch.device(device)
+        self.mean = torch.tensor(dataset.mean, device=device)
+        self.std = torch.tensor(dataset.std, device=device)
 
     def __len__(self) -> int:
         """Batches in one epoch."""
         rounding = 0 if self.augment else self.batch_size - 1
         return (len(self.split) + rounding) // self.batch_size
 
-    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(
+        self, number: int, start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield ``(images (N, C, H, W) of dtype, labels (N,) int64)`` of epoch ``number``.
 
-        The first ``start`` batches are left out; the others are what they are with them.
+        Only the batches from ``start`` to before ``stop``; they are what they are with the others.
         """
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        total = len(self.split)
-        order = torch.randperm(total, generator=generator) if self.augment else torch.arange(total)
-        for step in range(len(self)):
-            index = order[step * self.batch_size : (step + 1) * self.batch_size]
-            crop = self.augment and self.split.images.dim() == 4
-            drawn = draw_crops(len(index), self.pad, generator) if crop else None
-            rank, ranks = self.share
-            mine = slice(len(index) * rank // ranks, len(index) * (rank + 1) // ranks)
-            index = index[mine]
-            if step < start or not len(index):
-                continue
-            images = self.split.images[index]
-            if drawn is not None:
-                offsets, mirrored = drawn[0][:, mine], drawn[1][mine]
+        steps, ahead = itertools.tee(self._steps(number, start, stop))
+        read = self.split.read((step.request for step in ahead), self.device)
+        for step, (images, kept) in zip(steps, read, strict=True):
+            index, offsets, mirrored = step.request.index, step.offsets, step.mirrored
+            if kept is not None:
+                index = index[kept]
+            if offsets is not None and mirrored is not None:
+                if kept is not None:
+                    offsets, mirrored = offsets[:, kept], mirrored[kept]
                 images = crop_and_flip(images, self.pad, self.flip, offsets, mirrored)
-            yield self._seen(images), self.split.labels[index]
+            yield self._seen(images), self.labels[index]
+
+    @functools.cached_property
+    def labels(self) -> Tensor:
+        """What is learnt of every sample of the split."""
+        return self.split.labels
+
+    def _steps(self, number: int, start: int, stop: int | None) -> Iterator[_Step]:
+        """Yield what the batches of an epoch are made of; those without images are left out."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        total, (rank, ranks) = len(self.split), self.share
+        order = torch.arange(total)
+        if self.augment:
+            order = self.split.order(self.batch_size, generator)
+        for step in range(len(self) if stop is None else min(stop, len(self))):
+            index = order[step * self.batch_size : (step + 1) * self.batch_size]
+            mine = slice(len(index) * rank // ranks, len(index) * (rank + 1) // ranks)
+            crop = self.augment and len(self.split.shape) == 3
+            if crop and self.resized:
+                seeds = torch.randint(2**62, (len(index),), generator=generator)
+                found = _Step(Request(index[mine], seeds[mine]))
+            elif crop:
+                offsets, mirrored = draw_crops(len(index), self.pad, generator)
+                found = _Step(Request(index[mine]), offsets[:, mine], mirrored[mine])
+            else:
+                found = _Step(Request(index[mine], centred=self.resized))
+            if step >= start and len(found.request.index):
+                yield found
 
     def _seen(self, images: Tensor) -> Tensor:
         """Return samples as the network sees them."""
+        images = images.to(self.device, non_blocking=True)
         if images.dtype == torch.int64:  # characters
             return images
         if images.dtype == torch.uint8:

@@ -1,15 +1,34 @@
 """From the bytes of image files to arrays, and what is said of files that are no images."""
 
+from __future__ import annotations
+
 import io
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from guyot.core.errors import MisconfiguredError
 from guyot.core.warning import warn
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 _NAMED = 5
 """How many images that cannot be read a warning names."""
+
+
+def opened(read: Callable[[], bytes], where: str) -> Image | str:
+    """Decode what ``read`` gives; ``where`` names it. Return what is wrong if that fails."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        return Image.open(io.BytesIO(read())).convert("RGB")
+    except Exception as error:  # noqa: BLE001 - a decoder may stumble over anything
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # Pillow's text names an address
+            reason = "its format is not known"
+        return f"{where} is not a readable image ({reason})"
 
 
 class Decoded:
@@ -26,15 +45,11 @@ class Decoded:
 
     def add(self, read: Callable[[], bytes], where: str, label: int) -> None:
         """Decode what ``read`` gives; ``where`` names it."""
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, ImageOps
 
-        try:
-            image = Image.open(io.BytesIO(read())).convert("RGB")
-        except Exception as error:  # noqa: BLE001 - a decoder may stumble over anything
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            if isinstance(error, UnidentifiedImageError):  # Pillow's text names an address
-                reason = "its format is not known"
-            self.corrupt.append(f"{where} is not a readable image ({reason})")
+        image = opened(read, where)
+        if isinstance(image, str):
+            self.corrupt.append(image)
             return
         if self._size is not None:
             image = ImageOps.fit(image, (self._size, self._size), Image.Resampling.BILINEAR)

@@ -1,13 +1,15 @@
 """Where images come from: digits, CIFAR in Hugging Face parquet, folders of images.
 
-Decoded images are cached as ``.npy`` under the user's cache folder, keyed by the source files'
-sizes and times, so a second run starts at once.
+Images are held in memory, unless processes shall decode them while a network trains. Decoded images
+are cached as ``.npy`` under the user's cache folder, keyed by the source files' sizes and times, so
+a second run starts at once.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,18 +18,20 @@ import numpy as np
 import torch
 
 from guyot.app.cache import cache_root, evict, touch
-from guyot.app.data.arrays import Dataset, Split, statistics
+from guyot.app.data.arrays import Dataset, Samples, Split, statistics
 from guyot.app.data.decoding import Decoded, judge
+from guyot.app.data.folders import ClassFolder, ImageSource, class_names, subfolders
 from guyot.app.data.own import own_data
+from guyot.app.data.parquet import ParquetImages, parquet_files
+from guyot.app.data.streamed import IMAGENET, Streamed
 from guyot.app.data.tables import read_table
 from guyot.app.data.texts import read_text
 from guyot.app.user_code import is_function
 from guyot.core.errors import MisconfiguredError, UnsupportedError
-from guyot.core.storage import regular
+from guyot.core.warning import warn
 
 _HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
 _LABEL = {"cifar10": "label", "cifar100": "fine_label"}
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
 
 
 def load_dataset(  # noqa: PLR0913 - settings of the data
@@ -42,6 +46,7 @@ def load_dataset(  # noqa: PLR0913 - settings of the data
     label: str | None = None,
     context: int = 64,
     validation: float = 0.1,
+    workers: int | None = None,
 ) -> Dataset:
     """Load a dataset by ``name``.
 
@@ -51,7 +56,9 @@ def load_dataset(  # noqa: PLR0913 - settings of the data
       downloaded by the package ``datasets``.
     * ``imagefolder:DIR``: ``DIR/train/CLASS/*`` and ``DIR/test/CLASS/*`` (or ``val``), resized and
       centre-cropped to ``image_size`` pixels; with ``test_share`` ``DIR/CLASS/*``, of which that
-      share becomes test data.
+      share becomes test data. ``DIR`` may also have the Hub's parquet files, ``train*.parquet`` and
+      ``test*.parquet`` or ``val*.parquet``, with the columns ``image`` and ``label``. With
+      ``workers`` images stay in their files, and so many processes decode them for each batch.
     * ``table:FILE``: CSV or Parquet whose column ``label`` is predicted, see
       `guyot.app.data.tables`.
     * ``text:FILE``: windows of ``context`` characters, of which the share ``validation`` is held
@@ -71,7 +78,10 @@ def load_dataset(  # noqa: PLR0913 - settings of the data
         return _cifar(name, folder, cache, skip_corrupt)
     if name.startswith("imagefolder:"):
         root = Path(name.removeprefix("imagefolder:"))
-        return _image_folder(root, image_size, cache, skip_corrupt, test_share)
+        found = _found(root, test_share)
+        if workers is not None:
+            return _streamed(found, image_size, workers, skip_corrupt)
+        return _held(found, image_size, cache, skip_corrupt)
     if name.startswith("table:"):
         file = Path(name.removeprefix("table:"))
         return read_table(file, label, regression=regression)
@@ -167,116 +177,151 @@ def _from_hub(name: str) -> tuple[list[Split], tuple[str, ...]]:
     return splits, tuple(hub["train"].features[_LABEL[name]].names)
 
 
-def _image_folder(
-    root: Path, size: int, cache: Path, skip_corrupt: bool, test_share: float | None
-) -> Dataset:
+@dataclass(frozen=True)
+class _Found:
+    """Images on a disk.
+
+    Attributes:
+        train: of them.
+        test: None: a share of `train`.
+        classes: their names.
+        test_share: of `train`.
+    """
+
+    train: ImageSource
+    test: ImageSource | None
+    classes: tuple[str, ...]
+    test_share: float | None
+
+    def dataset(self, read: Callable[[ImageSource], Samples], size: int) -> Dataset:
+        """Return the data set of what was read, in need of its statistics."""
+        train = read(self.train)
+        if self.test is not None:
+            test = read(self.test)
+        else:
+            assert self.test_share is not None
+            train, test = _divided(train, self.test_share)
+        pad = max(1, size // 8)
+        return Dataset("imagefolder", train, test, self.classes, *IMAGENET, flip=True, pad=pad)
+
+
+def _found(root: Path, test_share: float | None) -> _Found:
     if not root.is_dir():
         raise MisconfiguredError(f"imagefolder:{root}: there is no such folder, give another")
     train_dir = root / "train"
     test_dir = next((root / part for part in ("test", "val") if (root / part).is_dir()), None)
+    if not train_dir.is_dir() and (files := parquet_files(root, "train")):
+        return _found_parquet(root, files, test_share)
     if test_share is not None:
         if train_dir.is_dir():
             raise MisconfiguredError(
                 f"test_share={test_share} is for class folders without train and test, and {root} "
                 "has train: leave it out"
             )
-        train_dir = test_dir = root
-    elif not train_dir.is_dir() or test_dir is None:
-        classes = [name for name in _folders(root) if name not in ("train", "test", "val")]
+        classes = class_names(root)
+        return _Found(ClassFolder(root, classes, whole=True), None, classes, test_share)
+    if not train_dir.is_dir() or test_dir is None:
+        classes = [name for name in subfolders(root) if name not in ("train", "test", "val")]
         remedy = "; or split the class folders that it has with test_share=0.2" if classes else ""
         raise MisconfiguredError(
             f"imagefolder:{root} needs the folders {train_dir} and {root / 'test'} (or val), "
             f"each with one sub-folder of images per class{remedy}"
         )
-    assert test_dir is not None
-    classes = _classes(train_dir)
-    splits: list[Split] = []
-    for folder in dict.fromkeys((train_dir, test_dir)):
-        files = _class_files(folder, classes, whole=folder == train_dir)
-        key = f"folder-{size}"
-        paths = [path for path, _ in files]
-        decode = partial(_decode_folder, files, size)
-        splits.append(_cached(cache, paths, decode, key, skip_corrupt))
+    classes = class_names(train_dir)
+    train = ClassFolder(train_dir, classes, whole=True)
+    return _Found(train, ClassFolder(test_dir, classes, whole=False), classes, None)
+
+
+def _found_parquet(root: Path, files: list[Path], test_share: float | None) -> _Found:
+    train = ParquetImages(files)
+    count = int(train.labels.max()) + 1
+    classes = train.classes or tuple(map(str, range(count)))
+    if len(classes) < max(2, count) or int(train.labels.min()) < 0:
+        raise MisconfiguredError(
+            f"{files[0]} and the files beside it have {len(classes)} classes and labels from "
+            f"{int(train.labels.min())} to {count - 1}: give two classes or more, numbered from 0"
+        )
     if test_share is not None:
-        splits = _divided(splits[0], test_share)
-    mean, std = statistics(splits[0].images)
-    pad = max(1, size // 8)
-    return Dataset("imagefolder", splits[0], splits[1], classes, mean, std, flip=True, pad=pad)
+        if parquet_files(root, "test", "val"):
+            raise MisconfiguredError(
+                f"test_share={test_share} is for files without test data, and {root} has some: "
+                "leave it out"
+            )
+        return _Found(train, None, classes, test_share)
+    for split in ("test", "val"):
+        if not (there := parquet_files(root, split)):
+            continue
+        test = ParquetImages(there)
+        if bool((test.labels < 0).all()):  # those of ImageNet are secret
+            warn(f"{there[0]} has no labels (all are {int(test.labels[0])}): it is not used")
+            continue
+        if test.classes != train.classes or not 0 <= int(test.labels.min()) <= int(
+            test.labels.max()
+        ) < len(classes):
+            raise MisconfiguredError(
+                f"{there[0]} has other classes than {files[0]}: give files of one data set"
+            )
+        return _Found(train, test, classes, None)
+    raise MisconfiguredError(
+        f"imagefolder:{root} has {files[0].name} and no test*.parquet or val*.parquet with labels: "
+        "add some, or make a share of the training images test data with test_share=0.2"
+    )
 
 
-def _divided(whole: Split, share: float) -> list[Split]:
+def _streamed(found: _Found, size: int, workers: int, skip: bool) -> Dataset:
+    def read(source: ImageSource) -> Samples:
+        return Streamed(source, torch.arange(len(source.labels)), size, workers, skip)
+
+    return found.dataset(read, size)
+
+
+def _held(found: _Found, size: int, cache: Path, skip: bool) -> Dataset:
+    def read(source: ImageSource) -> Samples:
+        _check_memory(len(source.labels), size)
+        decode = partial(_decode_source, source, size)
+        kind = "parquet" if isinstance(source, ParquetImages) else "folder"
+        return _cached(cache, map(Path, source.files), decode, f"{kind}-{size}", skip)
+
+    dataset = found.dataset(read, size)
+    assert isinstance(dataset.train, Split)
+    mean, std = statistics(dataset.train.images)
+    return replace(dataset, mean=mean, std=std)
+
+
+def memory() -> int:
+    """Return the bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _check_memory(count: int, size: int) -> None:
+    """Refuse images that would take more than half of the memory: they are copied once."""
+    needed, there = count * size * size * 3, memory()
+    if needed > there / 2:
+        raise MisconfiguredError(
+            f"{count:,} images of {size} pixels take {needed / 1e9:.1f} GB, and half of the memory "
+            f"is {there / 2e9:.1f} GB: let processes decode them while the network trains "
+            "(data_workers=8), or give a smaller image_size"
+        )
+
+
+def _divided(whole: Samples, share: float) -> tuple[Samples, Samples]:
     """Return training and test data: the same share of every class, the same ones every time."""
     generator = torch.Generator().manual_seed(0)
+    labels = whole.labels
     test = torch.zeros(len(whole), dtype=torch.bool)
-    for label in whole.labels.unique():
-        index = (whole.labels == label).nonzero().flatten()
+    for label in labels.unique():
+        index = (labels == label).nonzero().flatten()
         count = min(len(index) - 1, max(1, round(share * len(index))))
         test[index[torch.randperm(len(index), generator=generator)[:count]]] = True
-    return [whole.take((~test).nonzero().flatten()), whole.take(test.nonzero().flatten())]
+    return whole.take((~test).nonzero().flatten()), whole.take(test.nonzero().flatten())
 
 
-def _folders(folder: Path) -> list[str]:
-    try:
-        return sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    except OSError as error:
-        raise MisconfiguredError(
-            f"{folder} cannot be read ({error.strerror}): change its permissions"
-        ) from error
-
-
-def _classes(folder: Path) -> tuple[str, ...]:
-    """Return the classes of a folder.
-
-    Raises:
-        MisconfiguredError: there are fewer than two.
-    """
-    classes = tuple(_folders(folder))
-    if len(classes) < 2:
-        loose = sum(path.suffix.lower() in _SUFFIXES for path in folder.iterdir())
-        found = f"only the class {classes[0]!r}" if classes else "no folders of classes"
-        beside = f", and {loose} images that are in no class" if loose else ""
-        raise MisconfiguredError(
-            f"{folder} has {found}{beside}: give two classes or more, each in a folder of its own"
-        )
-    return classes
-
-
-def _class_files(folder: Path, classes: tuple[str, ...], whole: bool) -> list[tuple[Path, int]]:
-    """Return images and their labels; of training data every class must have some."""
-    unknown = [name for name in _folders(folder) if name not in classes]
-    if unknown:
-        raise MisconfiguredError(
-            f"{folder} has classes that the training folder lacks: {', '.join(unknown)}"
-        )
-    files = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((folder / name).glob("**/*"))
-        if path.suffix.lower() in _SUFFIXES
-    ]
-    if not files:
-        raise MisconfiguredError(
-            f"{folder} holds no images in class folders; known endings: "
-            f"{', '.join(sorted(_SUFFIXES))}"
-        )
-    there = {label for _, label in files}
-    if whole and (empty := [name for n, name in enumerate(classes) if n not in there]):
-        raise MisconfiguredError(
-            f"{folder} has classes without images: {', '.join(empty)}; add some, or remove the "
-            "folders"
-        )
-    return files
-
-
-def _decode_folder(files: list[tuple[Path, int]], size: int) -> Decoded:
-    decoded = Decoded(size)
-    for path, label in files:
-
-        def read(path: Path = path) -> bytes:
-            regular(path.resolve())  # a pipe would be waited for
-            return path.read_bytes()
-
-        decoded.add(read, str(path), label)
+def _decode_source(source: ImageSource, size: int) -> Decoded:
+    decoded, reader = Decoded(size), source.reader()
+    addresses = source.addresses(range(len(source.labels)))
+    for address, label in zip(addresses, source.labels.tolist(), strict=True):
+        reader.expect([address])
+        decoded.add(partial(reader.read, address), reader.name(address), label)
     return decoded
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,12 @@ from guyot.core.warning import warn
 from guyot.discovery.checkpoint import Checkpointer
 from guyot.discovery.family import Family
 
-_MAY_CHANGE = {"baseline", "checkpoint_every", "keep", "latency_table", "max_nan_steps", "seeds"}
-"""Settings that do not change what comes out; what a latency table holds, the discovery checks."""
+_MAY_CHANGE = {
+    *("baseline", "checkpoint_every", "data_workers", "keep"),
+    *("latency_table", "max_nan_steps", "on_corrupt", "seeds"),
+}
+"""Settings that do not change what comes out, or whose effect is checked: what a latency table
+holds, by the discovery; which images there are, by their fingerprint."""
 
 
 class Course:
@@ -67,7 +70,7 @@ class Course:
         self._model, self._folder, self._journal = model, folder, journal
         self._ranks, self._family = ranks, family
         self._steps, self._seconds = interval_of(config.checkpoint_every)
-        self._data = fingerprint(batches)
+        self._data = batches.split.fingerprint()
         self._before, self._started = 0.0, time.perf_counter()
         self._saved = 0, time.monotonic()
         self._bad = 0
@@ -198,12 +201,6 @@ class Course:
             ) from error
         self._folder.restart(position["lines"], environment())
         self._saved = self.step, time.monotonic()
-
-
-def fingerprint(batches: Batches) -> int:
-    """CRC-32 of the images and labels."""
-    images, labels = batches.split.images, batches.split.labels
-    return zlib.crc32(labels.numpy().tobytes(), zlib.crc32(images.contiguous().numpy().data))
 
 
 def _deciding(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from guyot.app.data import Batches, Dataset
 from guyot.app.factories import check_trusted
 from guyot.app.models import count_macs
 from guyot.app.running.folder import load_run, result_of
-from guyot.app.running.setup import load_data
+from guyot.app.running.setup import example, load_data
 from guyot.app.training import score
 from guyot.core.condition import did_you_mean
 from guyot.core.errors import MisconfiguredError
@@ -119,21 +119,21 @@ def evaluate_run(
     config = _usable(config, data_dir)
     model = load_run(folder, trust=trust).to(config.device).to(memory_format=torch.channels_last)
     dataset = _as_trained(load_data(config), structure, config)
-    test = Batches(dataset, dataset.test, _BATCH, augment=False)
+    test = Batches(dataset, dataset.test, _BATCH, augment=False, device=config.device)
     result = score(model, test.epoch(0), bf16=bool(config.bf16), task=test.task)
-    example = next(test.epoch(0))[0][:2].to(config.device)
-    times = {batch: measure({"it": model}, example, batch)["it"] for batch in _LATENCY_BATCHES}
+    images = example(dataset).to(config.device)
+    times = {batch: measure({"it": model}, images, batch)["it"] for batch in _LATENCY_BATCHES}
     target = dataset.target
     return Evaluation(
         folder=str(folder),
         model=config.model,
         data=config.data,
         metric=test.task.metric,
-        images=len(dataset.test),
+        images=result.count,
         score=result.value,
         loss=result.loss,
         deviation=None if target is None else target[1] * math.sqrt(result.loss),
-        macs=count_macs(model, example),
+        macs=count_macs(model, images),
         params=sum(p.numel() for p in model.parameters() if p.requires_grad),
         image_shape=dataset.image_shape,
         latency=times,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from math import ceil
 from typing import Any
@@ -23,6 +22,7 @@ from guyot.app.running.journal import Journal
 from guyot.app.running.setup import (
     check_forward,
     cost_of,
+    example,
     network_of,
     optimizer_of,
     recipe_of,
@@ -30,15 +30,17 @@ from guyot.app.running.setup import (
 )
 from guyot.app.running.together import (
     SharedStep,
+    average_buffers,
     distributed,
     share_buffers,
 )
 from guyot.app.running.watcher import Progress, Watcher
 from guyot.app.training import (
     EpochResult,
+    Score,
     Tally,
-    evaluate,
     make_scheduler,
+    score,
     train_epoch,
 )
 from guyot.core.errors import MisconfiguredError, TooFewStepsError
@@ -62,17 +64,17 @@ class Job:
     def __init__(self, config: RunConfig, dataset: Dataset, ranks: Ranks) -> None:
         assert dataset.validation is not None
         self.config, self.dataset, self.ranks = config, dataset, ranks
-        share = (ranks.rank, ranks.size)
+        share: dict[str, Any] = {"share": (ranks.rank, ranks.size), "device": config.device}
         self.recipe = recipe_of(config, dataset.task)
         self.task = self.recipe.task
         self.batches = Batches(
-            dataset, dataset.train, config.batch_size, augment=True, seed=config.seed, share=share
+            dataset, dataset.train, config.batch_size, augment=True, seed=config.seed, **share
         )
-        self.validation = Batches(
-            dataset, dataset.validation, _EVALUATION_BATCH, augment=False, share=share
+        self.validation, self.test = (
+            Batches(dataset, split, _EVALUATION_BATCH, augment=False, **share)
+            for split in (dataset.validation, dataset.test)
         )
-        self.test = Batches(dataset, dataset.test, _EVALUATION_BATCH, augment=False)
-        images = next(Batches(dataset, dataset.train, 2, augment=False).epoch(0))[0]
+        images = example(dataset)
         seed_all(config.seed)  # here, since reading data draws the first time and never again
         model = network_of(config, dataset.outputs, dataset.image_shape)
         check_forward(model, images, config, dataset)
@@ -182,9 +184,8 @@ class Job:
         }
         folder.network(self.model, (self.example,), structure)
         outcome = self._outcome(interrupted, score, course)
-        if interrupted is None and self.ranks.rank == 0:
-            watcher.measuring()
-            outcome = self._measured(outcome, stop)
+        if interrupted is None:
+            outcome = self._measured(outcome, watcher, stop)
         folder.result(to_dict(outcome))
         return outcome
 
@@ -257,7 +258,7 @@ class Job:
     def _calibration(self, epoch: int) -> Iterator[Tensor]:
         """Batches of training images for the statistics of BatchNorm."""
         count = -(-_CALIBRATION_IMAGES // self.config.batch_size)
-        for images, _ in itertools.islice(self.batches.epoch(epoch), count):
+        for images, _ in self.batches.epoch(epoch, stop=count):
             yield images.to(self.config.device)
 
     def _autocast(self) -> torch.autocast:
@@ -266,12 +267,12 @@ class Job:
 
     def _validate(self, epoch: int) -> float:
         with self._evaluation(epoch):
-            return self._score()
+            return self._score(self.validation).value
 
-    def _score(self) -> float:
-        """On the validation data, that of all ranks."""
-        batches, total = self.validation.epoch(0), self.ranks.sum
-        return evaluate(self.model, batches, bf16=self.recipe.bf16, task=self.task, total=total)
+    def _score(self, data: Batches) -> Score:
+        """On validation or test data, of which every rank takes its share."""
+        bf16, total = self.recipe.bf16, self.ranks.sum
+        return score(self.model, data.epoch(0), bf16=bf16, task=self.task, total=total)
 
     def _progress(self, epoch: int, result: EpochResult, score: float, tally: Tally) -> Progress:
         discovery = self.discovery
@@ -294,18 +295,19 @@ class Job:
         """Make the network a plain one; its score on validation data."""
         if self.discovery is not None and interrupted:
             with self._evaluation(epoch):
-                score = self._score()
+                found = self._score(self.validation).value
                 statistics = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
             self.model = self.discovery.abandon()
             self.model.load_state_dict(statistics, strict=False)
-            return score
+            return found
         if self.discovery is not None:
             self.model = self.discovery.finish()
         if self.average is not None and not interrupted:
             with self._autocast():
                 adopt(self.model, self.average, self._calibration(epoch))
+            average_buffers(self.model, self.ranks)
         share_buffers(self.model, self.ranks)
-        return self._score()
+        return self._score(self.validation).value
 
     def _outcome(self, interrupted: str | None, score: float, course: Course) -> Outcome:
         cut = self.slim if self.discovery is None else self.discovery
@@ -329,10 +331,13 @@ class Job:
             metric=self.task.metric,
         )
 
-    def _measured(self, outcome: Outcome, stop: Callable[[], bool]) -> Outcome:
-        """With the score on test data and, unless somebody wants to stop, latency."""
-        batches = self.test.epoch(0)
-        score = evaluate(self.model, batches, bf16=self.recipe.bf16, task=self.task)
+    def _measured(self, outcome: Outcome, watcher: Watcher, stop: Callable[[], bool]) -> Outcome:
+        """With the score on test data and, unless somebody wants to stop, latency, on rank 0."""
+        if self.ranks.rank == 0:
+            watcher.measuring()
+        test = self._score(self.test)
+        if self.ranks.rank:
+            return outcome
         models = {"before": self.full, "after": self.model}
         times: dict[str, dict[int, Latency]] = {name: {} for name in models}
         for batch in _LATENCY_BATCHES:
@@ -342,11 +347,10 @@ class Job:
         before = dataclasses.replace(
             outcome.before,
             latency=times["before"],
-            test_score=score if self.discovery is None and self.slim is None else None,
+            test_score=test.value if self.discovery is None and self.slim is None else None,
         )
-        after = dataclasses.replace(outcome.after, latency=times["after"], test_score=score)
-        images = len(self.dataset.test)
-        return dataclasses.replace(outcome, before=before, after=after, test_images=images)
+        after = dataclasses.replace(outcome.after, latency=times["after"], test_score=test.value)
+        return dataclasses.replace(outcome, before=before, after=after, test_images=test.count)
 
 
 def _until(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from guyot.app.config import RunConfig
-from guyot.app.data import Dataset, load_dataset
+from guyot.app.data import Batches, Dataset, load_dataset
 from guyot.app.models import build, load_fitting
 from guyot.app.running.machine import remembered
 from guyot.app.tasks import TASKS
@@ -116,6 +116,7 @@ def load_data(config: RunConfig) -> Dataset:
             label=config.label,
             context=config.context,
             validation=config.validation,
+            workers=config.data_workers,
         )
     except ImportError as error:
         raise MisconfiguredError(
@@ -123,11 +124,22 @@ def load_data(config: RunConfig) -> Dataset:
             "pip install 'guyot[data]'"
         ) from error
     if config.augment is not None:
-        pad = dataset.pad if "crop" in config.augment else 0
-        dataset = dataclasses.replace(dataset, flip="flip" in config.augment, pad=pad)
+        ways = config.augment.split("+")
+        dataset = dataclasses.replace(
+            dataset,
+            flip="flip" in ways,
+            pad=dataset.pad if "crop" in ways else 0,
+            resized="resized-crop" in ways,
+        )
     if dataset.validation is not None:
         return dataset
     return dataset.hold_out(max(1, round(config.validation * len(dataset.train))))
+
+
+def example(data: Dataset) -> Tensor:
+    """Return two training samples as the network sees them, on the CPU."""
+    some = data.train.take(torch.arange(len(data.train))[:2])
+    return next(Batches(data, some, 2, augment=False).epoch(0))[0]
 
 
 def check_forward(model: nn.Module, images: Tensor, config: RunConfig, data: Dataset) -> None:

@@ -84,6 +84,13 @@ def share_buffers(model: nn.Module, ranks: Ranks) -> None:
             buffer.copy_(ranks.first(buffer))
 
 
+def average_buffers(model: nn.Module, ranks: Ranks) -> None:
+    """Let running statistics be the mean of those that the ranks took of their own samples."""
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(ranks.mean(buffer))
+
+
 class SharedStep:
     """What all ranks know of a step: the loss over all of its images, and what some rank wants.
 
