@@ -12,13 +12,19 @@ from cases import CASES
 from torch import Tensor, nn
 
 from guyot import (
+    Checkpointer,
+    Cost,
     Discovery,
     DiscoveryConfig,
+    Distillation,
     GuyotWarning,
     MisconfiguredError,
+    Recorder,
     SequenceError,
     UnsupportedError,
     find_structures,
+    save,
+    shrink,
 )
 
 CASE = CASES["mlp"]
@@ -75,7 +81,13 @@ def watched(**dials: Any) -> Discovery:
         ({"total_steps": -5}, r"total_steps=-5 is too small"),
         ({"target": 0.01}, r"target=0\.01 is below 0\.\d+, the least.*larger target"),
         ({"config": DiscoveryConfig(round_to={"nope": 8})}, r"round_to='nope' matches no group"),
-        ({"config": DiscoveryConfig(round_to=0)}, r"round_to=0: a width comes in multiples of 1"),
+        ({"total_steps": float("inf")}, r"total_steps=inf: give the number of optimiser steps"),
+        ({"total_steps": "200"}, r"total_steps='200': give the number"),
+        ({"total_steps": 200.5}, r"total_steps=200\.5: give the number"),
+        ({"alpha": [1]}, r"alpha=\[1\]: give a number from 0 to 1"),
+        ({"beta": None}, r"beta=None: give a number from 0 to 1"),
+        ({"target": [0.5]}, r"target=\[0\.5\]: give the share"),
+        ({"config": {"round_to": 8}}, r"config=\{'round_to': 8\}: give a guyot\.DiscoveryConfig"),
         ({"config": DiscoveryConfig(warmup=0.7)}, r"warmup=0\.7 and discovery_end=0\.4.*order"),
         ({"config": DiscoveryConfig(warmup=-0.1)}, r"warmup=-0\.1"),
         ({"config": DiscoveryConfig(ignore=("*",))}, r"no prunable structure"),
@@ -97,6 +109,10 @@ def test_dials(dials: dict[str, Any], message: str) -> None:
         ("epsilon", -0.1, r"epsilon=-0\.1"),
         ("max_speed", 0.0, r"max_speed=0\.0: give a positive"),
         ("patience", -1.0, r"patience=-1\.0: give a share"),
+        ("round_to", 0, r"round_to=0: a width comes in multiples of 1"),
+        ("round_to", "8", r"round_to='8': a width comes in multiples of 1.* give a whole number"),
+        ("round_to", {"*": 2.5}, r"round_to=\{'\*': 2\.5\}: a width"),
+        ("tie", "a,b", r"tie='a,b': give a list of sets of patterns"),
         ("removals", 0, r"removals=0: give how many"),
         ("sharpness", -1.0, r"sharpness=-1\.0: give 1 or more"),
         ("estimator", "guess", r"estimator='guess': choose two-sided"),
@@ -106,6 +122,58 @@ def test_dials(dials: dict[str, Any], message: str) -> None:
 def test_config(name: str, value: Any, message: str) -> None:
     with pytest.raises(MisconfiguredError, match=message):
         DiscoveryConfig(**{name: value})
+
+
+def batch_loss(model: nn.Module, batch: Tensor) -> Tensor:
+    return model(batch).square().mean()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: discover(lambda x: x, optimizer=1), r"model=<function.*: give the network itself"),
+        (lambda: find_structures("resnet", torch.ones(2)), r"model='resnet': give the network"),
+        (lambda: discover(optimizer="sgd"), r"optimizer='sgd': give an optimizer of torch"),
+        (lambda: discover(optimizer=[1]), r"optimizer=1: give an optimizer of torch"),
+        (lambda: shrunk(stages="3"), r"stages='3': give how many times to cut"),
+        (lambda: shrunk(stages=0), r"stages=0: give how many times to cut"),
+        (lambda: shrunk(batches=3), r"batches=3: give a list of batches"),
+        (lambda: shrunk(loss=nn.MSELoss()), r"loss=MSELoss\(\): give a function of the model"),
+        (lambda: shrunk(loss=lambda m, b: 1.0), r"loss\(model, batch\) returned 1\.0: return the"),
+        (
+            lambda: shrunk(loss=lambda m, b: m(b).square()),
+            r"returned a tensor of shape \(8, 3\): return the mean loss",
+        ),
+        (
+            lambda: shrunk(loss=lambda m, b: torch.ones(())),
+            r"returned a tensor of shape \(\) without a gradient: return the mean",
+        ),
+        (lambda: shrunk(config={}), r"config=\{\}: give a guyot\.DiscoveryConfig"),
+        (lambda: Distillation(CASE.build(), weight="half"), r"weight='half': give the teacher's"),
+        (lambda: Distillation(CASE.build(), temperature=None), r"temperature=None: give a posit"),
+        (lambda: Cost(macs="1"), r"macs=1, params=0\.0, latency=0\.0 weigh nothing"),
+        (lambda: Recorder(CASE.build()), r"discovery=Sequential\(.*: give the Discovery"),
+        (lambda: Recorder(discover()).note(loss="low"), r"loss='low': give the mean loss"),
+        (lambda: Recorder(discover()).note(accuracy="98"), r"accuracy='98': give a share from 0"),
+        (lambda: Recorder(discover(), steps_per_epoch="9"), r"steps_per_epoch='9': give the numb"),
+        (
+            lambda: save("folder", CASE.build(), CASE.inputs(), None),
+            r"structure=None: give discovery\.structure",
+        ),
+        (lambda: Checkpointer("folder", CASE.build(), keep="2"), r"keep='2': give how many"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else "",
+)
+def test_values_of_another_kind(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(MisconfiguredError, match=message):
+        call()
+
+
+def shrunk(**choices: Any) -> object:
+    batches = [CASE.inputs(8)]
+    given = {"batches": batches, "loss": batch_loss, "target": 0.5, **choices}
+    given.setdefault("config", DiscoveryConfig(round_to=1))
+    return shrink(CASE.build(), CASE.inputs(), **given)
 
 
 @pytest.mark.parametrize(
@@ -311,3 +379,13 @@ def test_refusal_leaves_no_trace() -> None:
     assert model.training
     assert not optimizer._optimizer_step_post_hooks
     assert not optimizer._optimizer_step_pre_hooks
+
+
+def test_finish_in_the_middle_of_discovery_says_so() -> None:
+    discovery = watched(target=0.7, config=DiscoveryConfig(round_to=1))
+    train(discovery, 25)
+    undecided = discovery.undecided
+    assert undecided
+    said = rf"finish\(\) came at step 25 of .*until step 40, so {undecided} undecided gates were"
+    with pytest.warns(GuyotWarning, match=said):
+        discovery.finish()

@@ -331,15 +331,41 @@ def test_a_column_called_label_is_the_class(tmp_path: Path) -> None:
         (["x,y"], "has 0 rows: give a line of names and 5 rows or more"),
         (["x,y", *["1,a"] * 9], "'y' has only the class 'a': give two or more"),
         (["x,y", *["1,a", "2,b"] * 4, "3"], "row 10: 1 entries, and 2 names"),
-        (["x,y", *["1,a", "2,b"] * 4, ",b"], "row 10: the column 'x' is empty"),
+        (["x,y", *["1,a", "2,b"] * 4, ",b"], "row 10: the column 'x' is empty: fill it in"),
+        (
+            ["x,y", ",a", *["1,a", "2,b"] * 4, "1,", ",b"],
+            "row 2: the column 'x' is empty, and 2 more rows have gaps: fill them in",
+        ),
+        (
+            ["x,y", "?,a", *["1,a", "NA,b"] * 4],
+            r"'x' holds numbers, but '\?' in row 2, and 4 more rows have no number there: write",
+        ),
+        (
+            ["x,y", *["1,a", "2,b"] * 5, "12 cm,a"],
+            "'x' holds numbers, but '12 cm' in row 12: write numbers, or remove the rows",
+        ),
+        (["x,y", *(f"row {n},{n % 2}" for n in range(30))], "has no features: give columns"),
         (["x,y", *(f"{n},{n / 7}" for n in range(30))], "30 different numbers in 30 rows"),
         (["y", *["a", "b"] * 4], "has one column: give features"),
-        (["x,y", *["nan,a", "2,b"] * 4], "'x' has numbers that are not finite"),
+        (["x,y", *["nan,a", "2,b"] * 4], "'x' .*not finite: 'nan' in row 2, and 3 more"),
     ],
 )
 def test_bad_tables(rows: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(MisconfiguredError, match=message):
         load_dataset(write(tmp_path / "t.csv", *rows))
+
+
+def test_a_column_of_names_is_left_out_and_said(tmp_path: Path) -> None:
+    rows = [f"{n},{n % 7} Main Street,house {n},{'yes' if n < 50 else 'no'}" for n in range(100)]
+    data = write(tmp_path / "t.csv", "size,road,name,good", *rows)
+    with pytest.warns(GuyotWarning, match=r"'name' is left out, since it has 100 different texts"):
+        dataset = load_dataset(data)
+    assert dataset.image_shape == (1 + 7,)
+
+
+def test_texts_that_are_many_among_numbers_are_categories(tmp_path: Path) -> None:
+    rows = [f"{'A' if n % 3 else n % 2},{n % 5 > 2}" for n in range(60)]
+    assert load_dataset(write(tmp_path / "t.csv", "zone,y", *rows)).image_shape == (3,)
 
 
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:

@@ -77,11 +77,11 @@ def test_every_command_can_be_quiet_and_gives_json(command: str):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], r"No such command 'trian'.*; see guyot --help"),
+        (["trian"], r"No such command 'trian'\. Did you mean 'train'\? See guyot --help"),
         (["--loud"], r"No such option: --loud; see guyot --help"),
         (
             ["train", "--epoch", "3"],
-            r"No such option: --epoch, did you mean --epochs\?; see guyot t.*",
+            r"No such option: --epoch, did you mean --epochs\? See guyot t.*",
         ),
         (["train", "--epochs", "few"], "--epochs='few': give a whole number"),
         (["train", "--estimator", "fischer"], ".*choose .*taylor, did you mean fisher\\?"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from guyot import Discovery, DiscoveryConfig, MisconfiguredError
+from guyot.planning.config import DIALS, Dials
 from guyot.planning.dynamics import Phase
 
 
@@ -26,6 +29,64 @@ from guyot.planning.dynamics import Phase
 )
 def test_shares_of_the_phases(settings: dict, steps: int, shares: tuple[float, float]) -> None:
     assert DiscoveryConfig(**settings).shares(steps) == shares
+
+
+ODD = [None, "8", "", [], [1], ["a"], {}, {"*": "8"}, -1, 0.5, True, float("nan"), object, 1 + 2j]
+ODD += [torch.ones(2), torch.ones(40).numpy()]
+"""Values of every kind; each setting takes some of them."""
+
+TAKES = {
+    "trained": [True],
+    "warmup": [None, -1, 0.5],  # the order of the two is judged with the steps
+    "discovery_end": [None, -1, 0.5],
+    "theta0": [0.5],
+    "epsilon": [None],
+    "sharpness": [None],
+    "patience": [0.5],
+    "estimator": [],
+    "decay": [0.5],
+    "max_speed": [0.5],
+    "round_to": [{}],
+    "units": [True],
+    "layers": [True],
+    "ignore": ["8", "", [], ["a"]],
+    "freeze": ["8", "", [], ["a"]],
+    "tie": [[], ["a"]],
+    "removals": [],
+    "seed": [-1],
+    "nu": [0.5],
+    "target": [0.5],
+    "alpha": [0.5],
+    "beta": [0.5],
+}
+
+
+def test_the_table_has_every_setting_and_dial() -> None:
+    fields = [*dataclasses.fields(DiscoveryConfig), *dataclasses.fields(Dials)]
+    assert list(TAKES) == [field.name for field in fields]
+
+
+@pytest.mark.parametrize("name", TAKES)
+@pytest.mark.parametrize("value", ODD, ids=lambda value: repr(value)[:12])
+def test_settings_take_values_of_their_kind_only(name: str, value: Any) -> None:
+    if repr(value) in map(repr, TAKES[name]):
+        assert build(name, value) is not None
+    elif name in ("nu", "target") and value is None:
+        pytest.skip("the other one is given then")
+    else:
+        with pytest.raises(MisconfiguredError) as refused:
+            build(name, value)
+        lines = str(refused.value).splitlines()
+        assert len(lines) == 1
+        assert re.match(rf"{name}=.+: (give|choose|a width comes)", lines[0])
+        assert len(lines[0]) < 240
+
+
+def build(name: str, value: Any) -> object:
+    if name not in DIALS:
+        return DiscoveryConfig(**{name: value})
+    other = {"nu": None, "target": None if name == "nu" else 0.5}
+    return Dials(**{**other, name: value})
 
 
 @pytest.mark.parametrize("steps", ["500", None, float("nan")])

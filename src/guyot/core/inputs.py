@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guyot.core.condition import Condition, require
 from guyot.core.errors import MisconfiguredError
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -184,6 +185,20 @@ def check_inputs(model: nn.Module, example_inputs: Inputs) -> None:
 def on_meta(model: nn.Module) -> bool:
     """Say whether a model has parameters without numbers."""
     return any(parameter.device.type == "meta" for parameter in model.parameters())
+
+
+_MODULE = Condition(
+    lambda model: isinstance(model, nn.Module), "give the network itself, a torch.nn.Module"
+)
+
+
+def check_module(model: nn.Module) -> None:
+    """Refuse what is no module, such as the function that makes one.
+
+    Raises:
+        MisconfiguredError: it is none.
+    """
+    require("model", model, _MODULE)
 
 
 def check_weights(model: nn.Module) -> None:

@@ -6,13 +6,48 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
+from guyot.core.condition import Condition, is_whole, require
 from guyot.core.errors import MisconfiguredError
 
 Patterns = str | Sequence[str]
 """One pattern, or several."""
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Collection) and not isinstance(value, str | bytes | Mapping)
+
+
+def _is_multiple(value: Any) -> bool:
+    return is_whole(value) and value >= 1
+
+
+def _are_patterns(value: Any) -> bool:
+    return isinstance(value, str) or (
+        _is_list(value) and all(isinstance(pattern, str) for pattern in value)
+    )
+
+
+ANY_PATTERNS = Condition(
+    _are_patterns, "give a pattern of names, such as 'head*', or a list of patterns"
+)
+SETS_OF_PATTERNS = Condition(
+    lambda value: _is_list(value) and all(map(_are_patterns, value)),
+    "give a list of sets of patterns, such as [('blocks.*.fc1', 'blocks.*.fc2')]",
+)
+MULTIPLES = Condition(
+    lambda value: (
+        all(isinstance(name, str) and _is_multiple(number) for name, number in value.items())
+        if isinstance(value, Mapping)
+        else _is_multiple(value)
+    ),
+    "a width comes in multiples of 1 or more: give a whole number, such as 8, or one for every "
+    "pattern of names, such as {'*': 8}",
+)
+"""What settings that choose names must be."""
 
 
 def chosen(setting: str, patterns: Patterns, names: Iterable[str], kind: str) -> list[str]:
@@ -25,7 +60,8 @@ def chosen(setting: str, patterns: Patterns, names: Iterable[str], kind: str) ->
         kind: what the names are names of, for the error.
 
     Raises:
-        MisconfiguredError: a pattern matches none of them; it names the closest.
+        MisconfiguredError: a pattern matches none of them (the error names the closest), or is no
+            text.
 
     Example:
         >>> chosen("freeze", "layer?.*.conv1", ["conv1", "layer1.0.conv1", "layer1.0.bn1"], "group")
@@ -34,6 +70,7 @@ def chosen(setting: str, patterns: Patterns, names: Iterable[str], kind: str) ->
         Traceback (most recent call last):
         guyot.core.errors.MisconfiguredError: freeze='cone' matches no group; close is conv1
     """
+    require(setting, patterns, ANY_PATTERNS)
     known = list(dict.fromkeys(names))
     listed = [patterns] if isinstance(patterns, str) else list(patterns)
     for pattern in listed:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guyot.core.condition import did_you_mean
+from guyot.core.condition import did_you_mean, is_number
 from guyot.core.errors import MisconfiguredError
 from guyot.core.types import Structures
 from guyot.costs.latency import LatencyTable, latency_of
@@ -50,7 +50,8 @@ class Cost:
 
     def __post_init__(self) -> None:
         weights = (self.macs, self.params, self.latency)
-        if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not sum(weights):
+        fine = all(is_number(weight) and 0 <= weight < math.inf for weight in weights)
+        if not fine or not sum(weights):
             raise MisconfiguredError(
                 f"macs={self.macs}, params={self.params}, latency={self.latency} weigh nothing: "
                 "give weights of 0 or more, at least one of them above 0"

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from guyot.core.axis import best
-from guyot.core.errors import MisconfiguredError
-from guyot.core.patterns import chosen
+from guyot.core.condition import require
+from guyot.core.patterns import MULTIPLES, chosen
 from guyot.core.types import KeepPlan, Structures, Units
 from guyot.costs.polynomial import Polynomial, macs_of
 
@@ -35,7 +35,7 @@ def quanta_of(structures: Structures, round_to: int | Mapping[str, int]) -> tupl
             none matches.
 
     Raises:
-        MisconfiguredError: a number below 1, or a pattern that matches no group.
+        MisconfiguredError: no number of 1 or more, or a pattern that matches no group.
 
     Example:
         >>> from guyot.core.types import UnitGroup
@@ -43,12 +43,9 @@ def quanta_of(structures: Structures, round_to: int | Mapping[str, int]) -> tupl
         >>> quanta_of(Structures((group,), (), (), ()), {"*": 4, "st*": 16})
         (16,)
     """
+    require("round_to", round_to, MULTIPLES)
     names = [group.name for group in structures.groups]
     by_pattern = round_to if isinstance(round_to, Mapping) else {"*": round_to}
-    if any(value < 1 for value in by_pattern.values()):
-        raise MisconfiguredError(
-            f"round_to={round_to!r}: a width comes in multiples of 1 or more, give one"
-        )
     quanta = dict.fromkeys(names, 1)
     for pattern, value in by_pattern.items() if names else ():
         quanta |= dict.fromkeys(chosen("round_to", pattern, names, "group"), value)

@@ -155,6 +155,23 @@ def warn_missed(target: float | None, attained: float, quanta: Sequence[int], le
     warn(f"target={target} was not met: {why}")
 
 
+def warn_early(step: int, undecided: int, phases: Phases) -> None:
+    """Warn of a run that ended while it still looked for its structure.
+
+    Args:
+        step: optimiser steps so far.
+        undecided: gates that nothing but the end decided.
+        phases: of the run.
+    """
+    if undecided:
+        warn(
+            f"finish() came at step {step:,} of total_steps={phases.total_steps:,}: discovery was "
+            f"to run until step {phases.discovery_stop:,}, so {undecided:,} undecided gates were "
+            "decided at once, and nothing was trained after that; train for total_steps, or "
+            "announce fewer"
+        )
+
+
 NO_PRICE = 1e-7
 """Nats below which the price of a whole network is lost in a float32 loss: gates stay off."""
 

@@ -34,6 +34,7 @@ from guyot.discovery.checks import (
     check_copy,
     check_measured,
     prunable_structures,
+    warn_early,
     warn_extreme,
     warn_missed,
     warn_skipped,
@@ -110,7 +111,7 @@ class Discovery(Figures):
         beta: float = 0.0,
         config: DiscoveryConfig | None = None,
     ) -> None:
-        config = config or DiscoveryConfig()
+        config = DiscoveryConfig.given(config)
         dials = Dials(nu, target, alpha, beta)
         phases = Phases(total_steps, *config.shares(total_steps))
         with_gates = nu is None or nu >= NO_PRICE
@@ -420,15 +421,16 @@ class Discovery(Figures):
         """End the run; return the model, a plain `nn.Module` that needs no guyot.
 
         Warns:
-            GuyotWarning: nothing was removed, or everything that could go.
+            GuyotWarning: nothing was removed, or everything that could go, or discovery still ran.
 
         Raises:
             SequenceError: it is called twice, or nearly no step measured what structures are worth.
         """
         if self.finished:
             raise SequenceError("finish() was called twice")
+        controller, step, undecided = self._controller, self._state.step, self.undecided
         self.settle()
-        controller, step = self._controller, self._state.step
+        warn_early(step, undecided, controller.phases)
         nu, removed = controller.dials.nu, bool(self.removals)
         warn_extreme(nu, step, controller.phases, removed, self.attained, controller.least)
         return self._end()

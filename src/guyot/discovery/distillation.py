@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from guyot.core.condition import Condition, is_number, require
 from guyot.core.errors import MisconfiguredError
+
+_WEIGHT = Condition(
+    lambda weight: is_number(weight) and 0 <= weight <= 1, "give the teacher's share, from 0 to 1"
+)
+_TEMPERATURE = Condition(
+    lambda temperature: is_number(temperature) and 0 < temperature < float("inf"),
+    "give a positive number, such as 2",
+)
 
 
 class Distillation:
@@ -56,12 +65,8 @@ class Distillation:
         temperature: float = 2.0,
         dim: int = -1,
     ) -> None:
-        if not 0 <= weight <= 1:
-            raise MisconfiguredError(f"weight={weight!r}: give the teacher's share, from 0 to 1")
-        if not 0 < temperature < float("inf"):
-            raise MisconfiguredError(
-                f"temperature={temperature!r}: give a positive number, such as 2"
-            )
+        require("weight", weight, _WEIGHT)
+        require("temperature", temperature, _TEMPERATURE)
         self.weight, self.temperature, self.dim = weight, temperature, dim
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from guyot.core.condition import Condition, require
 from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.discovery.closures import with_gradients
+
+_ADVICE = "give an optimizer of torch that holds the model's parameters, or a list of several"
+_OPTIMIZERS = Condition(
+    lambda given: isinstance(given, Iterable) and not isinstance(given, str | Mapping), _ADVICE
+)
+_OPTIMIZER = Condition(lambda given: hasattr(given, "param_groups"), _ADVICE)
 
 Measure = Callable[[Optimizer], None]
 
@@ -29,12 +36,17 @@ class Optimizers:
         steps: how many they made since the last `restart`.
 
     Raises:
-        MisconfiguredError: a parameter that trains is in none of them, or in two.
+        MisconfiguredError: a parameter that trains is in none of them, or in two, or one is no
+            optimiser.
         UnsupportedError: one of them shards its state.
     """
 
     def __init__(self, model: nn.Module, given: Optimizer | Iterable[Optimizer]) -> None:
         several = [given] if isinstance(given, Optimizer) else given
+        require("optimizer", several, _OPTIMIZERS)
+        several = list(several)
+        for optimizer in several:
+            require("optimizer", optimizer, _OPTIMIZER)
         self.each = [inner_optimizer(optimizer) for optimizer in several]
         self.steps = 0
         self._hooks: list[Any] = []

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from guyot.core.condition import Condition, is_whole, require
 from guyot.core.errors import MisconfiguredError
 from guyot.core.inputs import Inputs, check_weights
 from guyot.core.torch_private import batch_norms
@@ -31,6 +32,18 @@ from guyot.surgery.record import Record, Removal
 
 _EXACT = 8
 """Batches on which the loss without a layer is measured."""
+
+_STAGES = Condition(
+    lambda stages: is_whole(stages) and stages >= 1, "give how many times to cut, 1 or more"
+)
+_LOSS = Condition(
+    lambda loss: callable(loss) and not isinstance(loss, nn.Module),
+    "give a function of the model and a batch that returns the mean loss",
+)
+_BATCHES = Condition(
+    lambda batches: hasattr(batches, "__iter__") or hasattr(batches, "__getitem__"),
+    "give a list of batches, or a loader",
+)
 
 BatchLoss = Callable[[nn.Module, Any], Tensor]
 
@@ -100,10 +113,11 @@ def shrink(
             only once, the target cannot be reached, or there is nothing to prune.
         UnsupportedError: the model cannot be traced.
     """
-    config = config or DiscoveryConfig()
+    config = DiscoveryConfig.given(config)
     Dials(nu=None, target=target, alpha=alpha)
-    if stages < 1:
-        raise MisconfiguredError(f"stages={stages}: give how many times to cut, 1 or more")
+    require("stages", stages, _STAGES)
+    require("loss", loss, _LOSS)
+    require("batches", batches, _BATCHES)
     if iter(batches) is batches:
         raise MisconfiguredError(
             f"batches={type(batches).__name__} can be gone through only once: give list(batches)"
@@ -167,7 +181,7 @@ def _measured(
             for batch in batches:
                 first += [batch] if len(first) < _EXACT else []
                 gates.zero_grad()
-                loss(model, batch).backward()
+                _mean_of(loss(model, batch)).backward()
                 evidence.add(gates.gradient, gates.sampled, gates.predictions, mean=_alone)
             if not first:
                 raise MisconfiguredError("batches is empty: give some ten batches or more")
@@ -183,6 +197,18 @@ def _measured(
         gates.detach()
     on = torch.ones(index.total, dtype=torch.bool)
     return with_branches(benefit, on, Homes.of(structures))
+
+
+def _mean_of(loss: Any) -> Tensor:
+    """Return a batch's loss, if it is one."""
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        return loss
+    what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+    what += " without a gradient" if isinstance(loss, Tensor) and not loss.requires_grad else ""
+    raise MisconfiguredError(
+        f"loss(model, batch) returned {what}: return the mean loss of the batch, one number that "
+        "the model computed"
+    )
 
 
 def _alone(values: Tensor) -> Tensor:

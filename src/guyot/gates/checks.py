@@ -6,6 +6,7 @@ import torch.distributed as dist
 from torch import nn
 
 from guyot.core.errors import MisconfiguredError, UnsupportedError
+from guyot.core.inputs import check_module
 from guyot.core.locate import wrapper_of
 from guyot.core.parallel import ORDER, check_sharding, check_wrapper, is_sharded, sharded_modules
 from guyot.core.warning import warn
@@ -19,6 +20,7 @@ def check_model(model: nn.Module) -> None:
         MisconfiguredError: another run has gates on it.
         UnsupportedError: surgery cannot follow its wrapper, or how it is sharded.
     """
+    check_module(model)
     if any(isinstance(module, Gated) for module in model.modules()):
         raise MisconfiguredError(
             f"{type(model).__name__} still has the gates of another Discovery: call abandon() or "

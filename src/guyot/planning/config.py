@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from guyot.core.condition import Condition
+from guyot.core.condition import SWITCH, Condition, is_number, is_whole, problem_of, require
 from guyot.core.errors import MisconfiguredError
-from guyot.core.patterns import Patterns
+from guyot.core.patterns import ANY_PATTERNS, MULTIPLES, SETS_OF_PATTERNS, Patterns
 
 if TYPE_CHECKING:
     from guyot.costs.complexity import Cost
@@ -52,60 +52,72 @@ class Draw(NamedTuple):
 
 CONDITIONS = {
     "nu": Condition(
-        lambda nu: 0 <= nu < float("inf"),
+        lambda nu: is_number(nu) and 0 <= nu < float("inf"),
         "give the nats of loss worth paying to remove all complexity, 0 or more, such as 0.3",
     ),
     "target": Condition(
-        lambda target: 0 < target < 1,
+        lambda target: is_number(target) and 0 < target < 1,
         "give the share of the complexity to keep, between 0 and 1, such as 0.5",
     ),
     "alpha": Condition(
-        lambda alpha: 0 <= alpha <= 1,
+        lambda alpha: is_number(alpha) and 0 <= alpha <= 1,
         "give a number from 0 to 1: 1 counts MACs only, 0 parameters only",
     ),
     "beta": Condition(
-        lambda beta: 0 <= beta <= 1,
+        lambda beta: is_number(beta) and 0 <= beta <= 1,
         "give a number from 0 to 1: 0 charges units and layers alike, 1 whole layers only",
     ),
-    "theta0": Condition(lambda theta0: 0 < theta0 <= 1, "give a probability above 0, such as 0.9"),
-    "epsilon": Condition(
-        lambda epsilon: 0 <= epsilon < 0.5, "give a probability below 1/2, such as 0.01"
-    ),
-    "sharpness": Condition(lambda sharpness: sharpness >= 1, "give 1 or more, such as 4"),
-    "patience": Condition(
-        lambda patience: 0 < patience <= 1, "give a share of discovery, such as 0.05"
-    ),
-    "estimator": Condition(lambda name: name in ESTIMATORS, f"choose {', '.join(ESTIMATORS)}"),
-    "decay": Condition(
-        lambda decay: 0 <= decay < 1,
-        "give 0 or more and below 1, such as 0.96 for a window of 25 samples",
-    ),
-    "max_speed": Condition(lambda speed: speed > 0, "give a positive bound, such as 2"),
     "total_steps": Condition(
-        lambda steps: steps < float("inf"),
+        lambda steps: is_number(steps) and steps == int(steps),
         "give the number of optimiser steps of the whole run, such as 1000",
     ),
+    "trained": SWITCH,
+    "warmup": Condition(is_number, "give a share of the steps, such as 0.1"),
+    "discovery_end": Condition(is_number, "give a share of the steps, such as 0.4"),
+    "theta0": Condition(
+        lambda theta0: is_number(theta0) and 0 < theta0 <= 1,
+        "give a probability above 0, such as 0.9",
+    ),
+    "epsilon": Condition(
+        lambda epsilon: is_number(epsilon) and 0 <= epsilon < 0.5,
+        "give a probability below 1/2, such as 0.01",
+    ),
+    "sharpness": Condition(
+        lambda sharpness: is_number(sharpness) and sharpness >= 1, "give 1 or more, such as 4"
+    ),
+    "patience": Condition(
+        lambda patience: is_number(patience) and 0 < patience <= 1,
+        "give a share of discovery, such as 0.05",
+    ),
+    "estimator": Condition(
+        lambda name: isinstance(name, str) and name in ESTIMATORS,
+        f"choose {', '.join(ESTIMATORS)}",
+    ),
+    "decay": Condition(
+        lambda decay: is_number(decay) and 0 <= decay < 1,
+        "give 0 or more and below 1, such as 0.96 for a window of 25 samples",
+    ),
+    "max_speed": Condition(
+        lambda speed: is_number(speed) and speed > 0, "give a positive bound, such as 2"
+    ),
+    "round_to": MULTIPLES,
+    "units": SWITCH,
+    "layers": SWITCH,
+    "ignore": ANY_PATTERNS,
+    "freeze": ANY_PATTERNS,
+    "tie": SETS_OF_PATTERNS,
     "removals": Condition(
-        lambda removals: removals >= 1,
+        lambda removals: is_whole(removals) and removals >= 1,
         "give how many times structures may be removed, such as 40",
+    ),
+    "seed": Condition(
+        lambda seed: is_whole(seed) and -(2**63) <= seed < 2**64, "give a whole number, such as 0"
     ),
 }
 """What the value of a dial or setting must be, here and on the command line."""
 
-
-def problem_of(setting: str, value: Any) -> str | None:
-    """Return what is wrong with the value of a setting, and the way out; None if nothing is.
-
-    Example:
-        >>> problem_of("removals", 0)
-        'removals=0: give how many times structures may be removed, such as 40'
-    """
-    condition = CONDITIONS[setting]
-    try:
-        fits = condition.fits(value)
-    except TypeError:  # such as a text instead of a number
-        fits = False
-    return None if fits else f"{setting}={value!r}: {condition.advice}"
+_BY_ITSELF = ("warmup", "discovery_end", "epsilon", "sharpness")
+"""Settings that may be None: other settings say then what they are."""
 
 
 def problem_of_targets(targets: Sequence[float]) -> str | None:
@@ -115,7 +127,7 @@ def problem_of_targets(targets: Sequence[float]) -> str | None:
     if len(targets) < 2:
         return f"targets={given}: give at least two sizes, such as 0.7,0.5, or one target"
     for target, text in zip(targets, shown, strict=True):
-        if problem_of("target", target):
+        if problem_of("target", target, CONDITIONS["target"]):
             return (
                 f"targets={given}: {text} is out of range, give shares of the complexity to "
                 "keep, between 0 and 1"
@@ -169,7 +181,7 @@ class DiscoveryConfig:
         seed: of the sampled gates.
 
     Raises:
-        MisconfiguredError: a value is out of range.
+        MisconfiguredError: a value is out of range, or of another kind.
     """
 
     trained: bool = False
@@ -192,10 +204,24 @@ class DiscoveryConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for setting, value in vars(self).items():
-            by_itself = setting in ("epsilon", "sharpness") and value is None
-            if setting in CONDITIONS and not by_itself and (problem := problem_of(setting, value)):
-                raise MisconfiguredError(problem)
+        given = {
+            setting: value
+            for setting, value in vars(self).items()
+            if not (setting in _BY_ITSELF and value is None)
+        }
+        _check(given)
+
+    @classmethod
+    def given(cls, config: DiscoveryConfig | None) -> DiscoveryConfig:
+        """Return a configuration that a user gave, or that of most runs for None.
+
+        Raises:
+            MisconfiguredError: it is something else, such as a dict.
+        """
+        if config is None:
+            return cls()
+        require("config", config, _CONFIG)
+        return config
 
     def shares(self, total_steps: int) -> tuple[float, float]:
         """Return the warm-up and the end of discovery as shares of the steps of a run.
@@ -207,8 +233,7 @@ class DiscoveryConfig:
         Raises:
             MisconfiguredError: the steps are not a number.
         """
-        if problem := problem_of("total_steps", total_steps):
-            raise MisconfiguredError(problem)
+        require("total_steps", total_steps, CONDITIONS["total_steps"])
         warmup, end = _SHARES[self.trained]
         if self.trained and round(warmup * total_steps) < SHORTEST:
             warmup = 0.0
@@ -236,6 +261,12 @@ class DiscoveryConfig:
 
         units = MOST_PROBABLE if self.estimator == "fisher" else _AT_RANDOM
         return Draw(given(*units), given(*_AT_RANDOM))
+
+
+_CONFIG = Condition(
+    lambda config: isinstance(config, DiscoveryConfig),
+    "give a guyot.DiscoveryConfig, such as guyot.DiscoveryConfig(round_to=8)",
+)
 
 
 @dataclass(frozen=True)
@@ -266,7 +297,22 @@ class Dials:
         given = {
             dial: value
             for dial, value in vars(self).items()
-            if isinstance(value, int | float | str)  # neither None nor a Cost
+            if not (dial in ("nu", "target") and value is None)
+            and not (dial == "alpha" and _is_cost(value))
         }
-        if problems := [problem for dial in given if (problem := problem_of(dial, given[dial]))]:
-            raise MisconfiguredError(*problems)
+        _check(given)
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """Refuse values that are no such settings, all in one error."""
+    problems = [problem_of(name, value, CONDITIONS[name]) for name, value in given.items()]
+    if found := [problem for problem in problems if problem is not None]:
+        raise MisconfiguredError(*found)
+
+
+def _is_cost(alpha: Any) -> bool:
+    if is_number(alpha):
+        return False
+    from guyot.costs.complexity import Cost  # with it comes torch
+
+    return isinstance(alpha, Cost)

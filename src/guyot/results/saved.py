@@ -13,9 +13,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from guyot.core.condition import Condition, require
 from guyot.core.contents import NETWORK
 from guyot.core.errors import MisconfiguredError, StorageError
-from guyot.core.inputs import Inputs
+from guyot.core.inputs import Inputs, check_module
 from guyot.core.schema import misfit
 from guyot.core.storage import read_json, read_tensors, write_tensors
 from guyot.core.trees import difference, json_text
@@ -25,6 +26,12 @@ from guyot.results.fingerprint import described, fingerprint_of, inputs_like, un
 from guyot.results.rebuild import rebuild
 
 WEIGHTS, STRUCTURE = "model.safetensors", "structure.json"
+
+
+_STRUCTURE = Condition(
+    lambda structure: isinstance(structure, Mapping) and "units" in structure,
+    "give discovery.structure, or the structure of what guyot.shrink returned",
+)
 
 
 def save(
@@ -42,8 +49,8 @@ def save(
         structure: `Discovery.structure`; what else it holds must be plain data.
 
     Raises:
-        MisconfiguredError: the folder holds a network, or the example inputs are neither tensors
-            nor plain data.
+        MisconfiguredError: the folder holds a network, the structure is none, or the example
+            inputs are neither tensors nor plain data.
         StorageError: the folder cannot be written.
         UnsupportedError: the model is sharded.
 
@@ -58,7 +65,9 @@ def save(
         >>> guyot.load(folder, factory)[0]
         Linear(in_features=8, out_features=3, bias=True)
     """
+    check_module(model)
     check_whole(model)
+    require("structure", structure, _STRUCTURE)
     folder = Path(folder)
     inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
     description = described(inputs)

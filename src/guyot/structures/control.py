@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
+from guyot.core.condition import require
 from guyot.core.errors import MisconfiguredError
-from guyot.core.patterns import Patterns, chosen
+from guyot.core.patterns import SETS_OF_PATTERNS, Patterns, chosen
 from guyot.core.reasons import Reason, ReasonKind
 from guyot.structures.axes import DimVar, freeze, root_of, unify
 from guyot.structures.axis_graph import AxisGraph
@@ -73,8 +74,9 @@ def tie_groups(names: GroupNames, sets: Sequence[Patterns]) -> None:
 
     Raises:
         MisconfiguredError: a pattern matches no group that can shrink, or a set is of one group
-            only or of groups of several sizes.
+            only or of groups of several sizes, or the sets are no patterns.
     """
+    require("tie", sets, SETS_OF_PATTERNS)
     leaf_of = {name: leaf for leaf, name in names.of.items()}
     for patterns in sets:
         tied = _tied(patterns, leaf_of)

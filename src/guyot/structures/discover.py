@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import nn
 
 from guyot.core.errors import NoWeightsError
-from guyot.core.inputs import Inputs, on_meta
+from guyot.core.inputs import Inputs, check_module, on_meta
 from guyot.core.locate import unwrap
 from guyot.core.patterns import Patterns
 from guyot.core.randomness import isolated
@@ -72,6 +72,7 @@ def find_structures(
         >>> {group.name: group.size for group in found.groups}
         {'0': 16}
     """
+    check_module(model)
     model = unwrap(model)
     check_whole(model, "find its structures before fully_shard, or make a Discovery of it")
     with isolated():  # a forward that draws random numbers gives the same structures each time

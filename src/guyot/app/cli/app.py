@@ -45,7 +45,9 @@ class Program(TyperGroup):
         except _UsageError as error:
             name = ctx.invoked_subcommand
             command = f"guyot {name}" if name in self.commands else "guyot"
-            raise _refusal(f"{_usage(error)}; see {command} --help") from error
+            said = _usage(error)
+            joint = " See" if said.endswith("?") else "; see"
+            raise _refusal(f"{said}{joint} {command} --help") from error
         except GuyotError as error:
             command = self.commands.get(ctx.invoked_subcommand or "")
             options = (

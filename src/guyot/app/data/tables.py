@@ -21,9 +21,18 @@ from guyot.core.condition import did_you_mean
 from guyot.core.errors import MisconfiguredError
 from guyot.core.storage import regular
 from guyot.core.storage.files import first_line
+from guyot.core.warning import warn
 
 _TEST = 0.2
 _MOST_VALUES = 1000
+_MISSING = frozenset({"NA", "N/A", "n/a", "NULL", "Null", "null", "None", "none", "-", "?"})
+"""What programs write where a number is missing."""
+_MISTAKES = 0.1
+"""Share of the rows up to which texts among numbers are mistakes and no categories."""
+_FEW = 10
+"""Different texts that any column may have."""
+_OWN_TEXT = 0.5
+"""Different texts per row above which a column names rows and says nothing about them."""
 _PARQUET = (".parquet", ".pq")
 
 
@@ -65,6 +74,8 @@ def read_table(file: Path, label: str | None = None, *, regression: bool = False
         for other, name in enumerate(names)
         if other != place
     ]
+    if not any(column.shape[1] for column in columns):
+        raise MisconfiguredError(f"{file} has no features: give columns beside what to predict")
     whole = Split(torch.cat(columns, dim=1), labels)
     task = "regression" if regression else "classification"
     return Dataset(
@@ -139,12 +150,17 @@ def _check_rows(file: Path, names: Sequence[str], rows: Sequence[Sequence[str]])
         )
     if twice := {name for name in names if names.count(name) > 1}:
         raise MisconfiguredError(f"{file} has two columns {min(twice)!r}: rename one of them")
-    for number, row in enumerate(rows, 2):
-        if "" in row:
-            raise MisconfiguredError(
-                f"{file}, row {number}: the column {names[row.index('')]!r} is empty: fill it in, "
-                "or remove the row"
-            )
+    if gaps := [number for number, row in enumerate(rows, 2) if "" in row]:
+        column = names[rows[gaps[0] - 2].index("")]
+        raise MisconfiguredError(
+            f"{file}, row {gaps[0]}: the column {column!r} is empty{_and_more(gaps, 'gaps')}: fill "
+            f"{'it' if len(gaps) == 1 else 'them'} in, or remove the rows"
+        )
+
+
+def _and_more(rows: Sequence[int], what: str) -> str:
+    """Say how many more rows have the same problem; nothing if one has."""
+    return f", and {len(rows) - 1} more rows have {what}" if len(rows) > 1 else ""
 
 
 def _classes(cells: Sequence[str], where: str) -> tuple[Tensor, tuple[str, ...]]:
@@ -183,18 +199,38 @@ def _numbers(cells: Sequence[str], train: Tensor, where: str) -> tuple[Tensor, t
 
 
 def _column(cells: Sequence[str], train: Tensor, where: str) -> Tensor:
-    """Return a column as features, float32 (rows, features)."""
+    """Return a column as features, float32 (rows, features); none if every row has its own text."""
+    texts = [number for number, cell in enumerate(cells, 2) if not _is_number(cell)]
+    if len(texts) < len(cells) and _are_gaps([cells[n - 2] for n in texts], len(cells)):
+        raise MisconfiguredError(
+            f"{where} holds numbers, but {cells[texts[0] - 2]!r} in row {texts[0]}"
+            f"{_and_more(texts, 'no number there')}: write numbers, or remove the rows"
+        )
     if all(map(_is_number, cells)):
         values = torch.tensor([float(cell) for cell in cells], dtype=torch.float64)
-        if not bool(values.isfinite().all()):
-            raise MisconfiguredError(f"{where} has numbers that are not finite: repair them")
+        if bad := [number for number, fine in enumerate(values.isfinite().tolist(), 2) if not fine]:
+            raise MisconfiguredError(
+                f"{where} has numbers that are not finite: {cells[bad[0] - 2]!r} in row {bad[0]}"
+                f"{_and_more(bad, 'such numbers')}; repair them, or remove the rows"
+            )
         return scaled(values, values[train])[0][:, None]
     kinds = sorted(set(cells))
+    if len(kinds) > max(_FEW, _OWN_TEXT * len(cells)):
+        warn(
+            f"{where} is left out, since it has {len(kinds)} different texts in {len(cells)} rows: "
+            "group its values if they matter"
+        )
+        return torch.empty(len(cells), 0)
     if len(kinds) > _MOST_VALUES:
         raise MisconfiguredError(
             f"{where} has {len(kinds)} different texts: remove it, or group its values"
         )
     return torch.tensor([[float(cell == kind) for kind in kinds] for cell in cells])
+
+
+def _are_gaps(texts: Sequence[str], rows: int) -> bool:
+    """Say whether texts among numbers stand for missing numbers or are mistakes."""
+    return bool(texts) and (_MISSING.issuperset(texts) or len(texts) <= _MISTAKES * rows)
 
 
 def _is_number(cell: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from guyot.app.recording.environment import environment
 from guyot.app.recording.lines import Lines
-from guyot.core.errors import MisconfiguredError, SequenceError, StorageError
+from guyot.core.condition import Condition, is_number, require
+from guyot.core.errors import SequenceError, StorageError
 from guyot.core.storage import replaced
 from guyot.core.trees import finite
 from guyot.costs.complexity import Cost
@@ -22,6 +24,21 @@ from guyot.report.describe import widths
 from guyot.report.history import History
 from guyot.report.outcome import Network, Outcome, to_dict
 from guyot.report.page.build import render
+
+_DISCOVERY = Condition(
+    lambda discovery: isinstance(discovery, Discovery), "give the Discovery that trains"
+)
+_EPOCH = Condition(
+    lambda steps: is_number(steps) and steps >= 1,
+    "give the number of optimiser steps of an epoch, or nothing",
+)
+_LOSS = Condition(
+    lambda loss: isinstance(loss, Real) or (isinstance(loss, Tensor) and loss.numel() == 1),
+    "give the mean loss of the batch, one number",
+)
+_SHARE = Condition(
+    lambda share: is_number(share) and 0 <= share <= 1, "give a share from 0 to 1, not percent"
+)
 
 
 class Recorder:
@@ -56,16 +73,14 @@ class Recorder:
         data: str | None = None,
         steps_per_epoch: int | None = None,
     ) -> None:
+        require("discovery", discovery, _DISCOVERY)
         if discovery.finished:
             raise SequenceError(
                 "Recorder(discovery) after finish(): make it before the loop, right after the "
                 "Discovery"
             )
-        if steps_per_epoch is not None and not steps_per_epoch >= 1:
-            raise MisconfiguredError(
-                f"steps_per_epoch={steps_per_epoch}: give the number of optimiser steps of an "
-                "epoch, or nothing"
-            )
+        if steps_per_epoch is not None:
+            require("steps_per_epoch", steps_per_epoch, _EPOCH)
         self._discovery, self._per_epoch = discovery, steps_per_epoch
         self._config = self._settings(model or type(discovery.model).__name__, data)
         self._environment = environment()
@@ -125,6 +140,7 @@ class Recorder:
             MisconfiguredError: an accuracy is not in [0, 1], such as one in percent.
         """
         if loss is not None:
+            require("loss", loss, _LOSS)
             self._recorded.loss(loss.detach() if isinstance(loss, Tensor) else loss)
         _check_share("accuracy", accuracy)
         _check_share("validation_accuracy", validation_accuracy)
@@ -215,5 +231,5 @@ class Recorder:
 
 
 def _check_share(name: str, value: float | None) -> None:
-    if value is not None and not 0 <= value <= 1:
-        raise MisconfiguredError(f"{name}={value:g}: give a share from 0 to 1, not percent")
+    if value is not None:
+        require(name, value, _SHARE)

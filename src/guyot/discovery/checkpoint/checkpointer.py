@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from guyot.core.condition import Condition, is_whole, require
 from guyot.core.contents import MANIFEST
 from guyot.core.errors import GuyotError, MisconfiguredError, UnsupportedError
+from guyot.core.inputs import check_module
 from guyot.core.locate import unwrap, wrapper_of
 from guyot.core.parallel import Ranks, gathered, group_of_shards, is_sharded, spread_like
 from guyot.core.randomness import diverge, random_state
@@ -44,6 +46,9 @@ VERSION = 2
 
 _FILES = ("manifest.json", "structure.json", "model.safetensors", "state.json", "state.safetensors")
 _NAME = re.compile(r"step-(\d{9,})")
+_KEEP = Condition(
+    lambda keep: is_whole(keep) and keep >= 1, "give how many checkpoints stay, at least 1"
+)
 _WHOLE = {"units": {}, "removed_layers": []}
 
 
@@ -99,8 +104,8 @@ class Checkpointer:
         keep: int = 2,
         **parts: Stateful,
     ) -> None:
-        if keep < 1:
-            raise MisconfiguredError(f"keep={keep}: give how many checkpoints stay, at least 1")
+        check_module(model)
+        require("keep", keep, _KEEP)
         for name, part in parts.items():
             if not (hasattr(part, "state_dict") and hasattr(part, "load_state_dict")):
                 raise MisconfiguredError(
