@@ -1,6 +1,7 @@
 """The pages say what is true, in words that everybody knows."""
 
 import ast
+import builtins
 import re
 import tomllib
 from importlib import import_module
@@ -96,6 +97,30 @@ def test_blocks_import_what_they_use(path: Path) -> None:
         shown |= imported(tree)
         used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
         assert not (used & known) - shown, code
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=name_of)
+def test_whole_programs_import_what_they_use(path: Path) -> None:
+    """A block that begins with imports and makes all else itself is pasted alone."""
+    every = re.findall(r"^(?:import|from .+ import) .+", path.read_text("utf-8"), re.MULTILINE)
+    known = imported(ast.parse("\n".join(every)))
+    for code in blocks(path, "python"):
+        tree = ast.parse(code)
+        if isinstance(tree.body[0], ast.Import | ast.ImportFrom):
+            missing = borrowed(tree) - imported(tree)
+            assert not missing or missing - known, code
+
+
+def borrowed(tree: ast.Module) -> set[str]:
+    """Return the names that a program uses and does not make."""
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    made = {node.id for node in names if not isinstance(node.ctx, ast.Load)} | set(dir(builtins))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            made.add(node.name)
+        if isinstance(node, ast.arg):
+            made.add(node.arg)
+    return {node.id for node in names if isinstance(node.ctx, ast.Load)} - made
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=name_of)
