@@ -246,6 +246,13 @@ def test_trained_weights_are_asked_of_the_zoo(monkeypatch: pytest.MonkeyPatch) -
         model = build("torchvision:squeezenet1_1", 5, pretrained=True)
     assert torch.equal(model.state_dict()["features.0.weight"], state["features.0.weight"])
 
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(weights, "get_state_dict", unreachable)
+    with pytest.raises(MisconfiguredError, match=r"no route to host; without .* give weights=FILE"):
+        build("torchvision:squeezenet1_1", 5, pretrained=True)
+
 
 # -- folders and tables ------------------------------------------------------------------------
 

@@ -248,7 +248,11 @@ def test_what_a_sweep_wants_of_a_score() -> None:
         ("--data text:latin.txt", r"latin.txt cannot be read \(.*: give a file of text in UTF-8"),
         (
             "--data text:short.txt --context 2 --model mlp --batch-size 4",
-            "--model='mlp' does not fit --data='text:short.txt' with samples of 2: ",
+            "'mlp' does not fit --data='text:short.txt' with samples of 2: .*give --model=transf",
+        ),
+        (
+            "--data table:t.csv --task regression --model resnet20 --batch-size 8",
+            "does not fit --data='table:t.csv' with samples of .*: .*give --model=mlp, or other",
         ),
         ("--data text:wide.txt", "has 5000 different characters: give a text with at most"),
     ],

@@ -86,6 +86,7 @@ def build_with_inputs(
         raise MisconfiguredError(
             f"model={name!r} cannot be built with {num_classes} classes{shape}: "
             f"{type(error).__name__}: {first_line(error)}"
+            + ("; without internet give weights=FILE.safetensors" if pretrained else "")
         ) from error
 
 

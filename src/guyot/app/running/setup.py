@@ -152,9 +152,12 @@ def check_forward(model: nn.Module, images: Tensor, config: RunConfig, data: Dat
     kind = "images" if images.dim() == 4 else "samples"
     problem = f"model={config.model!r} does not fit data={config.data!r} with {kind} of {shape}"
     needed = TASKS[data.task].shape(images, data.outputs)
-    remedy = "choose another model or data" + (
-        ", or another image_size" if config.data.startswith("imagefolder") else ""
-    )
+    remedy = "choose another model or data"
+    if config.data.startswith("imagefolder"):
+        remedy += ", or another image_size"
+    usual = "mlp" if images.is_floating_point() else "transformer"
+    if images.dim() == 2 and config.model != usual:
+        remedy = f"give model={usual}, or other data"
     try:
         with torch.no_grad(), isolated():
             logits = copy.deepcopy(model).train()(images)
