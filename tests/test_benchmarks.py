@@ -76,7 +76,7 @@ class ReadOnce:
         return self.source.epoch(number)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "vit"])
+@pytest.mark.parametrize("name", [pytest.param("gpt2", marks=pytest.mark.slow), "vit"])
 def test_all_methods_train_the_same_steps(models: ModuleType, name: str) -> None:
     results = {}
     for method in models.METHODS:

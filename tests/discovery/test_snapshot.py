@@ -37,7 +37,12 @@ def fresh() -> Iterator[Run]:
 
 
 @pytest.mark.parametrize(
-    ("name", "optimizer"), [("cifar", "sgd"), ("tokens", "adamw"), ("mobile", "adamw")]
+    ("name", "optimizer"),
+    [
+        ("cifar", "sgd"),
+        ("tokens", "adamw"),
+        pytest.param("mobile", "adamw", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_in_pieces_is_the_whole_run(name: str, optimizer: str) -> None:
     """Pieces end in warm-up, at the first gates, around removals, at settling, and after it."""
