@@ -28,7 +28,7 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 from torch.distributed.tensor import Shard, distribute_module, distribute_tensor
-from workers import main, same
+from workers import fitted_by_lightning, main, same
 
 from guyot import (
     Discovery,
@@ -460,22 +460,9 @@ def lightning() -> None:
     inputs = (torch.ones(2, 7),)
     config = DiscoveryConfig(round_to=1)
     callback = DiscoveryCallback("net", inputs, target=0.5, config=config)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=dist.get_world_size(),
-        strategy=ModelParallelStrategy(dist.get_world_size(), 1),
-        max_epochs=1,
-        callbacks=[callback],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
     module = Module()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those of Lightning
-        trainer.fit(module, DataLoader(samples, 8))
+    strategy = ModelParallelStrategy(dist.get_world_size(), 1)
+    trainer = fitted_by_lightning(module, DataLoader(samples, 8), callback, strategy)
     discovery = callback.discovery
     assert discovery is not None and discovery.finished and discovery.standing.step == STEPS
     assert discovery.macs < 0.6 * discovery.full_macs

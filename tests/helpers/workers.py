@@ -522,6 +522,28 @@ def of_this_rank(count: int) -> Tensor:
     return torch.randn(count, 7, generator=torch.Generator().manual_seed(dist.get_rank()))
 
 
+def fitted_by_lightning(module: Any, samples: Any, callback: Any, strategy: Any) -> Any:
+    """Train for an epoch with the processes that are there; the trainer."""
+    import lightning.pytorch as pl
+
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=dist.get_world_size(),
+        strategy=strategy,
+        max_epochs=1,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # those of Lightning
+        trainer.fit(module, samples)
+    return trainer
+
+
 def lightning() -> None:
     import lightning.pytorch as pl
     from torch.utils.data import DataLoader, TensorDataset
@@ -543,22 +565,9 @@ def lightning() -> None:
 
     config = DiscoveryConfig(round_to=1)
     callback = DiscoveryCallback("net", (torch.ones(2, 7),), target=0.5, config=config)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=2,
-        strategy="ddp",
-        max_epochs=1,
-        callbacks=[callback],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
     module = Module()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those of Lightning
-        trainer.fit(module, DataLoader(TensorDataset(of_this_rank(8 * STEPS)), 8))
+    samples = DataLoader(TensorDataset(of_this_rank(8 * STEPS)), 8)
+    trainer = fitted_by_lightning(module, samples, callback, "ddp")
     discovery = callback.discovery
     assert trainer.world_size == 2 and discovery is not None
     assert discovery.finished and discovery.standing.step == STEPS
