@@ -53,7 +53,7 @@ def test_measure_and_say_how_well_it_predicts(tmp_path: Path) -> None:
     result = run("profile", *arguments)
     assert result.exit_code == 0, result.output
     assert torch.get_num_threads() == threads
-    assert max(len(line) for line in result.output.splitlines()[:-1]) <= 80
+    assert max(len(line) for line in result.stdout.splitlines()[:-1]) <= 80
     for text in ("ms predicted, ", "goes with layers alone", "each predicted from the others:"):
         assert text in result.output
     assert LatencyTable.load(output).where["threads"] == "1"
