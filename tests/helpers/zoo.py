@@ -50,6 +50,7 @@ BRANCHES: dict[str, Branches] = {
     "diffusers.models.resnet.ResnetBlock2D": 1,
     "diffusers.models.transformers.transformer_2d.Transformer2DModel": 1,
     "monai.networks.blocks.convolutions.ResidualUnit": 1,
+    "peft.tuners.lora.layer.Linear": 1,
     # Its skips are summed beside the stream: the first has nothing to be added to.
     "torchaudio.models.conv_tasnet.MaskGenerator": lambda mask: 2 * len(mask.conv_layers) - 2,
     "torchvision.models.convnext.CNBlock": 1,

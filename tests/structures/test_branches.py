@@ -258,3 +258,46 @@ def test_lengths_follow_around_a_block_without_its_branch() -> None:
     assert difference < 1e-12
     assert not left.layers and not list(model[1].block.parameters())
     assert model[1].expand.out_channels == 6 and len(left.groups) == len(structures.groups)
+
+
+class Adapted(nn.Module):
+    """A linear map with a correction of low rank, which reads the same input with dropout."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.base, self.dropout = nn.Linear(width, width), nn.Dropout(0.1)
+        self.down, self.up = nn.Linear(width, 2, bias=False), nn.Linear(2, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(self.dropout(x))) * 0.5
+
+
+class Heads(nn.Module):
+    """Two adapted maps of one input, and one that is not adapted between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.plain, self.last = Adapted(6), nn.Linear(6, 6), Adapted(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.tanh()
+        return torch.cat([self.first(x), self.plain(x), self.last(x)], 1)
+
+
+@pytest.mark.parametrize("gone", [{0}, {1}, {0, 1}])
+def test_an_adapter_that_reads_with_dropout_is_a_branch(gone: set[int]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), Heads(), nn.Linear(18, 2))
+    x = torch.randn(3, 4)
+    structures = find_structures(model, (x,))
+    assert [layer.name for layer in structures.layers] == ["1.first", "1.last"]
+    assert [layer.writers for layer in structures.layers] == [
+        ("1.first.up.weight",),
+        ("1.last.up.weight",),
+    ]
+    sliced = copy.deepcopy(model)
+    difference, _ = masked_against_sliced(sliced, structures, KeepPlan({}, frozenset(gone)), (x,))
+    assert difference < 1e-12
+    for number, adapted in enumerate((sliced[1].first, sliced[1].last)):
+        names = {name.partition(".")[0] for name, _ in adapted.named_parameters()}
+        assert names == ({"base"} if number in gone else {"base", "down", "up"})

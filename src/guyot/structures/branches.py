@@ -3,8 +3,8 @@
 The *cone* of an operand of an addition is everything that serves only this operand: all users of
 its operators lie in the cone or are the addition. An addition `a = u + v` closes a residual branch
 u when u's cone reads v itself (the identity shortcut), maybe through a norm that parallel branches
-share, or something that v's cone reads too, as it is or pooled (a projection). What else the cone
-reads is context: masks, positions, an encoder's output. Where both operands have weights, the
+share, or something that v's cone reads too, as it is, pooled (a projection), or with dropout (an
+adapter). What else the cone reads is context: masks, positions, an encoder's output. Where both operands have weights, the
 branch is the one with more of them.
 """
 
@@ -31,6 +31,7 @@ _NOT_AFFINE = Reason(ReasonKind.BRANCH, "its residual branch does not end in an 
 _CALLED_AGAIN = Reason(ReasonKind.BRANCH, "its module is called more than once")
 _SHARED = Reason(ReasonKind.BRANCH, "the parameters that end its branch are shared")
 POOLS = set(overloads("avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d".split()))
+DROPOUTS = set(overloads(["dropout", "feature_dropout"]))
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _sides(node: fx.Node, fed: set[fx.Node], used: set[fx.Node]) -> Iterator[tup
         cone, shortcut = cones[side], operands[1 - side]
         if cone.weights and (
             any(_normalised(read, shortcut, fed) for read in cone.reads)
-            or cone.reads & _pooled(cones[1 - side].reads)
+            or _before(cone.reads, DROPOUTS) & _before(cones[1 - side].reads, POOLS | DROPOUTS)
         ):
             yield (
                 next(i for i, arg in enumerate(node.args[:2]) if arg is operands[side]),
@@ -145,12 +146,12 @@ def _normalised(node: fx.Node, source: fx.Node, fed: set[fx.Node]) -> bool:
     return True
 
 
-def _pooled(reads: frozenset[fx.Node]) -> set[fx.Node]:
-    """Return what a cone reads, and what that is pooled from."""
+def _before(reads: frozenset[fx.Node], operators: set[object]) -> set[fx.Node]:
+    """Return what a cone reads, and what these operators made that from."""
     found: set[fx.Node] = set()
     for node in reads:
         found.add(node)
-        while node.target in POOLS:
+        while node.target in operators:
             (node,) = node.all_input_nodes
             found.add(node)
     return found
