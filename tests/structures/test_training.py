@@ -80,3 +80,38 @@ def test_a_head_that_cannot_be_compared_stays(kind: str, reason: str) -> None:
     """It draws numbers that nobody can hold still, or goes two ways, which no graph shows."""
     _, structures = found(kind)
     assert {f.name: f.reason for f in structures.frozen}["head.0"].startswith(reason)
+
+
+class Penalised(nn.Module):
+    """Keeps what its user adds to the loss; `kind` says what that is."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.penalty: Any = None
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        y = self.b(h)
+        match self.kind:
+            case "per unit":
+                self.penalty = y.square().mean() / h.shape[1]
+            case "hidden":
+                self.penalty = h
+            case "outputs":
+                self.penalty = [y, y.square().mean()]
+        return y
+
+
+@pytest.mark.parametrize("kind", ["per unit", "hidden", "outputs"])
+def test_what_forward_keeps_for_the_loss_has_the_same_value(kind: str) -> None:
+    """Divided by the number of units that stay, it is another number than with zeros."""
+    torch.manual_seed(0)
+    structures = find_structures(Penalised(kind), (torch.randn(4, 5),))
+    if kind != "per unit":
+        assert [group.name for group in structures.groups] == ["a"]
+        return
+    assert not structures.groups
+    (reason,) = {f.reason for f in structures.frozen if f.name == "a"}
+    assert reason == "forward sets penalty to another value than in the masked network"

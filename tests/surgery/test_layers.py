@@ -690,13 +690,33 @@ class Watched(nn.Module):
         return self.head(self.block(x))
 
 
-@pytest.mark.parametrize("watched", [False, True])
+class Noted(nn.Module):
+    """Keeps the sum of the block for others; the network itself ends in a narrow layer."""
+
+    def __init__(self, types: list[torch.dtype]) -> None:
+        super().__init__()
+        self.block, self.head = Widened(), nn.Linear(6, 2)
+        self.sum: Tensor | None = None
+        self.types = types
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sum = self.block(x)
+        self.types.append(self.sum.dtype)
+        return self.head(self.sum)
+
+
+@pytest.mark.parametrize("kind", ["widened", "watched", "noted"])
 @pytest.mark.filterwarnings("ignore::guyot.GuyotWarning")
-def test_autocast_shows_the_same_types(watched: bool) -> None:
+def test_autocast_shows_the_same_types(kind: str) -> None:
     """Without its scale the sum would be in bfloat16, so the scale stays."""
     types: list[torch.dtype] = []
     torch.manual_seed(0)
-    model = Watched(lambda *seen: types.append(seen[2].dtype)) if watched else Widened()
+    models: dict[str, Callable[[], nn.Module]] = {
+        "widened": Widened,
+        "watched": lambda: Watched(lambda *seen: types.append(seen[2].dtype)),
+        "noted": lambda: Noted(types),
+    }
+    model = models[kind]()
     x = torch.randn(4, 3)
     structures = find_structures(model, (x,))
     (layer,) = structures.layers

@@ -4,8 +4,8 @@ The *cone* of an operand of an addition is everything that serves only this oper
 its operators lie in the cone or are the addition. An addition `a = u + v` closes a residual branch
 u when u's cone reads v itself (the identity shortcut), maybe through a norm that parallel branches
 share, or something that v's cone reads too, as it is, pooled (a projection), or with dropout (an
-adapter). What else the cone reads is context: masks, positions, an encoder's output. Where both operands have weights, the
-branch is the one with more of them.
+adapter). What else the cone reads is context: masks, positions, an encoder's output. Where both
+operands have weights, the branch is the one with more of them.
 """
 
 from __future__ import annotations

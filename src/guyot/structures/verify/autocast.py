@@ -14,9 +14,13 @@ from torch import Tensor, nn
 
 from guyot.core.inputs import Inputs, call_model, changed, copied, tensors_of
 from guyot.core.torch_private import Moving, has_forward_hooks, weightless
+from guyot.structures.verify.behaviour import changes, plain_attributes
 
 Types = Mapping[str, Sequence[torch.dtype]]
-"""Types of the tensors that modules with hooks return, by name; "": the model's outputs."""
+"""Types of the tensors that modules with hooks return and that plain attributes get, by name.
+
+"" stands for the model's outputs.
+"""
 
 
 def types_seen(model: nn.Module, inputs: Inputs) -> Types | None:
@@ -46,11 +50,16 @@ def types_seen(model: nn.Module, inputs: Inputs) -> Types | None:
         for name, module in twin.named_modules():
             if name and has_forward_hooks(module):
                 module.register_forward_hook(_noting(seen, name))
+        modules = dict(twin.named_modules())
+        before = {name: plain_attributes(module) for name, module in modules.items()}
         given = changed(inputs, imagined)
         with mode, torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             outputs = call_model(twin.train(), given)
     except Exception:  # noqa: BLE001  (whatever a user's forward raises)
         return None
+    for name, module in modules.items():
+        for key, (_, value) in changes(before[name], module).items():
+            seen[f"{name}.{key}".removeprefix(".")] = _types(value)
     return {"": _types(outputs), **seen}
 
 
@@ -75,7 +84,7 @@ def other_types(before: Types, after: Types | None) -> str | None:
     if after is None:
         return "under autocast the model's own forward does not run without it"
     for name, types in after.items():
-        for one, two in zip(before.get(name, types), types, strict=True):
+        for one, two in zip(before.get(name, types), types, strict=False):
             if one is not two:
                 return f"under autocast {name or 'an output'} is {two} instead of {one}"
     return None

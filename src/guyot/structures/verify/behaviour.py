@@ -76,7 +76,8 @@ class Behaviour:
         outputs: of `forward`.
         gradients: of the parameters, by name; None where none arrived.
         buffers: afterwards, by name.
-        changed: names of modules -> plain attributes that are other than before.
+        changed: names of modules -> plain attributes that are other than before, with their
+            tensors, or by how much they changed if they are numbers.
         fired: names of the modules whose hooks fired, and of all that have no tensors.
         written: names of the parameters that `forward` wrote into or replaced.
     """
@@ -93,7 +94,7 @@ def observe(model: nn.Module, inputs: Inputs) -> Behaviour:
     """A forward and backward pass in training mode; the model's buffers change."""
     modules = dict(model.named_modules())
     fired = {n for n, m in modules.items() if not [*m.parameters(), *m.buffers()]}
-    before = {name: _plain(module) for name, module in modules.items()}
+    before = {name: plain_attributes(module) for name, module in modules.items()}
     handles = [
         module.register_forward_hook(_noting(fired, name)) for name, module in modules.items()
     ]
@@ -111,7 +112,10 @@ def observe(model: nn.Module, inputs: Inputs) -> Behaviour:
     finally:
         for handle in handles:
             handle.remove()
-    changed = {name: _other(before[name], _plain(module)) for name, module in modules.items()}
+    changed = {
+        name: {key: _shown(*values) for key, values in changes(before[name], module).items()}
+        for name, module in modules.items()
+    }
     gradients = dict(zip(learning, found, strict=True))
     after = dict(model.named_parameters())
     written = {
@@ -137,20 +141,36 @@ def projected(output: Tensor) -> Tensor:
     return (output * weights.cos().view(output.shape).to(output.dtype)).sum()
 
 
-def _plain(module: nn.Module) -> dict[str, Any]:
+def plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return the attributes that no `nn.Module` has by itself."""
     inner = vars(nn.Module()).keys()
     return {name: value for name, value in vars(module).items() if name not in inner}
 
 
-def _other(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes that are new or bound to something else; by how much if they are numbers."""
-    found: dict[str, Any] = {}
-    for name, value in after.items():
-        old = before.get(name)
-        if name not in before or old is not value:
-            both = isinstance(value, int) and isinstance(old, int)
-            found[name] = value - old if both else None  # pyright: ignore[reportOperatorIssue]
-    return found
+def changes(before: Mapping[str, Any], module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Return the plain attributes that are new or bound to something else: before and now."""
+    after = plain_attributes(module)
+    return {
+        name: (before.get(name), value)
+        for name, value in after.items()
+        if name not in before or before[name] is not value
+    }
+
+
+def _shown(before: Any, now: Any) -> Any:
+    if isinstance(before, int) and isinstance(now, int):
+        return now - before
+    return [tensor.detach() for tensor in tensors_of(now)]
+
+
+def _alike(expected: Any, found: Any, tolerance: float) -> bool:
+    """Say whether an attribute changes alike; tensors of other shapes are shorter, so skipped."""
+    if not isinstance(expected, list) or not isinstance(found, list):
+        return expected == found
+    return len(expected) == len(found) and all(
+        one.shape != two.shape or agree([one], [two], tolerance)
+        for one, two in zip(expected, found, strict=True)
+    )
 
 
 def disagreement(
@@ -186,8 +206,13 @@ def disagreement(
         if expected is not None and not _as(expected, buffer, kept.get(name, ()), tolerance):
             return f"after a training step {name} is another than in the masked network"
     for name, changed in cut.changed.items():
-        if dict(masked.changed.get(name, changed)) != dict(changed):
+        expected = masked.changed.get(name, changed)
+        if expected.keys() != changed.keys():
             return f"forward sets other attributes of {name or 'the model'} than before"
+        for key, value in changed.items():
+            if not _alike(expected[key], value, tolerance):
+                where = f"{name}.{key}".removeprefix(".")
+                return f"forward sets {where} to another value than in the masked network"
     if silent := sorted((masked.fired & cut.changed.keys()) - cut.fired):
         return f"the hooks of {silent[0]} do not fire any more"
     return None
