@@ -193,6 +193,15 @@ def test_the_table_of_families(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "abacus, 1 thread(s), torch 2." in text and "as long as 4 epochs" in text
 
 
+def test_the_page_of_benchmarks_is_the_one_of_the_committed_results(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    table = importlib.import_module("table")
+    committed = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert committed == table.page_text(), "python benchmarks/table.py"
+
+
 @pytest.fixture
 def coverage(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """`benchmarks/coverage_table.py`."""
