@@ -406,3 +406,37 @@ def architecture(seed: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model, (inputs,)
+
+
+class Deep(nn.Module):
+    """Many blocks of one kind, with weights of their own, between a first and a last layer."""
+
+    def __init__(self, draw: random.Random, images: bool, depth: int) -> None:
+        super().__init__()
+        width = draw.choice((4, 8))
+        self.first = nn.Conv2d(3, width, 1) if images else nn.Embedding(9, width)
+        kind: Any = draw.choice(IMAGES if images else TOKENS)
+        widths = (width, width) if images else (width,)
+        number = draw.random()
+        blocks = [kind(random.Random(number), *widths) for _ in range(depth)]
+        self.blocks = nn.ModuleList(blocks) if draw.random() < 0.5 else nn.Sequential(*blocks)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((2, 3)) if x.dim() == 4 else x)
+
+
+def deep_architecture(seed: int, depth: int = 6) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A random network of equal blocks in float64, and its inputs."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    images = draw.random() < 0.6
+    model = Deep(draw, images, depth).double()
+    inputs = torch.randn(2, 3, 5, 5, dtype=torch.float64) if images else torch.randint(9, (2, 4))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model, (inputs,)

@@ -6,7 +6,7 @@ import contextlib
 import operator
 import warnings
 from collections import defaultdict
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, cast
 
@@ -101,15 +101,28 @@ def call_of(node: fx.Node) -> str:
     return list(stack)[-1] if stack else ""
 
 
-def trace(model: nn.Module, example_inputs: Inputs) -> Trace:
+Around = Callable[[nn.Module], contextlib.AbstractContextManager[Any]]
+"""Makes a context for one forward pass of a network."""
+
+
+def _alone(_: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext()
+
+
+def trace(model: nn.Module, example_inputs: Inputs, around: Around = _alone) -> Trace:
     """Export the model once.
+
+    Args:
+        model: the network.
+        example_inputs: its arguments.
+        around: what to watch its forward pass with, outside of `torch.export`.
 
     Raises:
         MisconfiguredError: the example inputs do not fit the model.
         UnsupportedError: the model runs but `torch.export` cannot trace it.
     """
     check_inputs(model, example_inputs)
-    return _traced(model, example_inputs, training=False)
+    return _traced(model, example_inputs, training=False, around=around)
 
 
 def trace_of_training(model: nn.Module, example_inputs: Inputs, exported: Trace) -> Trace | None:
@@ -138,7 +151,19 @@ def is_large(model: nn.Module) -> bool:
     return sum(tensor.numel() for tensor in named_tensors(model).values()) >= LARGE
 
 
-def _traced(model: nn.Module, example_inputs: Inputs, *, training: bool) -> Trace:
+def watched(
+    model: nn.Module, inputs: Inputs, around: Around
+) -> tuple[Mapping[str, Sequence[CallRecord]], Mapping[str, Sequence[Event]]]:
+    """Run a model, which may change; return how modules were called, and what they state."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _, calls, events = _watched_run(model.eval(), inputs, around)
+    return calls, events
+
+
+def _traced(
+    model: nn.Module, example_inputs: Inputs, *, training: bool, around: Around = _alone
+) -> Trace:
     """Export a copy of a model; another one, since some keep caches, is watched while it runs."""
     meta = on_meta(model)
     context = weightless() if meta else contextlib.nullcontext()
@@ -153,7 +178,7 @@ def _traced(model: nn.Module, example_inputs: Inputs, *, training: bool) -> Trac
         try:
             with context:
                 share = is_large(model) and not meta
-                outputs, calls, events = _run(model, example_inputs, training, share)
+                outputs, calls, events = _run(model, example_inputs, training, share, around)
         except Exception as error:
             raise MisconfiguredError(
                 f"the model does not run on example_inputs of shapes {shapes}: {error}; "
@@ -183,7 +208,7 @@ def _traced(model: nn.Module, example_inputs: Inputs, *, training: bool) -> Trac
 
 
 def _run(
-    model: nn.Module, inputs: Inputs, training: bool, share: bool
+    model: nn.Module, inputs: Inputs, training: bool, share: bool, around: Around
 ) -> tuple[Any, Mapping[str, Sequence[CallRecord]], Mapping[str, Sequence[Event]]]:
     """Run a copy of a model; return its outputs, how modules were called, and what they state.
 
@@ -193,16 +218,16 @@ def _run(
         first = sharing_copy(model).train(training)
         try:
             with _written_to(first):
-                return _watched_run(first, inputs)
+                return _watched_run(first, inputs, around)
         except Exception:  # noqa: BLE001  (a copy of its own says what is wrong)
             pass
-    return _watched_run(copied(model).train(training), inputs)
+    return _watched_run(copied(model).train(training), inputs, around)
 
 
 def _watched_run(
-    model: nn.Module, inputs: Inputs
+    model: nn.Module, inputs: Inputs, around: Around
 ) -> tuple[Any, Mapping[str, Sequence[CallRecord]], Mapping[str, Sequence[Event]]]:
-    with torch.no_grad(), _watched(model) as calls, Watch(model) as watch:
+    with torch.no_grad(), _watched(model) as calls, Watch(model) as watch, around(model):
         return call_model(model, inputs), calls, watch.events
 
 

@@ -11,7 +11,7 @@ stays and returns its own argument.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -25,6 +25,8 @@ from guyot.structures.rules.pointwise import overloads
 from guyot.structures.trace import CallRecord, Trace
 from guyot.structures.writers import ADDING, KEEPS_ZERO, WEIGHTED, Writers
 from guyot.surgery import check_edit
+from guyot.surgery.edits import Drop
+from guyot.surgery.layers import drop_of
 
 aten = torch.ops.aten
 PRODUCTS = {
@@ -187,19 +189,44 @@ class Callers:
         )
 
 
-def ways_of(model: nn.Module, callers: Callers, branch: Branch) -> list[Branch] | str:
+class Edits:
+    """Which branches can be taken out of the methods that add them.
+
+    Args:
+        model: the network.
+        alike: name of a module -> that of a module which is equal to it, so that both answers are.
+    """
+
+    def __init__(self, model: nn.Module, alike: Callable[[str], str] = str) -> None:
+        self._model, self._alike = model, alike
+        self._known: dict[tuple[str, Drop], str] = {}
+
+    def trouble(self, layer: Layer) -> str:
+        """Return why a branch cannot be taken out; "" if it can."""
+        try:
+            key = self._alike(layer.owner), drop_of(layer)
+        except UnsupportedError as error:
+            return str(error)
+        if key not in self._known:
+            try:
+                check_edit(self._model.get_submodule(layer.owner), layer)
+                self._known[key] = ""
+            except UnsupportedError as error:
+                self._known[key] = str(error)
+        return self._known[key]
+
+
+def ways_of(edits: Edits, callers: Callers, branch: Branch) -> list[Branch] | str:
     """The branch as it may be removed, the better way first, or the reasons why it cannot be."""
     found: list[Branch] = []
     reasons: list[str] = []
     layer = replace(branch.layer, modules=callers.inside(branch))
     if not callers.contains(layer.owner, branch):
         reasons.append("its branch runs outside the module that adds it")
+    elif trouble := edits.trouble(layer):
+        reasons.append(trouble)
     else:
-        try:
-            check_edit(model.get_submodule(layer.owner), layer)
-            found.append(replace(branch, layer=layer))
-        except UnsupportedError as error:
-            reasons.append(str(error))
+        found.append(replace(branch, layer=layer))
     replaced = callers.replaced(replace(branch, layer=layer))
     if isinstance(replaced, str):
         reasons.append(replaced)

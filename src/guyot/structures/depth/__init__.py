@@ -1,0 +1,1 @@
+"""Networks with many equal blocks: what is found in one block holds for all."""
