@@ -1,4 +1,4 @@
-"""Memory of a process while `fully_shard` models lose units: its shard and the largest module.
+"""Memory of a process while `fully_shard` models lose units or are saved: beyond its shard.
 
     python benchmarks/sharded_memory.py [--processes 2 4] [--width 2048] [--blocks 4]
 
@@ -6,7 +6,9 @@ Builds a stack of blocks of two linear layers, shards it over processes on the C
 `Discovery` and a step of AdamW, and removes half of the hidden units of every block. The kernel
 tells the largest resident memory since the `Discovery` or the removal began (VmHWM, after it was
 set back). The rise over what the process held before is compared with the whole model, and with the
-largest module, which `fully_shard` gathers in every step. Writes
+largest module, which `fully_shard` gathers in every step. Before the removal it saves a checkpoint
+with the optimiser's state, and resumes from it with a second model: the largest memory then is
+compared with what the process held before the save, and with what it holds after the resume. Writes
 benchmarks/results/sharded_memory.json.
 """
 
@@ -27,7 +29,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from guyot import Discovery, find_structures
+from guyot import Checkpointer, Discovery, find_structures
 from guyot.core.parallel import reshaped
 from guyot.core.types import KeepPlan
 from guyot.surgery import operate
@@ -65,16 +67,45 @@ def largest_from_now() -> int:
     return resident("VmRSS")
 
 
-def measure(width: int, blocks: int) -> dict[str, Any]:
-    """Return the memory of this process before and during a removal, in bytes."""
+def sharded(width: int, blocks: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Return the stack, sharded over all processes, and its optimiser."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     torch.manual_seed(0)
     model = build(width, blocks)
-    example = (torch.ones(2, width),)
-    parameters = 4 * sum(p.numel() for p in model.parameters())
     for module in (*model, model):
         fully_shard(module, mesh=mesh)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    return model, torch.optim.AdamW(model.parameters(), 1e-3)
+
+
+def held_by(model: nn.Module) -> int:
+    """Return bytes of this process's parameters and their two moments."""
+    return 3 * sum(p.to_local().nbytes for p in model.parameters())
+
+
+def save_and_resume(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, width: int, blocks: int
+) -> dict[str, int]:
+    """Return how much more memory than before a save takes, and than after a resume that takes."""
+    gc.collect()
+    before = largest_from_now()
+    Checkpointer(folder, model, optimizer=optimizer).save(1)
+    saving = resident("VmHWM") - before
+    again, its = sharded(width, blocks)
+    checkpoints = Checkpointer(folder, again, optimizer=its)
+    gc.collect()
+    start = largest_from_now()
+    assert checkpoints.resume() == {}
+    held = resident("VmRSS")
+    for mine, other in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(mine.to_local(), other.to_local())
+    return {"saving": saving, "loading": resident("VmHWM") - held, "loaded": held - start}
+
+
+def measure(width: int, blocks: int, folder: Path) -> dict[str, Any]:
+    """Return the memory of this process before and during all this, in bytes."""
+    example = (torch.ones(2, width),)
+    model, optimizer = sharded(width, blocks)
+    parameters = 4 * sum(p.numel() for p in model.parameters())
     find_structures(build(8, 2), (torch.ones(2, 8),))  # what is imported counts before
     gc.collect()
     held = largest_from_now()
@@ -89,8 +120,9 @@ def measure(width: int, blocks: int) -> dict[str, Any]:
     model(torch.randn(4, width)).square().mean().backward()
     optimizer.step()
     optimizer.zero_grad()
+    files = save_and_resume(folder, model, optimizer, width, blocks)
     gc.collect()
-    shard = 3 * sum(p.to_local().nbytes for p in model.parameters())
+    shard = held_by(model)
     module = 4 * sum(p.numel() for p in model[0].parameters())
     before = largest_from_now()
     with reshaped(model):
@@ -100,9 +132,11 @@ def measure(width: int, blocks: int) -> dict[str, Any]:
         "finding": finding,
         "shard": shard,
         "largest_module": module,
+        "largest_tensor": 4 * width * width,
         "before": before,
         "rise": resident("VmHWM") - before,
         "fall": before - resident("VmRSS"),
+        **files,
     }
 
 
@@ -129,7 +163,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.folder:
         dist.init_process_group("gloo")
-        found = measure(options.width, options.blocks)
+        found = measure(options.width, options.blocks, options.folder / "checkpoints")
         (options.folder / f"{dist.get_rank()}.json").write_text(json.dumps(found))
         dist.barrier()
         dist.destroy_process_group()
@@ -143,6 +177,14 @@ def main() -> None:
         print(
             f"{run['processes']} processes: at most {finding:.2f} of the model to find its "
             f"structures, {worst:.2f} of the largest module to remove"
+        )
+        most = {
+            name: max(rank[name] / rank["largest_tensor"] for rank in run["ranks"])
+            for name in ("saving", "loading")
+        }
+        print(
+            f"  beyond the shard, {most['saving']:.2f} of the largest tensor to save and "
+            f"{most['loading']:.2f} to resume from it"
         )
 
 

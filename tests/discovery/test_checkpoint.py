@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import random
 import re
 import subprocess
@@ -40,6 +41,7 @@ from guyot.discovery.checkpoint import VERSION
 
 FILES = [
     "SHA256SUMS",
+    "index.json",
     "manifest.json",
     "model.safetensors",
     "state.json",
@@ -103,7 +105,7 @@ def test_the_folder_is_as_documented(tmp_path: Path) -> None:
     assert sorted(file.name for file in path.iterdir()) == FILES
     manifest = json.loads((path / "manifest.json").read_text())
     found = manifest["format"], manifest["version"], manifest["step"]
-    assert found == ("guyot checkpoint", 2, 30)
+    assert found == ("guyot checkpoint", 3, 30)
     assert manifest["torch"] == torch.__version__
     structure = json.loads((path / "structure.json").read_text())
     plain = rebuild(CASES["cifar"].build(), (CASES["cifar"].inputs(),), structure)
@@ -257,9 +259,9 @@ def test_truncated_and_flipped_files_are_named(saved: Path, name: str) -> None:
         (
             "manifest.json",
             set_to("version", to=1),
-            r"version 1, and this guyot reads version 2",
+            r"version 1, and this guyot reads version 3",
         ),
-        ("manifest.json", set_to("version", to=3), r"this is version 3, and this guyot reads vers"),
+        ("manifest.json", set_to("version", to=4), r"this is version 4, and this guyot reads vers"),
         ("manifest.json", set_to("format", to="zip"), "this is no checkpoint of guyot"),
         ("structure.json", set_to("units", "0", to=[0, 1]), r"units.0 has 2 entries, expected \d+"),
         ("state.json", set_to("discovery", to=None), "discovery is False, expected True"),
@@ -380,6 +382,103 @@ def test_other_gpus_are_told(saved: Path) -> None:
     edit(saved, "state.json", set_to("random", "cuda", to=[{"$tensor": "state.random.torch"}] * 99))
     with pytest.warns(GuyotWarning, match=r"state.json: .*states of 99 GPUs and \d are here"):
         checkpointer(Run("mlp"), saved.parent).resume()
+
+
+def split(source: Path, target: Path, shards: int) -> Path:
+    """The same checkpoint as several processes under `fully_shard` would write it."""
+    copied(source, target)
+    index: dict[str, Any] = {"shards": shards}
+    for name in ("model", "state"):
+        tensors = load_file(target / f"{name}.safetensors")
+        rows = {key: len(value) for key, value in tensors.items() if value.dim() > 1}
+        for number in range(shards):
+            mine = {} if number else dict(tensors)
+            for key, count in rows.items():
+                each = math.ceil(count / shards)
+                mine[key] = tensors[key][number * each : (number + 1) * each].clone()
+            file = target / f"{name}-{number + 1:05}-of-{shards:05}.safetensors"
+            save_file(mine, file, metadata={"step": "34"})
+        (target / f"{name}.safetensors").unlink()
+        index[name] = rows
+    (target / "index.json").write_text(json.dumps(index))
+    seal(target)
+    return target
+
+
+@pytest.mark.parametrize("shards", [2, 5])
+def test_shards_of_many_processes_are_read_by_one(
+    tmp_path: Path, original: Path, shards: int
+) -> None:
+    runs = [Run("mlp"), Run("mlp")]
+    folders = original.parent, split(original, tmp_path / original.name, shards).parent
+    for run, folder in zip(runs, folders, strict=True):
+        assert checkpointer(run, folder).resume() == {"epoch": 3}
+    one, other = runs
+    assert same(one.states(), other.states())
+    for run in runs:
+        run.train(34, 40)
+    assert same(one.states(), other.states())
+
+
+def shard_of(step: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        file = folder / "state-00002-of-00003.safetensors"
+        save_file(load_file(file), file, metadata={"step": step})
+
+    return change
+
+
+def shorter(folder: Path) -> None:
+    file = folder / "model-00002-of-00003.safetensors"
+    save_file({**load_file(file), "0.weight": torch.ones(1, 7)}, file, metadata={"step": "34"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda folder: (folder / "model-00003-of-00003.safetensors").unlink(),
+            "model-00003-of-00003.safetensors is missing: this is no whole checkpoint",
+        ),
+        (
+            lambda folder: (folder / "model-00001-of-00002.safetensors").touch(),
+            r"model-00001-of-0000\d.safetensors does not belong there",
+        ),
+        (
+            shard_of("30"),
+            "state-00002-of-00003.safetensors is of step 30, and model-00001.*step 34: put the",
+        ),
+        (
+            lambda folder: edit(folder, "index.json", set_to("shards", to=2)),
+            "index.json: it is of 2 shards, found 3",
+        ),
+        (
+            lambda folder: edit(folder, "index.json", set_to("model", "0.weight", to=2**50)),
+            r"model-00001-of-00003.safetensors holds 0.weight with shape .*, which is no share of",
+        ),
+        (
+            lambda folder: edit(folder, "index.json", set_to("model", "9.weight", to=7)),
+            "model-00001-of-00003.safetensors holds no 9.weight, which is split",
+        ),
+        (
+            lambda folder: edit(folder, "index.json", set_to("model", to=[])),
+            "index.json is no index that guyot wrote: model is a list of 0, expected a mapping",
+        ),
+        (
+            shorter,
+            "model-00002-of-00003.safetensors holds 0.weight with shape .*, expected 3 rows of a",
+        ),
+    ],
+)
+def test_shards_that_do_not_belong_together_are_refused(
+    tmp_path: Path, original: Path, change: Callable[[Path], None], message: str
+) -> None:
+    folder = split(original, tmp_path / original.name, 3)
+    change(folder)
+    if (folder / "model-00003-of-00003.safetensors").exists():
+        seal(folder)
+    with pytest.raises(MisconfiguredError, match=message):
+        checkpointer(Run("mlp"), folder.parent).resume()
 
 
 ODD = st.sampled_from([None, True, -1, 10**30, 1e308, "text", [], {}, [[1]], {"$tuple": []}])

@@ -84,12 +84,13 @@ def dying(call: Callable[..., Any], left: list[int]) -> Callable[..., Any]:
 
 def arm(moment: str, number: int) -> None:
     left = [number]
-    surgery, job = (sys.modules[f"guyot.{name}"] for name in ("surgery.operate", "app.running.job"))
+    names = ("surgery.operate", "app.running.job", "discovery.checkpoint.checkpointer")
+    surgery, job, checkpointer = (sys.modules[f"guyot.{name}"] for name in names)
     places: dict[str, list[tuple[Any, str]]] = {
         "step": [(torch.optim.SGD, "step")],
         "slice": [(surgery, "select"), (surgery, "replace_module")],
         "write": [
-            (files, "write_json"),
+            (checkpointer, "write_json"),
             (files, "save_file"),
             (files, "sync"),
             (folders, "sync"),

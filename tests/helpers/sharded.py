@@ -17,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from cases import CASES, random_plan
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -33,13 +34,15 @@ from workers import fitted_by_lightning, main, same
 from guyot import (
     Discovery,
     DiscoveryConfig,
+    GuyotError,
     GuyotWarning,
     UnsupportedError,
     find_structures,
     rebuild,
     save,
 )
-from guyot.core.parallel import gathered, get_ready, reshaped, shards
+from guyot.core.errors import StorageError
+from guyot.core.parallel import gathered, get_ready, own_rows, reshaped, shards
 from guyot.core.types import Structures
 from guyot.discovery.checkpoint import Checkpointer
 from guyot.gates.bank import Gates
@@ -309,11 +312,53 @@ def replicas_of_shards() -> None:
     assert same(*whole_state(model).values())
 
 
-def start(folder: Path, model: nn.Module) -> tuple[Any, Any, Discovery, Checkpointer]:
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
-    discovery = discovery_of(model, optimizer)
-    torch.manual_seed(dist.get_rank())
-    return model, optimizer, discovery, Checkpointer(folder, model, discovery, optimizer=optimizer)
+class Shadow:
+    """A part that is no module: it has a sharded tensor, and something of its own process."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.bias, self.rank = dict(model.named_parameters())["3.bias"].detach() + 1, -1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"biases": [self.bias], "rank": dist.get_rank()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.bias.copy_(state["biases"][0])  # a whole tensor would not fit
+        self.rank = state["rank"]
+
+
+class Started:
+    """Everything of a run, as for its first start."""
+
+    def __init__(self, folder: Path, model: nn.Module, average: nn.Module) -> None:
+        self.model, self.average, self.shadow = model, average, Shadow(model)
+        self.optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+        self.discovery = discovery_of(model, self.optimizer)
+        self.discovery.follow(average)
+        torch.manual_seed(dist.get_rank())
+        parts: Any = {"average": average, "optimizer": self.optimizer, "shadow": self.shadow}
+        self.checkpoints = Checkpointer(folder, model, self.discovery, **parts)
+
+    @torch.no_grad()
+    def train(self, batches: list[tuple[Tensor, Tensor]], part: slice) -> None:
+        for batch in batches:
+            with torch.enable_grad():
+                pair = iter([batch])
+                train(self.model, self.optimizer, self.discovery, pair, part, exact=True)
+            theirs = self.model.state_dict()
+            for name, mine in self.average.state_dict().items():
+                mine.lerp_(theirs[name], 0.1)
+
+    def train_on(self, batches: list[tuple[Tensor, Tensor]], part: slice) -> None:
+        """Train after the discovery."""
+        train(self.model, self.optimizer, None, iter(batches), part)
+
+    def states(self) -> dict[str, Tensor]:
+        """All tensors, gathered."""
+        moments = [state["exp_avg_sq"] for state in self.optimizer.state.values()]
+        numbered = {f"moment {n}": gathered(moment) for n, moment in enumerate(moments)}
+        average = {f"average {name}": value for name, value in whole_state(self.average).items()}
+        shadow = {"shadow": gathered(self.shadow.bias)}
+        return whole_state(self.model) | numbered | average | shadow
 
 
 def common_folder() -> Path:
@@ -322,44 +367,99 @@ def common_folder() -> Path:
     return Path(folder[0])
 
 
+def assert_close(one: dict[str, Tensor], two: dict[str, Tensor], rtol: float = 0) -> None:
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=rtol, atol=rtol / 100, msg=name)
+
+
 def runs_resume() -> None:
     """With as many processes bit for bit; then with another number of them, and without shards."""
     folder, batches = common_folder(), [*data()]
-    model, optimizer, discovery, checkpoints = start(folder, shard(build()))
-    train(model, optimizer, discovery, iter(batches[:28]), share(), exact=True)
-    assert discovery.removals and discovery._gates is not None
-    path = checkpoints.save(28, {"step": 28})
-    saved, held = whole_state(model), [gathered(s["exp_avg"]) for s in optimizer.state.values()]
-    train(model, optimizer, discovery, iter(batches[28:]), share(), exact=True)
-    dist.barrier()
-    assert sorted(file.suffix for file in path.iterdir() if file.suffix) == [
-        ".json",
-        ".json",
-        ".json",
-        ".safetensors",
-        ".safetensors",
-    ]
-
-    again, other, resumed, checkpoints = start(folder, shard(build()))
-    assert checkpoints.resume() == {"step": 28}
-    train(again, other, resumed, iter(batches[28:]), share(), exact=True)
-    assert resumed.removals == discovery.removals
-    for one, two in zip(model.parameters(), again.parameters(), strict=True):
-        assert torch.equal(gathered(one), gathered(two))
-
+    run = Started(folder, shard(build()), shard(build()))
+    run.train(batches[:28], share())
+    assert run.discovery.removals and run.discovery._gates is not None
+    path = run.checkpoints.save(28, {"step": 28})
+    saved = run.states()
+    run.train(batches[28:], share())
+    ended = run.states()
     ranks = dist.get_world_size()
+    numbers = [f"{number:05}-of-{ranks:05}" for number in range(1, ranks + 1)]
+    shards = [f"{name}-{part}.safetensors" for name in ("model", "state") for part in numbers]
+    plain = ["SHA256SUMS", "index.json", "manifest.json", "state.json", "structure.json"]
+    assert sorted(file.name for file in path.iterdir()) == sorted([*plain, *shards])
+    mine = load_file(path / shards[dist.get_rank()])
+    for name, value in run.model.named_parameters():
+        assert len(mine[name]) == len(saved[name][own_rows(len(saved[name]), value)])
+
+    again = Started(folder, shard(build()), shard(build()))
+    assert again.checkpoints.resume() == {"step": 28}
+    assert again.shadow.rank == dist.get_rank()
+    assert_close(again.states(), saved)
+    again.train(batches[28:], share())
+    assert again.discovery.removals == run.discovery.removals
+    assert_close(again.states(), ended)
+
+    run.discovery.finish()
+    later = run.checkpoints.save(45)
+    saved_later = run.states()
+    run.train_on(batches[:5], share())
     fewer = init_device_mesh("cpu", (2, ranks // 2), mesh_dim_names=("apart", "together"))
-    for network in (shard(build(), fewer["together"]), build()):
-        other_model, other, resumed, checkpoints = start(folder, network)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".* processes wrote it", GuyotWarning)
-            assert checkpoints.resume(path) == {"step": 28}
-        for name, value in whole_state(other_model).items():
-            assert torch.equal(value, saved[name])
-        for entry, value in zip(other.state.values(), held, strict=True):
-            assert torch.equal(gathered(entry["exp_avg"]), value)
-        train(other_model, other, resumed, iter(batches[28:]), share(), exact=True)
-        resumed.finish()
+    group = fewer["together"]
+    count = ranks // 2
+    each = 16 // count
+    part = slice(each * group.get_local_rank(), each * group.get_local_rank() + each)
+    for over, its in ((group, part), (None, slice(None))):
+        for there, expected in ((path, saved), (later, saved_later)):
+            networks = [build() if over is None else shard(build(), over) for _ in range(2)]
+            other = Started(folder, *networks)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".* processes wrote it", GuyotWarning)
+                other.checkpoints.resume(there)
+            assert_close(other.states(), expected)
+        other.train_on(batches[:5], its)  # without gates there is no chance
+        assert_close(other.states(), run.states(), rtol=1e-6)
+
+
+def what_one_process_cannot_write_nobody_keeps() -> None:
+    """The disk of the second process is full; then what it wrote is lost, or of another step."""
+    folder, rank = common_folder(), dist.get_rank()
+    run = Started(folder, shard(build()), shard(build()))
+    first = run.checkpoints.save(1, {"at": 1})
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    said = "No space left" if rank == 1 else "another process could not write its part"
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr("guyot.core.storage.files.save_file", full)
+        with pytest.raises(StorageError, match=said):
+            run.checkpoints.save(2)
+    dist.barrier()
+    assert [*folder.iterdir()] == [first]
+
+    def refused(match: str) -> None:
+        dist.barrier()
+        again = Started(folder, shard(build()), shard(build()))
+        with pytest.raises(GuyotError, match=match):
+            again.checkpoints.resume(first)
+        dist.barrier()
+
+    second = run.checkpoints.save(2, {"at": 2})
+    name = f"state-00002-of-{dist.get_world_size():05}.safetensors"
+    kept = (first / name).read_bytes()
+    dist.barrier()
+    elsewhere = "ends because another one could not begin"
+    if rank == 0:
+        (first / name).write_bytes((second / name).read_bytes())
+    refused(rf"{name} is of step 2, and model-00001.* of step 1" if rank == 1 else elsewhere)
+    if rank == 0:
+        (first / name).write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
+    refused(f"{name} is damaged" if rank == 1 else elsewhere)
+    if rank == 0:
+        (first / name).unlink()
+    refused(f"{name} is missing: this is no whole checkpoint")
 
 
 def refused(model: nn.Module, match: str) -> None:
@@ -486,6 +586,8 @@ SCENARIOS: dict[str, Callable[[], None]] = {
         what_certificates_need,
         large_models_are_not_gathered,
         what_cannot_be_followed_is_refused,
+        runs_resume,
+        what_one_process_cannot_write_nobody_keeps,
     )
 }
 THOROUGH: dict[str, Callable[[], None]] = SCENARIOS | {
@@ -494,7 +596,6 @@ THOROUGH: dict[str, Callable[[], None]] = SCENARIOS | {
         surgery_follows_everywhere,
         policies,
         replicas_of_shards,
-        runs_resume,
         lightning,
     )
 }

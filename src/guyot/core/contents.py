@@ -9,6 +9,7 @@ Settings (`config.json`) have a table of their own, from which options and their
 | structure.json of a run folder | `RUN` |
 | structure.json of a checkpoint | equals that of the network that was restored |
 | manifest.json | `MANIFEST` |
+| index.json | `INDEX`, and fits the files of tensors |
 | state.json, entry `discovery.removals` | a list of `REMOVAL` |
 | state.json, entry `discovery.counters` | `COUNTERS` |
 | state.json, entry `discovery.controller` | `CONTROLLER`, and equal shapes |
@@ -52,6 +53,10 @@ RUN = Fields(
 MANIFEST = Fields(
     {"format": Text(), "version": Whole(), "step": Whole(), "torch": Text()}, others=True
 )
+
+_ROWS = ByName(Whole())
+INDEX = Fields({"shards": Whole(1), "model": _ROWS, "state": _ROWS})
+"""How many files hold the tensors of a checkpoint, and the rows of those that are split."""
 
 REMOVAL = Fields(
     {"step": Whole(), "units": ByName(Each(Whole())), "layers": Each(Text()), "macs": Whole()}

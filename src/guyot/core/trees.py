@@ -16,24 +16,24 @@ from typing import Any
 from torch import Tensor
 
 
-def mapped(tree: Any, change: Callable[[Tensor], Any]) -> Any:
-    """Return the same tree with every tensor changed.
+def mapped(tree: Any, change: Callable[[Any], Any], kind: type = Tensor) -> Any:
+    """Return the same tree with every tensor, or every leaf of another kind, changed.
 
     Example:
         >>> import torch
         >>> mapped({"a": [torch.ones(2), 3]}, lambda tensor: tuple(tensor.shape))
         {'a': [(2,), 3]}
     """
-    if isinstance(tree, Tensor):
+    if isinstance(tree, kind):
         return change(tree)
     if isinstance(tree, Counter):
         return tree
     if isinstance(tree, Mapping):
-        return {key: mapped(value, change) for key, value in tree.items()}
+        return {key: mapped(value, change, kind) for key, value in tree.items()}
     if isinstance(tree, list):
-        return [mapped(value, change) for value in tree]
+        return [mapped(value, change, kind) for value in tree]
     if isinstance(tree, tuple):
-        return tuple(mapped(value, change) for value in tree)
+        return tuple(mapped(value, change, kind) for value in tree)
     return tree
 
 

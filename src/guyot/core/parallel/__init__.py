@@ -18,22 +18,37 @@ from guyot.core.parallel.sharding import (
     sharded_modules,
     whole,
 )
-from guyot.core.parallel.shards import gathered, is_sharded, overwrite, spread_like
+from guyot.core.parallel.shards import (
+    Share,
+    from_rows,
+    gathered,
+    is_sharded,
+    overwrite,
+    own_rows,
+    rows_here,
+    share_of,
+    spread_like,
+)
 
 __all__ = [
     "ORDER",
     "Ranks",
+    "Share",
     "check_sharding",
     "check_wrapper",
+    "from_rows",
     "gathered",
     "get_ready",
     "group_of_shards",
     "is_sharded",
     "overwrite",
+    "own_rows",
     "reshaped",
     "reshard",
     "resized",
+    "rows_here",
     "sharded_modules",
+    "share_of",
     "spread_like",
     "whole",
 ]

@@ -95,11 +95,15 @@ class Ranks:
         return [int(value) for value in found]
 
     @contextlib.contextmanager
-    def together(self) -> Generator[None]:
+    def together(self, otherwise: GuyotError | None = None) -> Generator[None]:
         """Let what follows the body happen on all ranks or on none.
 
+        Args:
+            otherwise: what is raised here when the body raised a `GuyotError` on another rank;
+                None: a `ParallelError`.
+
         Raises:
-            ParallelError: the body raised a `GuyotError` on another rank.
+            GuyotError: `otherwise`.
         """
         error: GuyotError | None = None
         try:
@@ -110,7 +114,7 @@ class Ranks:
         if error is not None:
             raise error
         if failed:
-            raise ParallelError(
+            raise otherwise or ParallelError(
                 f"rank {self.rank} of {self.size} ends because another one could not begin: the "
                 "error of that one says why"
             )

@@ -6,11 +6,13 @@ Each process holds some rows of every parameter, of its gradient and of its opti
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from guyot.core.errors import UnsupportedError
 
 _PIECES = 4
 """In how many pieces the rows of a large tensor are gathered."""
@@ -21,6 +23,36 @@ _LARGE = 2**20
 def is_sharded(tensor: object) -> bool:
     """Return whether a tensor is a `DTensor`, of which this process holds a part."""
     return hasattr(tensor, "device_mesh")
+
+
+class Share(NamedTuple):
+    """Say which part of sharded tensors a process holds.
+
+    Attributes:
+        number: of the part, from 0.
+        parts: how many there are.
+        first: it is the first of the processes that hold this part.
+    """
+
+    number: int = 0
+    parts: int = 1
+    first: bool = True
+
+
+def share_of(tensor: Any) -> Share:
+    """Return which part of a sharded tensor this process holds.
+
+    Raises:
+        UnsupportedError: the tensor is not spread by its rows, the first ones to the first process.
+    """
+    *others, last = tensor.placements
+    if not (all(placement.is_replicate() for placement in others) and last.is_shard(0)):
+        raise UnsupportedError(
+            f"a tensor of shape {tuple(tensor.shape)} is placed as {tensor.placements}: guyot "
+            "follows shards of dimension 0, as fully_shard makes them without shard_placement_fn"
+        )
+    *replica, number = tensor.device_mesh.get_coordinate()
+    return Share(number, tensor.device_mesh.size(len(replica)), not any(replica))
 
 
 @torch.no_grad()

@@ -6,24 +6,42 @@ the other values, as `guyot.core.storage.coding` says.
 
 from guyot.core.storage.files import (
     JSON_LIMIT,
-    packed,
     read_json,
     read_tensors,
-    read_tree,
     regular,
     replaced,
-    unpacked,
     write_json,
     write_tensors,
+)
+from guyot.core.storage.folders import (
+    SUMS,
+    checksums,
+    published,
+    remove_leftovers,
+    removed,
+    unfinished,
+    verify,
+)
+from guyot.core.storage.stored import Stored, loaded, note_in, shard_name, shards_in, stored
+from guyot.core.storage.tree_files import (
+    packed,
+    put_together,
+    read_tree,
+    taken_apart,
+    unpacked,
     write_tree,
 )
-from guyot.core.storage.folders import SUMS, published, remove_leftovers, removed, verify
 
 __all__ = [
     "JSON_LIMIT",
     "SUMS",
+    "Stored",
+    "checksums",
+    "loaded",
+    "note_in",
     "packed",
     "published",
+    "put_together",
     "read_json",
     "read_tensors",
     "read_tree",
@@ -31,6 +49,11 @@ __all__ = [
     "remove_leftovers",
     "removed",
     "replaced",
+    "shard_name",
+    "shards_in",
+    "stored",
+    "taken_apart",
+    "unfinished",
     "unpacked",
     "verify",
     "write_json",

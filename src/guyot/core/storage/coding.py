@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,25 +63,39 @@ class Malformed(Exception):
     """JSON that `encoded` does not write."""
 
 
-def decoded(data: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Return the tree that `encoded` wrote."""
+def laid_out(tensor: Tensor, strides: Sequence[int]) -> Tensor:
+    """Return the same tensor with other strides."""
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype).copy_(tensor)
+
+
+def decoded(
+    data: Any, tensors: Mapping[str, Any], lay: Callable[[Any, Sequence[int]], Any] = laid_out
+) -> Any:
+    """Return the tree that `encoded` wrote.
+
+    Args:
+        data: plain data.
+        tensors: by name, or what stands for them and has their shapes.
+        lay: gives one of them strides.
+    """
     if isinstance(data, list):
-        return [decoded(value, tensors) for value in data]
+        return [decoded(value, tensors, lay) for value in data]
     if not isinstance(data, dict):
         return data
     tags = [key for key in data if key.startswith("$")]
     if not tags:
-        return {key: decoded(value, tensors) for key, value in data.items()}
+        return {key: decoded(value, tensors, lay) for key, value in data.items()}
     value = data[tags[0]]
     match tags[0]:
         case "$tensor" if set(data) <= {"$tensor", "strides"}:
-            return _tensor(value, data.get("strides"), tensors)
+            return _tensor(value, data.get("strides"), tensors, lay)
         case "$tuple" if len(data) == 1 and isinstance(value, list):
-            return tuple(decoded(item, tensors) for item in value)
+            return tuple(decoded(item, tensors, lay) for item in value)
         case "$items" | "$counter" if len(data) == 1 and isinstance(value, list):
             kind = dict if tags[0] == "$items" else Counter
             with contextlib.suppress(TypeError, ValueError):
-                return kind({_key(decoded(k, tensors)): decoded(v, tensors) for k, v in value})
+                pairs = ((decoded(k, tensors, lay), decoded(v, tensors, lay)) for k, v in value)
+                return kind({_key(key): item for key, item in pairs})
         case "$float" if value in ("nan", "inf", "-inf") and len(data) == 1:
             return float(value)
         case _:
@@ -95,7 +109,7 @@ def _key(key: Any) -> Any:
     raise TypeError
 
 
-def _tensor(name: Any, strides: Any, tensors: Mapping[str, Tensor]) -> Tensor:
+def _tensor(name: Any, strides: Any, tensors: Mapping[str, Any], lay: Callable[..., Any]) -> Any:
     if not isinstance(name, str) or name not in tensors:
         raise Malformed(f"the tensor {describe(name)} is not in the file beside it")
     tensor = tensors[name]
@@ -103,13 +117,12 @@ def _tensor(name: Any, strides: Any, tensors: Mapping[str, Tensor]) -> Tensor:
         return tensor
     if (
         not isinstance(strides, list)
-        or len(strides) != tensor.dim()
+        or len(strides) != len(tensor.shape)
         or not all(type(stride) is int and 0 <= stride < 2**62 for stride in strides)
         or not _dense(tensor.shape, strides)
     ):
         raise Malformed(f"{describe(strides)} as strides of {describe(tensor)}")
-    laid_out = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype)
-    return laid_out.copy_(tensor)
+    return lay(tensor, strides)
 
 
 def _dense(shape: Iterable[int], strides: Iterable[int]) -> bool:

@@ -1,4 +1,4 @@
-"""Trees as files: `NAME.safetensors` holds a tree's tensors, `NAME.json` the other values."""
+"""Files of tensors and of plain data."""
 
 from __future__ import annotations
 
@@ -12,62 +12,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save, save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from guyot.core.errors import MisconfiguredError, StorageError, UnsupportedError
-from guyot.core.storage.coding import Malformed, decoded, encoded
 from guyot.core.trees import describe
 
 JSON_LIMIT = 2**28
 """Bytes of the largest JSON file that is read; a structure of a million units takes 2**23."""
-
-_TEXT = "$text"
-"""Name of the tensor that holds the JSON of a tree in one piece; no path in a tree is like it."""
-
-
-def write_tree(folder: Path, name: str, tree: Any) -> None:
-    """Write `NAME.json` and `NAME.safetensors`.
-
-    Raises:
-        UnsupportedError: a leaf is neither a dense tensor nor a plain value; says where.
-        StorageError: the disk is full, or the folder cannot be written.
-    """
-    tensors: dict[str, Tensor] = {}
-    write_json(folder / f"{name}.json", encoded(tree, name, tensors))
-    write_tensors(folder / f"{name}.safetensors", tensors)
-
-
-def read_tree(folder: Path, name: str) -> Any:
-    """The tree that `write_tree` wrote; tensors are on the CPU and have the strides they had.
-
-    Raises:
-        MisconfiguredError: a file is missing, damaged, or not of this kind; names it.
-    """
-    tensors = read_tensors(folder / f"{name}.safetensors")
-    file = folder / f"{name}.json"
-    try:
-        return decoded(read_json(file), tensors)
-    except Malformed as error:
-        raise MisconfiguredError(f"{file} is no state that guyot wrote: {error}") from error
-
-
-def packed(name: str, tree: Any) -> bytes:
-    """Return a tree in one piece, to be sent to another process; `name` is for errors.
-
-    Raises:
-        UnsupportedError: a leaf is neither a dense tensor nor a plain value; says where.
-    """
-    tensors: dict[str, Tensor] = {}
-    text = json.dumps(encoded(tree, name, tensors), allow_nan=False).encode()
-    tensors[_TEXT] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-    return save(_plain(tensors))
-
-
-def unpacked(data: bytes) -> Any:
-    """Return the tree that `packed` made."""
-    tensors = load(data)
-    return decoded(json.loads(tensors.pop(_TEXT).numpy().tobytes()), tensors)
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -119,18 +71,25 @@ def read_json(file: Path, *, links: bool = False) -> Any:
         raise MisconfiguredError(f"{file} cannot be read: {first_line(error)}") from error
 
 
-def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(
+    file: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str] | None = None
+) -> None:
     """Write tensors by name, contiguous.
+
+    Args:
+        file: to write.
+        tensors: by name.
+        notes: texts by name, which the file holds beside.
 
     Raises:
         UnsupportedError: one of them is sparse, or of a dtype that safetensors lacks.
         StorageError: they cannot be written.
     """
-    plain = _plain(tensors)
+    plain = plain_tensors(tensors)
     try:
         file.touch()
         mode = file.stat().st_mode  # as the umask wants it; safetensors lets only the owner read
-        save_file(plain, file, metadata={"format": "pt"})
+        save_file(plain, file, metadata={"format": "pt", **(notes or {})})
         file.chmod(mode)
     except (OSError, SafetensorError) as error:
         raise unwritten(file, error) from error
@@ -138,7 +97,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
         raise UnsupportedError(f"{file.name} cannot hold a tensor: {first_line(error)}") from error
 
 
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return contiguous tensors on the CPU that share no memory.
 
     Raises:

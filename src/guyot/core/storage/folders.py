@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Iterable, Mapping
 from pathlib import Path
 
 from guyot.core.errors import MisconfiguredError, StorageError
@@ -19,24 +19,30 @@ _REPLACED = f"{_SCRATCH}replaced-"
 
 
 @contextlib.contextmanager
-def published(folder: Path) -> Generator[Path]:
+def published(folder: Path, known: Mapping[str, str] | None = None) -> Generator[Path]:
     """Give a new folder to be filled; it gets its name when all of it is on disk.
 
     Files get their checksums, files and folder are synced, then the folder is renamed, and the
     rename is synced. A folder of that name is replaced. If anything fails, nothing appears.
 
+    Args:
+        folder: to write.
+        known: checksums by the names of files that other processes have put there by the end.
+
     Raises:
         StorageError: it cannot be written.
     """
-    scratch = folder.parent / f"{_SCRATCH}{folder.name}"
+    scratch = unfinished(folder)
     replaced = folder.parent / f"{_REPLACED}{folder.name}"
     try:
         remove_leftovers(folder.parent)
         scratch.mkdir(parents=True)
         yield scratch
-        sums = "".join(f"{_sha256(file)}  {file.name}\n" for file in sorted(scratch.iterdir()))
+        known = dict(known or {})
+        known |= checksums(file for file in scratch.iterdir() if file.name not in known)
+        sums = "".join(f"{digest}  {name}\n" for name, digest in sorted(known.items()))
         (scratch / SUMS).write_text(sums, encoding="utf-8")
-        for file in [*scratch.iterdir(), scratch]:
+        for file in (scratch / SUMS, scratch):
             sync(file)
         if folder.exists():
             folder.rename(replaced)
@@ -50,6 +56,27 @@ def published(folder: Path) -> Generator[Path]:
     finally:
         with contextlib.suppress(OSError):
             _discard(scratch)
+
+
+def unfinished(folder: Path) -> Path:
+    """Return where a folder is while `published` lets it be filled."""
+    return folder.parent / f"{_SCRATCH}{folder.name}"
+
+
+def checksums(files: Iterable[Path]) -> dict[str, str]:
+    """Return the checksums of files by name, and write the files to the disk itself.
+
+    Raises:
+        StorageError: they cannot be written.
+    """
+    found: dict[str, str] = {}
+    for file in files:
+        try:
+            found[file.name] = _sha256(file)
+            sync(file)
+        except OSError as error:
+            raise unwritten(file, error) from error
+    return found
 
 
 def removed(folder: Path) -> None:
@@ -70,8 +97,13 @@ def remove_leftovers(parent: Path) -> None:
             _discard(folder)
 
 
-def verify(folder: Path, names: Collection[str]) -> None:
+def verify(folder: Path, names: Collection[str], mine: Collection[str] | None = None) -> None:
     """Check that a folder holds exactly these files, whole, and the checksums of all of them.
+
+    Args:
+        folder: to check.
+        names: of the files.
+        mine: whose content is read; None: that of all.
 
     Raises:
         MisconfiguredError: names the file that is missing, unexpected, or was changed.
@@ -95,7 +127,7 @@ def verify(folder: Path, names: Collection[str]) -> None:
             f"{folder / SUMS} lists {', '.join(sorted(sums)) or 'nothing'}; expected "
             f"{', '.join(sorted(names))}"
         )
-    for name in sorted(names):
+    for name in sorted(names if mine is None else mine):
         try:
             size, digest = regular(folder / name), _sha256(folder / name)
         except (OSError, ValueError) as error:

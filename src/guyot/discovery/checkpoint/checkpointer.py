@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import json
 import platform
 import re
 import time
@@ -16,35 +18,46 @@ from torch import Tensor, nn
 
 from guyot.core.condition import Condition, is_whole, require
 from guyot.core.contents import MANIFEST
-from guyot.core.errors import GuyotError, MisconfiguredError, UnsupportedError
+from guyot.core.errors import GuyotError, MisconfiguredError, StorageError, UnsupportedError
 from guyot.core.inputs import check_module
 from guyot.core.locate import unwrap, wrapper_of
-from guyot.core.parallel import Ranks, gathered, group_of_shards, is_sharded, spread_like
+from guyot.core.parallel import Ranks, group_of_shards
 from guyot.core.randomness import diverge, random_state
 from guyot.core.schema import misfit
 from guyot.core.storage import (
+    checksums,
+    loaded,
     published,
     read_json,
-    read_tensors,
-    read_tree,
     remove_leftovers,
     removed,
-    verify,
+    shard_name,
+    taken_apart,
+    unfinished,
     write_json,
     write_tensors,
-    write_tree,
 )
-from guyot.core.trees import difference, mapped
+from guyot.core.trees import difference
 from guyot.core.warning import warn
 from guyot.discovery.checkpoint.others import collected, misfit_of_ranks, own, warn_number
 from guyot.discovery.checkpoint.parts import REMEDY, Stateful, restore, restore_random
+from guyot.discovery.checkpoint.shards import (
+    TENSORS,
+    check_files,
+    completed,
+    contents_of,
+    held,
+    load_weights,
+    shapes,
+    share_in,
+    whole_only,
+)
 from guyot.discovery.discovery import Discovery
 from guyot.discovery.snapshot import branched
 
 FORMAT = "guyot checkpoint"
-VERSION = 2
+VERSION = 3
 
-_FILES = ("manifest.json", "structure.json", "model.safetensors", "state.json", "state.safetensors")
 _NAME = re.compile(r"step-(\d{9,})")
 _KEEP = Condition(
     lambda keep: is_whole(keep) and keep >= 1, "give how many checkpoints stay, at least 1"
@@ -60,10 +73,10 @@ class Checkpointer:
     random states of Python, NumPy and torch (the CPU's and every GPU's).
 
     With several processes, give the model in its `DistributedDataParallel` or sharded by
-    `fully_shard`, and call `save` and `resume` in all of them. Rank 0 writes, also what differs
-    between processes: random states, positions and parts. Sharded tensors are gathered one at a
-    time. With the same number of processes a run resumes bit for bit. With another number, and in
-    one process without `fully_shard`, it uses other random numbers.
+    `fully_shard`, and call `save` and `resume` in all of them. Every process writes and reads its
+    rows of sharded tensors. Rank 0 writes all else, also what differs between processes: random
+    states, positions and parts. With the same number of processes a run resumes bit for bit. With
+    another number, and in one process without `fully_shard`, it uses other random numbers.
 
     Args:
         folder: where the checkpoints are written.
@@ -122,11 +135,12 @@ class Checkpointer:
         self._model, self.discovery, self._parts = unwrap(model), discovery, parts
         self._wrapper = wrapper_of(model)
         shards = group_of_shards(self._model)
-        self._own_buffers = shards is not None
+        self._sharded = self._own_buffers = shards is not None
         if self._wrapper is not None:
             self._own_buffers = not self._wrapper.broadcast_buffers
         group = shards if self._wrapper is None else self._wrapper.process_group
         self._ranks = Ranks(group, next(self._model.parameters()).device)
+        self._share = share_in(self._model, self._ranks)
 
     @property
     def checkpoints(self) -> list[Path]:
@@ -145,12 +159,12 @@ class Checkpointer:
                 values.
 
         Returns:
-            The folder of the checkpoint; on other ranks than 0 it may not be there yet.
+            The folder of the checkpoint.
 
         Raises:
             UnsupportedError: a state holds something else than tensors and plain values.
-            StorageError: it cannot be written, the disk is full for instance; the checkpoints
-                that are there stay.
+            StorageError: one of the processes cannot write, the disk is full for instance; the
+                checkpoints that are there stay.
             SequenceError: in the middle of a step.
         """
         target = self.folder / f"step-{step:09}"
@@ -183,7 +197,7 @@ class Checkpointer:
             position: as for `save`.
 
         Returns:
-            The folder of the checkpoint; on other ranks than 0 it may not be there yet.
+            The folder of the checkpoint.
 
         Raises:
             MisconfiguredError: no target above that of this run, or a run without a discovery.
@@ -226,27 +240,44 @@ class Checkpointer:
     ) -> None:
         state: dict[str, Any] = {
             "discovery": discovery,
-            "parts": {n: mapped(p.state_dict(), self._whole) for n, p in self._parts.items()},
+            "parts": {name: part.state_dict() for name, part in self._parts.items()},
             "random": random_state(),
             "position": dict(position or {}),
         }
+        failed = StorageError(
+            f"{target} was not written: another process could not write its part, and says why"
+        )
         state["ranks"] = collected(self._ranks, self._known(state))
-        weights = {name: self._whole(value) for name, value in _weights(self._model).items()}
-        if self._ranks.rank:
-            return
-        with published(target) as folder:
-            write_json(folder / "manifest.json", _manifest(step))
-            structure = _WHOLE if self.discovery is None else self.discovery.structure
-            write_json(folder / "structure.json", structure)
-            write_tensors(folder / "model.safetensors", weights)
-            write_tree(folder, "state", state)
+        known: dict[str, str] = {}
+        with contextlib.ExitStack() as stack:
+            with self._ranks.together(failed):
+                folder = unfinished(target)
+                if not self._ranks.rank:
+                    stack.enter_context(published(target, known))
+            with self._ranks.together(failed):
+                mine = self._write_files(folder, step, state)
+            for found in self._ranks.gather(json.dumps(mine).encode()):
+                known |= json.loads(found)
+            with self._ranks.together(failed):
+                stack.close()
 
-    def _whole(self, tensor: Tensor) -> Tensor:
-        """Return a tensor as rank 0 writes it; collective if it is sharded."""
-        if not is_sharded(tensor):
-            return tensor
-        whole = gathered(tensor)
-        return whole.new_empty(0) if self._ranks.rank else whole.to("cpu", copy=True)
+    def _write_files(self, folder: Path, step: int, state: Any) -> dict[str, str]:
+        """Write what this process holds; return the checksums of its files."""
+        data, tensors = taken_apart("state", state)
+        index: dict[str, Any] = {"shards": self._share.parts}
+        files: list[Path] = []
+        for name, all_of_it in zip(TENSORS, (_weights(self._model), tensors), strict=True):
+            held_here, index[name] = held(all_of_it, self._share)
+            if self._share.first:
+                files.append(folder / shard_name(name, self._share.number, self._share.parts))
+                write_tensors(files[-1], held_here, {"step": str(step)})
+        if not self._ranks.rank:
+            structure = _WHOLE if self.discovery is None else self.discovery.structure
+            write_json(folder / "manifest.json", _manifest(step))
+            write_json(folder / "structure.json", structure)
+            write_json(folder / "index.json", index)
+            write_json(folder / "state.json", data)
+        return checksums(files)
 
     def resume(self, checkpoint: str | Path | None = None) -> dict[str, Any] | None:
         """Resume from a checkpoint.
@@ -268,23 +299,20 @@ class Checkpointer:
         folder = self._found(checkpoint)
         if folder is None:
             return None
-        verify(folder, _FILES)
+        shards = check_files(folder, self._ranks)
         _check_manifest(folder / "manifest.json")
-        weights = read_tensors(folder / "model.safetensors")
-        state = read_tree(folder, "state")
+        weights, state = contents_of(folder, shards)
         self._check_shape(folder, state)
         try:
             if self.discovery is not None:
-                self.discovery.load_state_dict(state["discovery"])
+                self.discovery.load_state_dict(loaded(state["discovery"]))
         except GuyotError as error:
             raise MisconfiguredError(f"{folder / 'state.json'}: {error}") from error
         self._check_structure(folder / "structure.json")
-        here = _weights(self._model)
-        if found := difference(here, weights):
-            raise MisconfiguredError(f"{folder / 'model.safetensors'}: {found}; {REMEDY}")
-        self._model.load_state_dict(
-            {name: spread_like(value, here[name]) for name, value in weights.items()}
-        )
+        if found := difference(_weights(self._model), shapes(weights)):
+            file = folder / shard_name("model", 0, shards)
+            raise MisconfiguredError(f"{file}: {found}; {REMEDY}")
+        load_weights(self._model, weights)
         return self._restore(state, folder / "state.json")
 
     def _restore(self, state: Mapping[str, Any], file: Path) -> dict[str, Any]:
@@ -292,19 +320,22 @@ class Checkpointer:
         mine = own(state["ranks"], self._ranks)
         known = state if mine is None else {**state, **mine}
         if "buffers" in known:
-            buffers = dict(self._model.named_buffers())
-            if found := difference(buffers, known["buffers"]):
+            buffers, theirs = dict(self._model.named_buffers()), loaded(known["buffers"])
+            if found := difference(buffers, theirs):
                 raise MisconfiguredError(f"{file}: buffers: {found}; {REMEDY}")
             for name, buffer in buffers.items():
-                buffer.copy_(known["buffers"][name])
+                buffer.copy_(theirs[name])
         for name, part in self._parts.items():
-            restore(part, name, known.get(f"parts.{name}", state["parts"][name]), file)
-        restore_random(known["random"], file)
+            found = state["parts"][name]
+            if f"parts.{name}" in known:
+                found = completed(known[f"parts.{name}"], found)
+            restore(part, name, found, file, self._sharded)
+        restore_random(loaded(known["random"]), file)
         if mine is None:
             diverge(self._ranks.rank)
             if not self._ranks.rank:
                 warn_number(file, len(state["ranks"]) + 1, self._ranks.size)
-        return known["position"]
+        return loaded(known["position"])
 
     def _found(self, checkpoint: str | Path | None) -> Path | None:
         """Return the checkpoint that was asked for, the same one on all ranks."""
@@ -324,7 +355,7 @@ class Checkpointer:
         known = {"random": state["random"], "position": state["position"]}
         for name, part in self._parts.items():
             if not isinstance(part, torch.optim.Optimizer):
-                known[f"parts.{name}"] = state["parts"][name]
+                known[f"parts.{name}"] = whole_only(state["parts"][name])
         if self._own_buffers:
             known["buffers"] = dict(self._model.named_buffers())
         return known

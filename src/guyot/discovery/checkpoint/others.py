@@ -29,7 +29,9 @@ def collected(ranks: Ranks, known: Mapping[str, Any]) -> list[dict[str, Any]]:
     if ranks.size == 1:
         return []
     ranks.agree("the parts of a checkpoint", *known)
-    digests = torch.tensor([_digest(packed(*item)) for item in known.items()], device=ranks.device)
+    with ranks.together():
+        numbers = [_digest(packed(*item)) for item in known.items()]
+    digests = torch.tensor(numbers, device=ranks.device)
     same = (digests == ranks.first(digests)).tolist()
     differing = {name: known[name] for name, alike in zip(known, same, strict=True) if not alike}
     return [unpacked(data) for data in ranks.gather(packed("ranks", differing))[1:]]

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from guyot.core.errors import MisconfiguredError
-from guyot.core.parallel import spread_like
 from guyot.core.randomness import set_random_state
+from guyot.core.storage import Stored, loaded
 from guyot.core.trees import difference
 from guyot.core.warning import warn
+from guyot.discovery.checkpoint.shards import load_weights, placed, placed_as, shapes
 from guyot.discovery.optimizers import keeps_elementwise_state, parameters_of
 
 REMEDY = "build model, discovery and all parts as for the first start"
@@ -33,25 +34,54 @@ class Stateful(Protocol):
         ...
 
 
-def restore(part: Stateful, name: str, state: Any, file: Path) -> None:
-    """Give a part its state; the error of one that does not fit names the file."""
+def restore(part: Stateful, name: str, state: Any, file: Path, sharded: bool) -> None:
+    """Give a part its state; the error of one that does not fit names the file.
+
+    Args:
+        part: gets it.
+        name: of the part.
+        state: was read, but for its tensors.
+        file: it comes from.
+        sharded: tensors of the part may be sharded as the model is.
+    """
+    try:
+        problem = _give(part, state, sharded)
+    except (*UNFIT, RuntimeError) as error:
+        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if problem is not None:
+        raise MisconfiguredError(f"{file}: {name} does not fit: {problem}; {REMEDY}")
+
+
+def _give(part: Stateful, state: Any, sharded: bool) -> str | None:
+    """Give a part its state; or say in what it does not fit."""
     problem = None
     if isinstance(part, torch.optim.lr_scheduler.LRScheduler):
-        own = part.state_dict()
+        state, own = loaded(state), part.state_dict()
         found = state
         if isinstance(state, Mapping):  # some schedulers get entries as they go
             found = {key: state[key] for key in own if key in state}
         problem = difference(own, found)
     elif isinstance(part, torch.optim.Optimizer):
-        problem = _misfit(part, state)
+        problem = _misfit(part, shapes(state))
         state = state if problem else _spread(part, state)
+    elif isinstance(part, nn.Module) and _is_of_tensors(part, state):
+        problem = difference(part.state_dict(), shapes(state))
+        if problem is None:
+            load_weights(part, state)
+        return problem
+    else:
+        state = placed_as(state, part.state_dict() if sharded else None)
     if problem is None:
-        try:
-            cast(Stateful, part).load_state_dict(state)
-        except (*UNFIT, RuntimeError) as error:
-            problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if problem is not None:
-        raise MisconfiguredError(f"{file}: {name} does not fit: {problem}; {REMEDY}")
+        cast(Stateful, part).load_state_dict(state)
+    return problem
+
+
+def _is_of_tensors(part: nn.Module, state: Any) -> bool:
+    """Say whether a state is all that a module without an own way to load it needs."""
+    plain = type(part).load_state_dict is nn.Module.load_state_dict
+    return (
+        plain and isinstance(state, Mapping) and all(isinstance(v, Stored) for v in state.values())
+    )
 
 
 def restore_random(state: Any, file: Path) -> None:
@@ -74,13 +104,14 @@ def _spread(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[
 
     def spread(number: int, value: Any) -> Any:
         like = parameters[number]
-        return spread_like(value, like) if getattr(value, "shape", None) == like.shape else value
+        elementwise = isinstance(value, Stored) and value.shape == like.shape
+        return placed(value, like) if elementwise else loaded(value)
 
     entries = {
         number: {key: spread(number, value) for key, value in own.items()}
         for number, own in state["state"].items()
     }
-    return {**state, "state": entries}
+    return {**loaded({**state, "state": {}}), "state": entries}
 
 
 def _misfit(optimizer: torch.optim.Optimizer, state: Any) -> str | None:
