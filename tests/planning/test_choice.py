@@ -86,6 +86,24 @@ def test_width_goes_to_the_better_neighbour(worth: float, expected: int) -> None
     assert result.mask[INDEX.units(1)].nonzero().flatten().tolist() == sorted(best)
 
 
+@pytest.mark.parametrize(
+    ("benefit", "expected"),
+    [
+        ([9.0, 9.0, 9.0, 9.0, 0.5, 0.6], 4),  # what the larger width adds costs more than it earns
+        ([9.0, 9.0, 9.0, 9.0, 1.0, 1.0], 4),  # or as much
+        ([0.1, 0.1, 0.1, 0.1, 1.5, 1.5], 6),  # what the smaller width loses does not count
+    ],
+)
+def test_only_the_units_between_two_widths_decide(benefit: list[float], expected: int) -> None:
+    theta, ones = torch.ones(INDEX.total), torch.ones(INDEX.total)
+    theta[INDEX.units(1)] = torch.tensor([0.9, 0.9, 0.8, 0.7, 0.6, 0.2])
+    theta[INDEX.layer(1)] = 0.5
+    worth = ones.clone()
+    worth[INDEX.units(1)] = torch.tensor(benefit)
+    result = chosen(theta, worth, ones, [1, 2, 1])
+    assert widths(result.mask) == [4, expected, 6]  # a layer of 1/2 stays
+
+
 def test_ties_in_theta_go_by_benefit_per_price() -> None:
     theta, price = torch.ones(INDEX.total), torch.ones(INDEX.total)
     theta[INDEX.units(1)] = torch.tensor([0.7, 0.7, 0.4, 0.7, 0.7, 0.7])

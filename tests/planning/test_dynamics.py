@@ -33,6 +33,12 @@ def test_gates_that_do_not_move() -> None:
     assert speed(benefit, torch.ones(5), reference).tolist() == [0, 0, 0, -0.5, 2]
 
 
+def test_commitment_adds_its_strength_towards_the_plan() -> None:
+    ones, plan = torch.ones(3), torch.tensor([True, False, True])
+    benefit = torch.tensor([0.0, 0.0, 3.5])
+    assert speed(benefit, ones, ones, 2.0, 0.5, plan).tolist() == [-0.5, -1.5, 2.5]
+
+
 def test_commitment_takes_every_gate_to_its_plan() -> None:
     """Default phases: with a constant plan even the fastest opposite drift is overcome."""
     phases, ones = Phases(2000), torch.ones(4)
@@ -129,6 +135,7 @@ def test_only_zeros_that_still_fall_are_counted() -> None:
     other = ZeroSteps.start(1).restored(zeros.select(torch.tensor([1])).state_dict())
     assert other.updated(theta[:1], low[:1], price[:1]).steps.tolist() == [3]
     assert other.updated(torch.tensor([0.1]), low[:1], price[:1]).steps.tolist() == [0]
+    assert other.updated(theta[:1], price[:1], price[:1]).steps.tolist() == [0], "it does not fall"
 
 
 def worst_flow(
@@ -177,6 +184,10 @@ def test_certified_edges() -> None:
     bound, price = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.0, 1.0, 1.0])
     # free structures are never certified; without any gradient everything is; large norms are not
     assert certified(theta, norm, bound, price, 0.1).tolist() == [False, True, False]
+    # the set is open: on its border the gate may stay where it is
+    ones, zero = torch.ones(1), torch.zeros(1)
+    assert not certified(zero, ones, ones, ones, 1.0).item()
+    assert not certified(ones, zero, ones, ones, 1.0).item()
 
 
 def hyper_prior(pi: float, gamma: float) -> float:
