@@ -168,7 +168,8 @@ def page(found: dict[str, Any]) -> str:
     )
     return f"""# Scaling with depth
 
-The time to find and verify the structures of a network grows almost linearly with its depth:
+The time to find and verify the structures of a network grows less than its depth: equal blocks are
+[looked at once](decisions.md#structures-and-removal).
 
 {grows}- The deepest network, {LABELS[deepest["family"]]} of depth {deepest["depth"]}, has \
 {deepest["gates"]:,} gates. It takes {deepest["seconds"]:.0f} s and {deepest["megabytes"]:.0f} MB.

@@ -70,6 +70,7 @@ class ShortNames:
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self._short = {k: v for run in runs for k, v in run.stand_for().items()}
+        self._known: dict[str, str] = {}
 
     def block(self, name: str) -> str | None:
         """Return the block that a name lies in; None where it lies in none."""
@@ -78,8 +79,11 @@ class ShortNames:
 
     def short(self, name: str) -> str:
         """Return the name of the same thing in the short network."""
-        block = self.block(name)
-        return name if block is None else self._short[block] + name[len(block) :]
+        if name not in self._known:
+            block = self.block(name)
+            known = name if block is None else self._short[block] + name[len(block) :]
+            self._known[name] = known
+        return self._known[name]
 
     def in_whole(self, name: str, text: str) -> str:
         """Return what a text about the short network says of a name in the whole one."""
