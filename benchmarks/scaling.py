@@ -1,13 +1,14 @@
 """How the time and memory of finding structures grow with depth, and with the weights.
 
-    python benchmarks/scaling.py measure     # about fifteen minutes on a quiet core
+    python benchmarks/scaling.py measure     # about twenty-five minutes on a quiet core
     python benchmarks/scaling.py table       # docs/scaling.md, its figure and its table
 
 Every measurement is a process of its own with one thread; the least of three counts. Time is that
 of `find_structures` with verification, CPU seconds of the process, imports excluded; memory is how
 much the peak of the resident set grows meanwhile. The exponent is the slope of a straight line
 through the logarithms of time and depth, for the deeper half of the networks: at small depth a
-constant part dominates. Families that are not measured keep their rows.
+constant part dominates. Families that are not measured keep their rows. In `resnet-whole` equal
+blocks are looked at one by one.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from torch import nn
 from guyot import find_structures
 from guyot.app.models import resnet
 from guyot.costs.complexity import Complexity
+from guyot.structures import discover
 
 RESULTS = Path(__file__).parent / "results" / "scaling.json"
 DOCS = Path(__file__).parents[1] / "docs"
@@ -34,6 +36,7 @@ PAGE, TABLE = DOCS / "scaling.md", DOCS / "data" / "scaling.csv"
 FIGURE = DOCS / "figures" / "scaling.svg"
 DEPTHS = {
     "resnet": (20, 56, 110, 218, 434, 866, 1202),
+    "resnet-whole": (218, 434, 1202),
     "vit": (12, 24, 48, 96),
     "resnet50": (50,),
     "llama-small": (12,),
@@ -42,19 +45,20 @@ DEPTHS = {
 }
 LABELS = {
     "resnet": "CIFAR ResNet",
+    "resnet-whole": "CIFAR ResNet, every block by itself",
     "vit": "ViT, width 32",
     "resnet50": "torchvision resnet50 at 224 pixels",
     "llama-small": "Llama, width 1024",
     "llama-bf16": "Llama, width 2048, bfloat16",
     "llama-meta": "Llama, width 4096, on the meta device",
 }
-DRAWN = ("resnet", "vit", "resnet50")
+DRAWN = ("resnet", "resnet-whole", "vit", "resnet50")
 LLAMAS = {"llama-small": 1024, "llama-bf16": 2048, "llama-meta": 4096}
 
 
 def build(family: str, depth: int) -> tuple[nn.Module, torch.Tensor]:
     """A network and its input; images are small where depth is the question."""
-    if family == "resnet":
+    if family in ("resnet", "resnet-whole"):
         return resnet(depth), torch.randn(2, 3, 8, 8)
     if family == "resnet50":
         from torchvision.models import resnet50
@@ -100,6 +104,8 @@ def once(family: str, depth: int) -> dict[str, float]:
     warm, image = build("resnet", 8)[0], torch.randn(2, 3, 8, 8)
     find_structures(warm, (image,))  # imports
     model, inputs = build(family, depth)
+    if family == "resnet-whole":
+        discover.short_of = lambda *_: None
     before, start = peak(), time.process_time()
     structures = find_structures(model, (inputs,))
     seconds = time.process_time() - start
@@ -136,9 +142,14 @@ def measure(families: list[str], repeats: int, deepest: int) -> list[dict[str, A
     return rows
 
 
+def deeper(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The deeper half of the networks of a family."""
+    return rows[max(0, len(rows) // 2 - 1) :]
+
+
 def exponent(rows: list[dict[str, Any]]) -> float | None:
     """Slope of log time over log depth, for the deeper half."""
-    deep = rows[len(rows) // 2 - 1 :] if len(rows) > 2 else rows
+    deep = deeper(rows)
     if len(deep) < 2:
         return None
     xs = [math.log(row["depth"]) for row in deep]
@@ -157,22 +168,31 @@ def page(found: dict[str, Any]) -> str:
         for row in found["rows"]
         if row["family"] in ("resnet50", *LLAMAS)
     )
-    slopes = {
-        label: exponent([row for row in found["rows"] if row["family"] == family])
-        for family, label in LABELS.items()
-    }
-    grows = "".join(
-        f"- {label}: time grows as depth to the power {slope:.2f}.\n"
-        for label, slope in slopes.items()
-        if slope is not None
+    grows = ""
+    for family, label in LABELS.items():
+        rows = [row for row in found["rows"] if row["family"] == family]
+        if (slope := exponent(rows)) is not None:
+            first, last = deeper(rows)[0]["depth"], rows[-1]["depth"]
+            local = exponent(rows[-2:])
+            grows += (
+                f"- {label}, depth {first} to {last}: depth to the power {slope:.2f} "
+                f"({local:.2f} between the two deepest).\n"
+            )
+    whole = max(
+        (row for row in found["rows"] if row["family"] == "resnet-whole"),
+        key=lambda row: row["depth"],
     )
     return f"""# Scaling with depth
 
-The time to find and verify the structures of a network grows less than its depth: equal blocks are
-[looked at once](decisions.md#structures-and-removal).
+Equal blocks are [traced and verified once](decisions.md#structures-and-removal). The time to find
+and verify the structures of a network grows with its depth like this:
 
 {grows}- The deepest network, {LABELS[deepest["family"]]} of depth {deepest["depth"]}, has \
-{deepest["gates"]:,} gates. It takes {deepest["seconds"]:.0f} s and {deepest["megabytes"]:.0f} MB.
+{deepest["gates"]:,} gates. It takes {deepest["seconds"]:.0f} s and {deepest["megabytes"]:.0f} MB. \
+With every block by itself it takes {whole["seconds"]:.0f} s and {whole["megabytes"]:.0f} MB.
+
+Some two seconds are constant: the graph and the verification of three blocks of each kind. What
+every block costs is a forward pass in each mode, and its place in the graph and in the structures.
 
 ![Seconds and megabytes against depth, both axes logarithmic](figures/scaling.svg)
 
@@ -224,7 +244,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for axis, key, label in zip(axes, ("seconds", "megabytes"), ("CPU seconds", "MB"), strict=True):
-        for family, style in zip(DRAWN, ("o-", "s--", "D"), strict=True):
+        for family, style in zip(DRAWN, ("o-", "^-.", "s--", "D"), strict=True):
             name = LABELS[family]
             some = [row for row in rows if row["family"] == family]
             depths, values = [row["depth"] for row in some], [row[key] for row in some]

@@ -20,6 +20,7 @@ from guyot.core.inputs import Inputs
 from guyot.core.types import Structures
 from guyot.structures import discover
 from guyot.structures.depth import short
+from guyot.structures.depth.ledger import Ledger
 from guyot.structures.depth.runs import Run, ShortNames, runs_of
 from guyot.structures.depth.short import Short, short_of
 from guyot.structures.trace import Trace, trace
@@ -187,7 +188,7 @@ class Keeping(Stack):
         for block in self.blocks:
             x = block(x)
             found.append(x)
-        return self.head((x + found[3]).mean((2, 3)))
+        return self.head((x + found[1]).mean((2, 3)))
 
 
 class Again(Stack):
@@ -251,6 +252,16 @@ def test_what_is_no_chain_of_blocks_is_looked_at_as_a_whole(kind: Callable[[], S
     model = kind()
     assert runs_of(model)
     assert short_of(model, IMAGE) is None
+
+
+def test_who_looks_at_an_inner_block_breaks_the_chain() -> None:
+    chained: list[bool] = []
+    for model in (Stack(), Keeping()):
+        ledger = Ledger(runs_of(model))
+        with torch.no_grad(), ledger.around(model):
+            model(IMAGE)
+        chained.append(ledger.chained)
+    assert chained == [True, False]
 
 
 def hooked(model: Stack) -> None:

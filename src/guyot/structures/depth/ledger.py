@@ -170,7 +170,7 @@ class Ledger:
             self._held.append(leaf)
         self._before = (-1, []) if last else (call.run, leaves)
         call.names, call.held = {}, []
-        _, *others = self.calls[call.run]
+        others = self.calls[call.run][1:]
         if len(others) > 1 and call.shown == others[0].shown:  # one list in memory for all
             call.given, call.operators, call.results = others[0].shown
 
