@@ -4,7 +4,9 @@
 `benchmarks/results/gpu/`. It skips what has a result, and begins no cell after so many minutes.
 Without a GPU it says so and ends. `python benchmarks/gpu.py table` prints what was found.
 
-- *gates*: a training step during discovery against a plain one, at full width.
+- *gates*: a training step during discovery against a plain one, at full width. The forward and
+  backward passes of both run as they are, as a captured CUDA graph (*graph*), or under
+  `torch.compile(mode="reduce-overhead")` (*reduced*).
 - *run*: a whole run at target 0.5 against a dense one of as many steps; then the latency of both
   networks as they are and compiled. *Share of the promise* is the speed-up times the share of MACs.
 - *widths*: which widths a convolution is fast at.
@@ -13,6 +15,7 @@ Inputs and labels are random, in bfloat16 autocast and channels_last where there
 """
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -123,11 +126,22 @@ WORKLOADS = {
 }
 
 
+MODES = ("eager", "graph", "reduced")
+"""How the passes of a step run."""
+
+
 class Arm:
     """A network in training, with a discovery or without."""
 
-    def __init__(self, work: Workload, device: torch.device, config: Json | None, steps: int):
-        self.work, self.device = work, device
+    def __init__(
+        self,
+        work: Workload,
+        device: torch.device,
+        config: Json | None,
+        steps: int,
+        mode: str = "eager",
+    ):
+        self.work, self.device, self.mode = work, device, mode
         self.model = work.network(device)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), 0.01, 0.9, weight_decay=5e-4, foreach=True
@@ -136,24 +150,61 @@ class Arm:
         self.inputs = work.inputs(work.batch, device)
         shape = self.inputs.shape if self.inputs.dim() == 2 else self.inputs.shape[:1]
         self.labels = torch.randint(work.classes, tuple(shape), device=device)
+        self.called: Any = self.model
+        if mode == "reduced":
+            self.called = torch.compile(self.model, mode="reduce-overhead")
         self.discovery: Discovery | None = None
         if config is not None:
             self.discovery = Discovery(
-                self.model,
+                self.called,
                 (self.example,),
                 self.optimizer,
                 total_steps=steps,
                 target=0.5,
                 config=DiscoveryConfig(**config),
             )
+        self.captures = 0
+        self._layout = -1
+        self._replay: Callable[[], None] = self._passes
+
+    def loss(self) -> Tensor:
+        """Of the batch."""
+        return self.work.loss(self.called, self.inputs, self.labels)
+
+    def _passes(self) -> None:
+        self.loss().backward()
 
     def step(self) -> None:
         """One step of training."""
-        self.work.loss(self.model, self.inputs, self.labels).backward()
+        layout = 0 if self.discovery is None else self.discovery.layout
+        if self.mode == "graph" and layout != self._layout:
+            self._layout, self.captures = layout, self.captures + 1
+            self.optimizer.zero_grad()
+            self._replay = captured(self._passes, self.device)
+            if self.discovery is not None:
+                self.discovery.zero_grad()
+        self._replay()
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        if self.mode != "graph" or self.device.type != "cuda":
+            self.optimizer.zero_grad()  # a graph writes gradients to where they were
         if self.discovery is not None:
-            self.discovery.step(loss=lambda: self.work.loss(self.model, self.inputs, self.labels))
+            self.discovery.step(loss=self.loss)
+
+
+def captured(passes: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Return what repeats passes: a CUDA graph; the passes themselves without a GPU."""
+    if device.type != "cuda":
+        return passes
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            passes()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        passes()
+    return graph.replay
 
 
 def memory(device: torch.device) -> int | None:
@@ -165,11 +216,12 @@ def memory(device: torch.device) -> int | None:
     return found
 
 
-def gates(work: Workload, device: torch.device, seconds: float) -> Json:
+def gates(work: Workload, mode: str, device: torch.device, seconds: float) -> Json:
     """A step with gates against a plain one; 20 steps of each in turn."""
     # The horizon of a million steps keeps every gate near its start: nothing is removed.
     config = {"warmup": 0.0, "patience": 1.0}
-    plain, gated = Arm(work, device, None, 10**6), Arm(work, device, config, 10**6)
+    plain = Arm(work, device, None, 10**6, mode)
+    gated = Arm(work, device, config, 10**6, mode)
 
     def several(arm: Arm) -> Callable[[], None]:
         return lambda: [arm.step() for _ in range(20)] and None
@@ -182,6 +234,7 @@ def gates(work: Workload, device: torch.device, seconds: float) -> Json:
         "gated_ms": spread([50 * each["gated"].wall for each in times]),
         "ratio": spread([each["gated"].wall / each["plain"].wall for each in times]),
         "gates": gated.discovery.structures.index.total,
+        "captures": gated.captures,
         "memory": memory(device),
     }
 
@@ -268,10 +321,13 @@ def cells() -> dict[str, Callable[[torch.device, float], Json]]:
     """What is measured, by name, in the order in which it is worth having."""
     found: dict[str, Callable[[torch.device, float], Json]] = {}
     for name, work in WORKLOADS.items():
-        found[f"gates-{name}"] = lambda *options, work=work: gates(work, *options)
+        found[f"gates-{name}"] = functools.partial(gates, work, "eager")
     for name in ("resnet50", "vit-s", "resnet20", "llama"):
         work = WORKLOADS[name]
-        found[f"run-{name}"] = lambda *options, work=work: whole(work, *options)
+        found[f"run-{name}"] = functools.partial(whole, work)
+    for mode in MODES[1:]:
+        for name, work in WORKLOADS.items():
+            found[f"{mode}-{name}"] = functools.partial(gates, work, mode)
     found["widths"] = widths
     return found
 
@@ -290,8 +346,8 @@ def measure(options: argparse.Namespace) -> None:
             return
         try:
             found: Json = cell(device, options.seconds)
-        except (torch.OutOfMemoryError, ImportError) as error:
-            found = {"error": str(error).splitlines()[0]}
+        except (RuntimeError, ImportError) as error:  # out of memory, or it cannot be captured
+            found = {"error": (str(error).splitlines() or [type(error).__name__])[0]}
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         found |= {"device": where, "machine": machine()}
         path.write_text(json.dumps(found) + "\n")

@@ -44,9 +44,9 @@ def test_what_a_discovery_tells() -> None:
     assert names == set(
         """
         abandon attained benefits config dials evaluation expected_complexity finish finished follow
-        full_macs full_params keep_probs listen load_state_dict log logical_macs macs model nu
-        original params passed phase phases plot polarised prices removals settle skipped standing
-        state_dict step steps_done structure structures summary undecided
+        full_macs full_params keep_probs layout listen load_state_dict log logical_macs macs model
+        nu original params passed phase phases plot polarised prices removals settle skipped
+        standing state_dict step steps_done structure structures summary undecided zero_grad
         """.split()
     )
 

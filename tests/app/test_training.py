@@ -7,6 +7,7 @@ import torch
 
 from guyot.app import training
 from guyot.app.data import Batches, load_dataset
+from guyot.app.data.batches import on_device
 from guyot.app.models import build
 from guyot.app.training import Recipe
 from guyot.core.errors import MisconfiguredError
@@ -112,3 +113,23 @@ def test_an_empty_epoch_is_an_error():
         training.train_epoch(
             model, [], optimizer, training.make_scheduler(optimizer, recipe, 1), recipe
         )
+
+
+def test_batches_go_to_a_gpu_from_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: what is asked of the tensors."""
+    asked: list[tuple[str, object]] = []
+
+    def pinned(tensor: torch.Tensor) -> torch.Tensor:
+        asked.append(("pin", tuple(tensor.shape)))
+        return tensor
+
+    def to(tensor: torch.Tensor, device: torch.device, *, non_blocking: bool) -> torch.Tensor:
+        asked.append((device.type, non_blocking))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pinned)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda tensor: len(tensor) == 5)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    for rows, device in ((2, "cuda"), (5, "cuda"), (2, "cpu")):
+        on_device(torch.ones(rows), torch.device(device))
+    assert asked == [("pin", (2,)), ("cuda", True), ("cuda", True), ("cpu", True)]

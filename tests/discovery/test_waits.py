@@ -21,6 +21,7 @@ def test_only_the_steps_that_move_gates_wait() -> None:
         config=DiscoveryConfig(warmup=0.01, round_to=1),
     )
     waited: dict[int, int] = {}
+    copies: dict[int, int] = {}
     batch = case.inputs(16)
     for step in range(80):
         with Waits() as waits:
@@ -29,11 +30,13 @@ def test_only_the_steps_that_move_gates_wait() -> None:
             optimizer.step()
             optimizer.zero_grad()
             discovery.step(loss=lambda: model(batch).square().mean())
-        waited[step] = len(waits.found)
+        waited[step] = len(waits.found) + len(waits.inside)
+        copies[step] = waits.found.count("cpu")
     controller = discovery._controller
     assert controller.every == 10
     moving = [step for step in range(40, 80) if controller.deciding(step)]
     assert moving == [40, 49, 59, 69, 79]
     assert all(waited[step] for step in moving)
     assert [step for step in range(41, 80) if waited[step]] == moving[1:]
+    assert all(1 <= copies[step] <= 2 for step in moving[1:])  # sums of ten steps; what layers earn
     assert isinstance(discovery.abandon(), nn.Module)

@@ -95,6 +95,6 @@ def test_a_step_waits_for_nothing() -> None:
     evidence, one = Evidence(3, "cpu"), torch.ones(3)
     with Waits() as waits:
         evidence.add(torch.randn(3), one, 1, same)
-        assert waits.found == []
+        assert waits.found == waits.inside == []
         evidence.take()
     assert waits.found.count("cpu") == 1

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from guyot.app.data.batches import on_device
 from guyot.app.settings import (
     AT_LEAST_1,
     BELOW_1,
@@ -228,7 +229,7 @@ def train_epoch(
     model.train()
     tally = tally or Tally(recipe.task, device)
     for images, labels in batches:
-        images, labels = (x.to(device, non_blocking=True) for x in (images, labels))
+        images, labels = on_device(images, device), on_device(labels, device)
         loss, sums = train_step(model, images, labels, recipe)
         optimizer.step()
         optimizer.zero_grad()
@@ -269,7 +270,7 @@ def score(
     found = torch.zeros(task.sums + 2, dtype=torch.float64)
     for images, labels in batches:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            outputs = model(images.to(device))
+            outputs = model(on_device(images, device))
         outputs, count = outputs.float().cpu(), len(labels)
         found[:-2] += task.count(outputs, labels)
         found[-2] += task.loss(outputs, labels) * count

@@ -94,6 +94,19 @@ def warn_skipped(told: Told, before: int, span: tuple[int, int]) -> None:
     )
 
 
+def warn_stale(step: int) -> None:
+    """Warn that a captured CUDA graph is older than the tensors of the network.
+
+    Args:
+        step: optimiser steps so far.
+    """
+    warn(
+        f"no gradient reached the gates up to step {step}, and the model was not called since its "
+        "tensors were replaced: a CUDA graph that was captured before computes with the old ones, "
+        "so capture it again whenever discovery.layout changes",
+    )
+
+
 _EVIDENCE = 0.1
 """Share of discovery's steps that must have measured something before a network is chosen."""
 

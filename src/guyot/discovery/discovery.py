@@ -38,6 +38,7 @@ from guyot.discovery.checks import (
     warn_extreme,
     warn_missed,
     warn_skipped,
+    warn_stale,
 )
 from guyot.discovery.figures import Figures
 from guyot.discovery.layer_benefits import Loss, OwnLoss, layer_benefits, untouched
@@ -91,6 +92,8 @@ class Discovery(Figures):
     Attributes:
         model: the module that trains, without wrappers.
         original: the structures of the full network.
+        layout: a number that grows whenever gates or tensors of the network are replaced. A CUDA
+            graph that was captured before that computes with the old ones: capture it again.
 
     Raises:
         MisconfiguredError: a dial is out of range, inputs or optimiser do not fit the model, there
@@ -134,6 +137,7 @@ class Discovery(Figures):
             self.original, dials, phases, config, self._optimizers.sgd_weight_decay
         )
         self._gates: Gates | None = None
+        self.layout = 0
         self._drawn: Drawn | None = None
         self._rows = torch.zeros(0)  # the gates of the steps until they move again
         self._ranks.agree("settings or model", repr(identity(self.original, self._controller)))
@@ -204,6 +208,15 @@ class Discovery(Figures):
         for told in self._listeners:
             told()
 
+    def zero_grad(self) -> None:
+        """Forget what passes since the last `step` told the gates.
+
+        Call it after passes that are no training: those that warm up before a CUDA graph is
+        captured, and the captured one.
+        """
+        if self._gates is not None:
+            self._gates.zero_grad()
+
     def _change(self, **values: Any) -> None:
         self._state = replace(self._state, **values)
 
@@ -212,12 +225,14 @@ class Discovery(Figures):
         assert self._gates is not None
         self._gates.detach()
         self._gates = self._drawn = None
+        self.layout += 1
 
     def _attach(self) -> Gates:
         """Put gates on the modules."""
         get_ready(self.model)
         self._gates = Gates(self.structures, self._device)
         self._gates.attach(self.model)
+        self.layout += 1
         return self._gates
 
     def _draw(self, gates: Gates) -> Drawn:
@@ -251,6 +266,8 @@ class Discovery(Figures):
             return
         check_as_before(self.model, self._sharded)
         told = self._take_evidence(first, step)
+        if told.silent and self.removals and not gates.called:
+            warn_stale(step)
         if told.sums.steps:
             self._decide(gates, told.sums, latest, loss)
         self._squares.clear()
@@ -325,6 +342,7 @@ class Discovery(Figures):
         for follower in self._followers:
             with reshaped(follower):
                 operate(follower, before, keep)
+        self.layout += 1
         self._controller.select(left.structures, left.gates)
         self._record.add(step, before, keep, left, self.macs)
 

@@ -72,7 +72,8 @@ class Gates:
         self.probable = torch.ones(index.total, device=device)
         self._attached: dict[nn.Module, type[nn.Module]] = {}
         self._places: list[tuple[Tensor, Gate, list[tuple[slice, Fold]]]] = []
-        self._leaves: dict[tuple[int, tuple[int, ...]], tuple[slice, Tensor]] = {}
+        self._leaves: dict[tuple[int, tuple[int, ...]], tuple[Tensor, Tensor]] = {}
+        self._gradients: list[Tensor] = []
         self._predictions = Predictions()
         self._host: Host | None = None
 
@@ -80,10 +81,21 @@ class Gates:
         """Return some gates in a shape that broadcasts: an autograd leaf while training."""
         if (key := (where.start, shape)) not in self._leaves:
             leaf = self.sampled[where].view(shape).detach().requires_grad_()
-            self._leaves[key] = where, leaf
-        _, leaf = self._leaves[key]
+            self._leaves[key] = leaf, self._home(where).view(shape)
+            leaf.grad = self._leaves[key][1]
+        leaf, _ = self._leaves[key]
         probable = self.probable[where].view(shape)
         return lambda training: leaf if training else probable
+
+    def _home(self, where: slice) -> Tensor:
+        """Return where the gradient of a leaf adds up: a place for each shape of the same gates.
+
+        It stays there as long as the gates do, so that a captured CUDA graph may write to it.
+        """
+        shapes = sum(start == where.start for start, _ in self._leaves)
+        if shapes == len(self._gradients):
+            self._gradients.append(torch.zeros_like(self.sampled))
+        return self._gradients[shapes][where]
 
     @property
     def gradient(self) -> Tensor:
@@ -91,22 +103,35 @@ class Gates:
 
         float32, shape (gates,).
         """
-        total = torch.zeros_like(self.sampled)
-        for where, leaf in self._leaves.values():
-            if leaf.grad is not None:
-                total[where].add_(leaf.grad.detach().flatten())
-        return total
+        for leaf, home in self._leaves.values():
+            if leaf.grad is not home:  # a backward pass that can be differentiated replaced it
+                home.copy_(torch.zeros_like(home) if leaf.grad is None else leaf.grad.detach())
+                leaf.grad = home
+        if len(self._gradients) == 1:
+            return self._gradients[0].clone()
+        return torch.stack([torch.zeros_like(self.sampled), *self._gradients]).sum(0)
 
     @property
     def predictions(self) -> int:
-        """Return how many predictions the model made in training since `zero_grad`, at least 1."""
-        return max(1, self._predictions.count)
+        """Return how many predictions the model made in training since `zero_grad`, at least 1.
+
+        If no call of the model was noticed, since a CUDA graph was replayed, then those of the last
+        one.
+        """
+        return max(1, self._predictions.count or self._predictions.last)
+
+    @property
+    def called(self) -> bool:
+        """Say whether the model was called in training since the gates are there."""
+        return self._predictions.last > 0
 
     def zero_grad(self) -> None:
         """Forget the gradients, and how many predictions they come from."""
         self._predictions.count = 0
-        for _, leaf in self._leaves.values():
-            leaf.grad = None
+        for gradient in self._gradients:
+            gradient.zero_()
+        for leaf, home in self._leaves.values():
+            leaf.grad = home
 
     def attach(self, model: nn.Module) -> None:
         """Put the gates on the modules of a model."""

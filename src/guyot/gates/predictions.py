@@ -51,10 +51,11 @@ class Predictions:
 
     Attributes:
         count: so many since somebody set it to 0.
+        last: so many in the last forward pass.
     """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self.last = 0
         self._handle: RemovableHandle | None = None
 
     def attach(self, model: nn.Module) -> None:
@@ -71,7 +72,8 @@ class Predictions:
     def __call__(self, model: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Count one forward pass."""
         if model.training and torch.is_grad_enabled():
-            self.count += predictions_of(output, (args, kwargs))
+            self.last = predictions_of(output, (args, kwargs))
+            self.count += self.last
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Predictions:
         """Return a counter for a copy of the model."""

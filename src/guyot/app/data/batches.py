@@ -56,6 +56,13 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> 
     return values.to(dtype).permute(0, 3, 1, 2)
 
 
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; a copy from pinned memory to a GPU is not waited for."""
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class _Step:
     """The part of a batch that one process has, and what is random about its images.
@@ -157,7 +164,7 @@ class Batches:
 
     def _seen(self, images: Tensor) -> Tensor:
         """Return samples as the network sees them."""
-        images = images.to(self.device, non_blocking=True)
+        images = on_device(images, self.device)
         if images.dtype == torch.int64:  # characters
             return images
         if images.dtype == torch.uint8:
