@@ -45,7 +45,7 @@ def short_measurements() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compared") / "run"
-    assert running.train_compared(config(baseline="slim"), folder)
+    assert running.ComparedRuns(folder).train(config(baseline="slim"))
     return folder
 
 
@@ -106,19 +106,19 @@ def test_a_baseline_that_was_stopped_continues(whole: Path, tmp_path: Path) -> N
     shutil.rmtree(checkpoints_in(folder / "full/checkpoints")[-1])
     assert read_runs([folder])[0].before.test_score is None
     steps = Counting()
-    assert running.resume_compared(folder, steps)
+    assert running.ComparedRuns(folder, steps).resume()
     assert steps.count == 40 + 120  # the last epoch of the full network, all of the slim one
     for kind in (".", "full", "slim"):
         assert_same(folder / kind, whole / kind)
     with pytest.raises(MisconfiguredError, match=r"is finished.*guyot compare"):
-        running.resume_compared(folder)
+        running.ComparedRuns(folder).resume()
 
 
 def test_nothing_more_is_trained_once_it_is_to_stop(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     shutil.rmtree(folder / "slim")
-    assert not running.resume_compared(folder, stop=lambda: True)
+    assert not running.ComparedRuns(folder, stop=lambda: True).resume()
     assert not (folder / "slim").exists()
 
 

@@ -68,7 +68,7 @@ def quick() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, running.Summary, Counting]:
     folder, counting = tmp_path_factory.mktemp("family") / "whole", Counting()
-    return folder, running.train_family(config(), folder, counting), counting
+    return folder, running.FamilyRuns(folder, counting).train(config()), counting
 
 
 def read(path: Path) -> Any:
@@ -126,24 +126,23 @@ def test_a_family_that_is_stopped_goes_on(
 ) -> None:
     """Before the larger member begins, after it, at the end of the first, in the second."""
     counting = Counting()
-    stopped = running.train_family(
-        config(), tmp_path / "run", counting, lambda: counting.steps >= steps
-    )
+    runs = running.FamilyRuns(tmp_path / "run", counting, lambda: counting.steps >= steps)
+    stopped = runs.train(config())
     assert counting.steps == steps
     assert stopped["status"] == "interrupted"
     expected = ["open", "interrupted"] if steps < 120 else ["interrupted", "finished"]
     assert [member["status"] for member in stopped["members"]] == expected
-    assert running.resume_family(tmp_path / "run")["status"] == "finished"
+    assert running.FamilyRuns(tmp_path / "run").resume()["status"] == "finished"
     assert_same(tmp_path / "run", whole[0])
     with pytest.raises(MisconfiguredError, match=r"resume=.*run' is finished, there is nothing"):
-        running.resume_family(tmp_path / "run")
+        running.FamilyRuns(tmp_path / "run").resume()
 
 
 def test_a_stop_between_members_is_heard(
     tmp_path: Path, whole: tuple[Path, running.Summary, Counting]
 ) -> None:
     counting = Counting()
-    running.train_family(config(), tmp_path / "run", counting, lambda: counting.steps >= 120)
+    running.FamilyRuns(tmp_path / "run", counting, lambda: counting.steps >= 120).train(config())
     assert counting.targets == [0.4]
     member = tmp_path / "run" / "0.7"
     assert [path.name for path in member.iterdir()] == ["checkpoints"]
@@ -152,19 +151,19 @@ def test_a_stop_between_members_is_heard(
     text = manifest.read_text()
     manifest.write_text(text.replace('"step"', '"stop"'))
     with pytest.raises(MisconfiguredError, match=r"manifest.json is damaged"):
-        running.resume_family(tmp_path / "run")
+        running.FamilyRuns(tmp_path / "run").resume()
     manifest.write_text(text)
-    running.resume_family(tmp_path / "run")
+    running.FamilyRuns(tmp_path / "run").resume()
     assert_same(tmp_path / "run", whole[0])
 
 
 def test_a_beginning_that_was_lost_is_told(tmp_path: Path) -> None:
     counting = Counting()
-    running.train_family(config(), tmp_path / "run", counting, lambda: counting.steps >= 120)
+    running.FamilyRuns(tmp_path / "run", counting, lambda: counting.steps >= 120).train(config())
     for path in sorted((tmp_path / "run" / "0.7").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     with pytest.raises(MisconfiguredError, match=r"0.7 has no checkpoint, in which this member"):
-        running.resume_family(tmp_path / "run")
+        running.FamilyRuns(tmp_path / "run").resume()
 
 
 def test_members_are_shown_together(
@@ -193,9 +192,9 @@ def test_a_family_is_no_single_run(
     with pytest.raises(MisconfiguredError, match=r"targets=0.7,0.4 are those of several runs"):
         running.train(config(), tmp_path / "run")
     with pytest.raises(MisconfiguredError, match=r"targets=\(\): give the sizes of the family"):
-        running.train_family(config(targets=None, target=0.5), tmp_path / "run")
+        running.FamilyRuns(tmp_path / "run").train(config(targets=None, target=0.5))
     with pytest.raises(MisconfiguredError, match=r"out=.*whole' holds a run: continue it by"):
-        running.train_family(config(), whole[0])
+        running.FamilyRuns(whole[0]).train(config())
     assert not list(tmp_path.iterdir())
 
 

@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
-from guyot.app.config import TIMEOUT, RunConfig
+from guyot.app.config import RunConfig
 from guyot.app.launch import local_device, processes
-from guyot.app.running.folder import is_finished, raw_config, recorded_config, result_of
+from guyot.app.running.folder import is_finished, recorded_config, result_of
 from guyot.app.running.several import Several
 from guyot.app.running.together import open_folder, resuming
-from guyot.app.running.watcher import Watcher
 from guyot.core.errors import MisconfiguredError
 from guyot.core.parallel import Ranks
 from guyot.core.storage import replaced
@@ -31,71 +29,31 @@ from guyot.core.trees import json_text
 from guyot.planning.config import BASELINES
 
 
-def is_compared(folder: Path) -> bool:
-    """Say whether `guyot train` wrote a folder with `--baseline` or `--seeds`."""
-    config = raw_config(folder)
-    return bool(config.get("baseline")) or config.get("seeds", 1) != 1
-
-
-def train_compared(
-    config: RunConfig,
-    out: str | Path,
-    watcher: Watcher | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    *,
-    tensorboard: bool = False,
-    timeout: float = TIMEOUT,
-) -> bool:
+class ComparedRuns(Several):
     """Train a network, and what it is to be compared with, for one or several seeds.
 
-    Args:
-        config: with `baseline` or `seeds`.
-        out: the folder; does not exist or is empty.
-        watcher: told how it goes, one run after the other.
-        stop: as for `train`.
-        tensorboard: as for `train`, in the folder of every run.
-        timeout: as for `train`.
-
-    Returns:
-        Whether everything is finished.
-
-    Raises:
-        GuyotError: what the user can put right.
+    One run is trained after the other, in one process or on every rank of several.
     """
-    return _Runs(Path(out), watcher, stop, tensorboard, timeout, trust=True).run(config)
 
+    def train(self, config: RunConfig) -> bool:
+        """Begin in a new folder.
 
-def resume_compared(
-    folder: str | Path,
-    watcher: Watcher | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    *,
-    timeout: float = TIMEOUT,
-    trust: bool = False,
-) -> bool:
-    """Continue from the latest checkpoint; runs that are finished stay.
+        Args:
+            config: with `baseline` or `seeds`.
 
-    Args:
-        folder: that `train_compared` wrote.
-        watcher: told how it goes.
-        stop: as for `train`.
-        timeout: as for `train`.
-        trust: as for `guyot.app.running.resume`.
+        Returns:
+            Whether everything is finished.
 
-    Returns:
-        Whether everything is finished.
+        Raises:
+            GuyotError: what the user can put right.
+        """
+        return dataclasses.replace(self, trust=True)._all(config)
 
-    Raises:
-        GuyotError: what the user can put right.
-    """
-    return _Runs(Path(folder), watcher, stop, False, timeout, trust).run()
+    def resume(self) -> bool:
+        """Continue from the latest checkpoint, as `train` does; runs that are finished stay."""
+        return self._all()
 
-
-class _Runs(Several):
-    """Trains one run after the other, in one process or on every rank of several."""
-
-    def run(self, config: RunConfig | None = None) -> bool:
-        """Train all that is not finished; a new folder if there is a configuration."""
+    def _all(self, config: RunConfig | None = None) -> bool:
         then = resuming(self.path)
         device = local_device("auto" if config is None else config.device)
         with processes(device, self.timeout, then) as ranks:
@@ -145,7 +103,7 @@ class _Runs(Several):
         if ranks.any(self.stop()):
             return False
         begun = ranks.told((folder / "config.json").is_file())
-        found = self.resume(folder) if begun else self.train(config, folder)
+        found = self.resume_run(folder) if begun else self.begin_run(config, folder)
         return found.interrupted is None
 
     def _finished(self, folder: Path, seeds: int, baseline: str | None) -> bool:

@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from guyot.app.config import TIMEOUT, RunConfig
+from guyot.app.config import RunConfig
 from guyot.app.launch import local_device, processes
-from guyot.app.running.folder import is_finished, raw_config, recorded_config, result_of
+from guyot.app.running.folder import is_finished, recorded_config, result_of
 from guyot.app.running.several import Several
 from guyot.app.running.together import open_folder, resuming
-from guyot.app.running.watcher import Watcher
 from guyot.core.errors import GuyotError, MisconfiguredError
 from guyot.core.parallel import Ranks
 from guyot.core.storage import read_json, read_tree, replaced
@@ -34,71 +33,38 @@ Summary = dict[str, Any]
 `result.json` with its `target` and `folder`."""
 
 
-def train_family(
-    config: RunConfig,
-    out: str | Path,
-    watcher: Watcher | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    *,
-    tensorboard: bool = False,
-    timeout: float = TIMEOUT,
-) -> Summary:
+class FamilyRuns(Several):
     """Train networks of several sizes that share the beginning of their training.
 
     The member with the smallest target is trained first, see `guyot.Family`; then the others, the
-    largest first, each from where the first one passed its size.
-
-    Args:
-        config: with `targets`.
-        out: the folder; does not exist or is empty.
-        watcher: told how it goes, one member after the other.
-        stop: as for `train`.
-        tensorboard: as for `train`, in the folders of the members.
-        timeout: as for `train`.
-
-    Raises:
-        GuyotError: what the user can put right.
+    largest first, each from where the first one passed its size. One member is trained after the
+    other, in one process or on every rank of several.
     """
-    if not config.targets:
-        raise MisconfiguredError("targets=(): give the sizes of the family, such as (0.7, 0.5)")
-    return _Members(Path(out), watcher, stop, tensorboard, timeout, trust=True).run(config)
 
+    def train(self, config: RunConfig) -> Summary:
+        """Begin in a new folder.
 
-def resume_family(
-    folder: str | Path,
-    watcher: Watcher | None = None,
-    stop: Callable[[], bool] = lambda: False,
-    *,
-    timeout: float = TIMEOUT,
-    trust: bool = False,
-) -> Summary:
-    """Continue a family from its latest checkpoint; members that are finished stay.
+        Args:
+            config: with `targets`.
 
-    Like `guyot.app.running.resume` it ends as if it had never been stopped, bit for bit.
+        Raises:
+            GuyotError: what the user can put right.
+        """
+        if not config.targets:
+            raise MisconfiguredError("targets=(): give the sizes of the family, such as (0.7, 0.5)")
+        return dataclasses.replace(self, trust=True)._all(config)
 
-    Args:
-        folder: of the family.
-        watcher: told how it goes.
-        stop: as for `train`.
-        timeout: as for `train`.
-        trust: as for `guyot.app.running.resume`.
+    def resume(self) -> Summary:
+        """Continue from the latest checkpoint; members that are finished stay.
 
-    Raises:
-        GuyotError: what the user can put right.
-    """
-    return _Members(Path(folder), watcher, stop, False, timeout, trust).run()
+        Like `guyot.app.running.resume` it ends as if it had never been stopped, bit for bit.
 
+        Raises:
+            GuyotError: what the user can put right.
+        """
+        return self._all()
 
-def is_family(folder: Path) -> bool:
-    """Say whether `guyot train --targets` wrote a folder."""
-    return bool(raw_config(folder).get("targets"))
-
-
-class _Members(Several):
-    """Trains one member after the other, in one process or on every rank of several."""
-
-    def run(self, config: RunConfig | None = None) -> Summary:
-        """All members that are not finished; a new family if there is a configuration."""
+    def _all(self, config: RunConfig | None = None) -> Summary:
         then = resuming(self.path)
         device = local_device("auto" if config is None else config.device)
         with processes(device, self.timeout, then) as ranks:
@@ -151,11 +117,11 @@ class _Members(Several):
         begun = ranks.told((folder / "config.json").is_file())
         if first and not begun:
             own = dataclasses.replace(config, target=target, targets=())
-            return self.train(own, folder, family=family)
+            return self.begin_run(own, folder, family=family)
         with ranks.together():
             if not ranks.rank and not begun:
                 self._begin(target, self._folder(family.smallest))
-        return self.resume(folder, family=family if first else None)
+        return self.resume_run(folder, family=family if first else None)
 
     def _begin(self, target: float, first: Path) -> None:
         """Make the run folder of a member as it would be had it gone its way from the start.

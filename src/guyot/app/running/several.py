@@ -18,7 +18,7 @@ class Several:
     """Begin or continue runs in the folders of a folder.
 
     Attributes:
-        path: of the folder that holds them.
+        path: of the folder that holds them; to begin, it does not exist or is empty.
         watcher: told how it goes, one run after the other.
         stop: as for `train`.
         tensorboard: as for `train`, in the folder of every run.
@@ -33,12 +33,12 @@ class Several:
     timeout: float = TIMEOUT
     trust: bool = False
 
-    def train(self, config: RunConfig, folder: Path, **more: Any) -> Outcome:
-        """Begin a run."""
+    def begin_run(self, config: RunConfig, folder: Path, **more: Any) -> Outcome:
+        """Begin one run."""
         more |= {"tensorboard": self.tensorboard, "timeout": self.timeout}
         return train(config, folder, self.watcher, self.stop, **more)
 
-    def resume(self, folder: Path, **more: Any) -> Outcome:
-        """Continue a run."""
+    def resume_run(self, folder: Path, **more: Any) -> Outcome:
+        """Continue one run."""
         more |= {"timeout": self.timeout, "trust": self.trust}
         return resume(folder, self.watcher, self.stop, **more)

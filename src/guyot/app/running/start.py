@@ -53,7 +53,7 @@ def train(
     if config.targets:
         raise MisconfiguredError(
             f"targets={','.join(f'{target:g}' for target in config.targets)} are those of several "
-            "runs: train_family trains them"
+            "runs: FamilyRuns trains them"
         )
     path, then = Path(out), resuming(out)
     device = local_device(config.device)

@@ -58,22 +58,24 @@ def train(  # noqa: PLR0913 - one parameter per option
     if resume is not None:
         own = {"config": config, "out": out, "tensorboard": tensorboard or None}
         _check_alone(resume, settings | own)
-        _hello(quiet or json)
-        from guyot.app import running
-
-        start = running.resume_family if running.is_family(resume) else running.resume
-        start = running.resume_compared if running.is_compared(resume) else start
-        _run(resume, partial(start, resume, timeout=timeout, trust=trust), quiet, json)
-        return
-    wanted = configured(config, settings, trust)
-    folder = out or _default_folder(wanted)
+        wanted, folder = None, resume
+    else:
+        wanted = configured(config, settings, trust)
+        folder = out or _default_folder(wanted)
     _hello(quiet or json)
     from guyot.app import running
 
-    start = running.train_family if wanted.targets else running.train
-    if wanted.baseline is not None or wanted.seeds > 1:
-        start = running.train_compared
-    start = partial(start, wanted, folder, tensorboard=tensorboard, timeout=timeout)
+    kind = running.several_of(running.raw_config(folder) if wanted is None else vars(wanted))
+    if kind is not None:
+
+        def start(watcher: running.Watcher, stop: Callable[[], bool]) -> Any:
+            runs = kind(folder, watcher, stop, tensorboard, timeout, trust)
+            return runs.resume() if wanted is None else runs.train(wanted)
+
+    elif wanted is None:
+        start = partial(running.resume, folder, timeout=timeout, trust=trust)
+    else:
+        start = partial(running.train, wanted, folder, tensorboard=tensorboard, timeout=timeout)
     _run(folder, start, quiet, json)
 
 
