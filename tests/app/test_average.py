@@ -58,7 +58,7 @@ class Counting(Silent):
 def test_a_run_that_was_stopped_ends_with_the_same_average(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("guyot.app.running.job.measure", partial(report.measure, seconds=0.0))
+    monkeypatch.setattr("guyot.costs.timing.measure", partial(report.measure, seconds=0.0))
     settings = {"model": "mlp", "epochs": 3, "batch_size": 32, "bf16": False, "round_to": 4}
     config = RunConfig.of("digits", threads=1, ema=0.9, **settings)
     whole = running.train(config, tmp_path / "whole")

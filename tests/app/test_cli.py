@@ -31,7 +31,7 @@ QUICK = ["--epochs", "3", "--batch-size", "32", "--threads", "1", "--no-bf16"]
 @pytest.fixture(scope="module", autouse=True)
 def short_measurements() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("guyot.app.running.job.measure", partial(report.measure, seconds=0.0))
+        patch.setattr("guyot.costs.timing.measure", partial(report.measure, seconds=0.0))
         yield
 
 

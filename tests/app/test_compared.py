@@ -38,7 +38,7 @@ def config(**choices: Any) -> RunConfig:
 @pytest.fixture(scope="module", autouse=True)
 def short_measurements() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("guyot.app.running.job.measure", partial(report.measure, seconds=0.0))
+        patch.setattr("guyot.costs.timing.measure", partial(report.measure, seconds=0.0))
         yield
 
 

@@ -30,8 +30,7 @@ from guyot.core.errors import GuyotWarning, MisconfiguredError
 def short_measurements() -> Iterator[None]:
     quick = partial(report.measure, seconds=0.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("guyot.app.running.job.measure", quick)
-        patch.setattr("guyot.app.running.deploy.measure", quick)
+        patch.setattr("guyot.costs.timing.measure", quick)
         yield
 
 

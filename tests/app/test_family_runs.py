@@ -60,7 +60,7 @@ def config(**choices: Any) -> RunConfig:
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        patch.setattr("guyot.app.running.job.measure", partial(report.measure, seconds=0.0))
+        patch.setattr("guyot.costs.timing.measure", partial(report.measure, seconds=0.0))
         warnings.filterwarnings("ignore", "target=.* was not met")
         yield
 

@@ -36,7 +36,7 @@ def config(**choices: Any) -> RunConfig:
 def lines(tmp_path_factory: pytest.TempPathFactory) -> Lines:
     folder = tmp_path_factory.mktemp("run") / "new"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("guyot.app.running.job.measure", partial(report.measure, seconds=0.0))
+        patch.setattr("guyot.costs.timing.measure", partial(report.measure, seconds=0.0))
         running.train(config(beta=1.0, round_to=4), folder)
     text = (folder / "metrics.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]

@@ -80,7 +80,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "mine.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr("guyot.app.running.job.measure", partial(report.measure, seconds=0.0))
+    monkeypatch.setattr("guyot.costs.timing.measure", partial(report.measure, seconds=0.0))
     yield
     sys.modules.pop("guyot_user_mine", None)
 

@@ -103,7 +103,7 @@ def test_bad_input_is_one_paragraph(
 def test_train_within_milliseconds(
     tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("guyot.app.running.job.measure", partial(report.measure, seconds=0.0))
+    monkeypatch.setattr("guyot.costs.timing.measure", partial(report.measure, seconds=0.0))
     made = LatencyTable.load(table)
     result = run(
         *("train", "--epochs", "3", "--batch-size", "32", "--threads", "1", "--no-bf16"),
@@ -123,7 +123,7 @@ def test_train_within_milliseconds(
 def test_a_sweep_counts_latency(
     tmp_path: Path, table: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("guyot.app.running.job.measure", partial(report.measure, seconds=0.0))
+    monkeypatch.setattr("guyot.costs.timing.measure", partial(report.measure, seconds=0.0))
     quick = "--epochs 3 --batch-size 32 --threads 1 --round-to 8 --target 0.5,0.7".split()
     result = run(
         *("sweep", tmp_path / "sweep", *quick, "--json", "--quiet"),

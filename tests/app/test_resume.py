@@ -134,7 +134,7 @@ def stopped(folder: Path, steps: int, **choices: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("guyot.app.running.job.measure", partial(report.measure, seconds=0.0))
+    monkeypatch.setattr("guyot.costs.timing.measure", partial(report.measure, seconds=0.0))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "target=.* was not met")
         yield

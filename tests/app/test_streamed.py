@@ -279,7 +279,7 @@ class Counting(Silent):
 def test_a_run_that_resumes_sees_the_same_images(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("guyot.app.running.job.measure", partial(report.measure, seconds=0.0))
+    monkeypatch.setattr("guyot.costs.timing.measure", partial(report.measure, seconds=0.0))
     settings = {"epochs": 2, "batch_size": 4, "bf16": False, "ema": 0.9, "discovery": False}
     settings |= {"augment": "flip+resized-crop", "image_size": SIZE, "data_workers": 1}
     model = f"{Path(__file__)}:tiny"

@@ -212,8 +212,7 @@ def test_help_fits_a_narrow_terminal(command: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_results_fit_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("guyot.app.running.job.measure", partial(report.measure, seconds=0.0))
-    monkeypatch.setattr("guyot.app.running.deploy.measure", partial(report.measure, seconds=0.0))
+    monkeypatch.setattr("guyot.costs.timing.measure", partial(report.measure, seconds=0.0))
     monkeypatch.chdir(tmp_path)
     train = "train --data digits --epochs 3 --batch-size 32 --no-bf16 --threads 1 --round-to 4"
     found = narrow(*train.split(), "--out", "a", "--nu", "0.5")

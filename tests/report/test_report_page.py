@@ -67,7 +67,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         "full": {"discovery": False},
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("guyot.app.running.job.measure", partial(report.measure, seconds=0.0))
+        patch.setattr("guyot.costs.timing.measure", partial(report.measure, seconds=0.0))
         for name, choice in choices.items():
             config = RunConfig.of(
                 "digits", epochs=3, batch_size=32, threads=1, bf16=False, round_to=8, **choice

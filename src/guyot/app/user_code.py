@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from guyot.core.condition import did_you_mean
-from guyot.core.errors import MisconfiguredError
+from guyot.core.errors import MisconfiguredError, first_line
 
 CALLS_CODE = ("model", "data", "loss", "optimizer")
 """Settings that may name a function."""
@@ -76,8 +76,6 @@ def _imported(place: str, given: str) -> Any:
             return importlib.import_module(place)
         return _of_file(path)
     except (ImportError, OSError, SyntaxError) as error:
-        from guyot.core.storage.files import first_line  # with it comes torch
-
         raise MisconfiguredError(
             f"{given}: {place} cannot be imported ({first_line(error)}); give "
             "package.module:NAME or path/to/file.py:NAME, seen from the working directory"

@@ -58,3 +58,9 @@ class ParallelError(GuyotError, RuntimeError):
 
 class GuyotWarning(UserWarning):
     """Something was left out or skipped; the run continues."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error."""
+    text = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]

@@ -17,7 +17,7 @@ import contextlib
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -31,6 +31,8 @@ Step = Callable[[], object]
 Key = TypeVar("Key", bound=Hashable)
 
 LEAST_ROUNDS = 5
+BATCHES = (1, 64)
+"""Samples per forward pass of which every run reports the latency."""
 FAR_APART = 0.5
 """Quartiles further apart than this share of the median are not to be relied on."""
 
@@ -180,6 +182,28 @@ class Latency:
     def steady(self) -> bool:
         """Say whether the quartiles are close enough to rely on the median."""
         return self.high - self.low <= FAR_APART * self.median
+
+
+def measure_batches(
+    models: Mapping[str, nn.Module],
+    example: Tensor,
+    batches: Iterable[int] = BATCHES,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, dict[int, Latency]]:
+    """Return the latency of some networks by name and batch size, see `measure`.
+
+    Args:
+        models: networks by name.
+        example: samples, of which the first one is repeated.
+        batches: numbers of samples per pass.
+        stop: asked before each of them; True leaves out what is left.
+    """
+    times: dict[str, dict[int, Latency]] = {name: {} for name in models}
+    for batch in batches:
+        if not stop():
+            for name, latency in measure(models, example, batch).items():
+                times[name][batch] = latency
+    return times
 
 
 def measure(

@@ -1,6 +1,6 @@
 """What a run tells: measured latency, what was found, the table before => after, the page."""
 
-from guyot.costs.timing import Latency, measure
+from guyot.costs.timing import BATCHES, Latency, measure, measure_batches
 from guyot.report.comparison import compare, compare_lines
 from guyot.report.describe import Width, widths
 from guyot.report.history import TRIALS, History, read_runs
@@ -14,11 +14,13 @@ from guyot.report.table import (
     latency_notes,
     latency_text,
     lines,
+    machine_text,
     member_lines,
     sample_word,
 )
 
 __all__ = [
+    "BATCHES",
     "TRIALS",
     "GroupEntry",
     "History",
@@ -36,7 +38,9 @@ __all__ = [
     "latency_notes",
     "latency_text",
     "lines",
+    "machine_text",
     "measure",
+    "measure_batches",
     "member_lines",
     "read_runs",
     "render",

@@ -14,7 +14,7 @@ from guyot.core.metric import ACCURACY, Metric
 from guyot.costs.timing import Latency
 from guyot.report.columns import USUAL, aligned
 from guyot.report.history import History
-from guyot.report.table import UNKNOWN, count_text, latency_notes, latency_text
+from guyot.report.table import UNKNOWN, count_text, latency_notes, latency_text, machine_text
 
 _Z = 1.959964
 """Of the normal distribution, for 95 %."""
@@ -207,7 +207,8 @@ def _notes(runs: Sequence[History], width: int) -> list[str]:
     found = [_INTERVALS if runs[0].metric is ACCURACY else _better(runs[0].metric)]
     if len({(run.config["model"], run.config["data"]) for run in runs}) > 1:
         found.append("These runs differ in model or data: their scores do not compare.")
-    where = "; ".join(dict.fromkeys(map(_machine, runs)))
+    machines = (machine_text(run.config["device"], run.config["threads"]) for run in runs)
+    where = "; ".join(dict.fromkeys(machines))
     found += latency_notes([run.after.latency for run in runs], where)
     return textwrap.wrap(" ".join(found), min(width, USUAL))
 
@@ -220,11 +221,6 @@ def _better(metric: Metric) -> str:
         f"Scores are {metric.name}{best}: {which} is better. They have no interval: compare "
         "several seeds."
     )
-
-
-def _machine(run: History) -> str:
-    threads = run.config["threads"]
-    return f"{run.config['device']}, {threads} thread{'s' * (threads != 1)}"
 
 
 def _score(one: Compared, counted: bool) -> list[str]:

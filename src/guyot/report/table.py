@@ -150,6 +150,16 @@ def _digits(milliseconds: float) -> str:
     return f"{milliseconds:.0f}" if milliseconds >= 99.95 else f"{milliseconds:#.3g}"
 
 
+def machine_text(device: str, threads: int | None) -> str:
+    """Say where something ran.
+
+    Example:
+        >>> machine_text("cpu", 1), machine_text("cuda", None)
+        ('cpu, 1 thread', 'cuda')
+    """
+    return device + (f", {threads} thread{'s' * (threads != 1)}" if threads else "")
+
+
 def latency_notes(latencies: Iterable[Mapping[int, Latency]], where: str) -> list[str]:
     """Say how latencies were measured, and which of them not to rely on.
 
@@ -260,7 +270,7 @@ def _width(width: Width) -> str:
 
 
 def _notes(outcome: Outcome, width: int) -> Sequence[str]:
-    where = f"{outcome.device}, {outcome.threads} thread{'s' * (outcome.threads > 1)}"
+    where = machine_text(outcome.device, outcome.threads)
     latencies = (outcome.before.latency, outcome.after.latency)
     notes = ["1 MAC = 1 multiply-accumulate = 2 FLOPs.", *latency_notes(latencies, where)]
     if outcome.before.test_score is None and outcome.after.test_score is not None:

@@ -28,7 +28,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from guyot.core.errors import MisconfiguredError, UnsupportedError
+from guyot.core.errors import MisconfiguredError, UnsupportedError, first_line
 from guyot.core.inputs import (
     Inputs,
     arguments,
@@ -170,7 +170,7 @@ def to_onnx(model: nn.Module, example_inputs: Inputs, path: str | Path) -> Expor
             )
         except Exception as error:
             raise UnsupportedError(
-                f"torch.onnx cannot write {type(model).__name__}: {_first_line(error)}; "
+                f"torch.onnx cannot write {type(model).__name__}: {first_line(error)}; "
                 "export it as pt2 or state-dict"
             ) from error
         assert written is not None
@@ -202,7 +202,7 @@ def program(model: nn.Module, example_inputs: Inputs) -> ExportedProgram:
         except Exception as error:
             raise UnsupportedError(
                 f"torch.export cannot trace {type(model).__name__} for batches of any size: "
-                f"{_first_line(error)}; forward must not depend on the values of tensors, nor "
+                f"{first_line(error)}; forward must not depend on the values of tensors, nor "
                 "fix the number of samples (len(x) does, x.shape[0] does not)"
             ) from error
 
@@ -401,7 +401,3 @@ def _quiet() -> Generator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -133,8 +133,10 @@ class Display:
 
 
 def _goal(config: RunConfig) -> str:
-    threads = f"{config.threads} thread{'s' * (config.threads != 1)}"
-    place = f"{config.device}, {threads}, {'bf16' if config.bf16 else 'float32'}"
+    from guyot.report import machine_text  # with it comes torch
+
+    precision = "bf16" if config.bf16 else "float32"
+    place = f"{machine_text(config.device, config.threads)}, {precision}"
     if config.slim is not None:
         return f"uniformly slimmer network, no discovery; {config.epochs} epochs on {place}"
     if not config.discovery:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from guyot.core.errors import MisconfiguredError
+from guyot.core.errors import MisconfiguredError, first_line
 from guyot.core.warning import warn
 
 if TYPE_CHECKING:
@@ -25,9 +25,8 @@ def opened(read: Callable[[], bytes], where: str) -> Image | str:
     try:
         return Image.open(io.BytesIO(read())).convert("RGB")
     except Exception as error:  # noqa: BLE001 - a decoder may stumble over anything
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):  # Pillow's text names an address
-            reason = "its format is not known"
+        unknown = isinstance(error, UnidentifiedImageError)  # Pillow's text names an address
+        reason = "its format is not known" if unknown else first_line(error)
         return f"{where} is not a readable image ({reason})"
 
 

@@ -23,8 +23,7 @@ from torch.utils.data import DataLoader
 
 from guyot.app.data.arrays import AS_IT_IS, Dataset, Split, scaled, statistics
 from guyot.app.user_code import function_of
-from guyot.core.errors import MisconfiguredError
-from guyot.core.storage.files import first_line
+from guyot.core.errors import MisconfiguredError, first_line
 
 _PARTS = ("train", "test", "validation", "classes")
 _GIVES = 'a dict {"train": ..., "test": ...} of datasets of (x, label)'

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from guyot.app.data.folders import Address, Reader
-from guyot.core.errors import MisconfiguredError
-from guyot.core.storage.files import first_line
+from guyot.core.errors import MisconfiguredError, first_line
 
 IMAGE, LABEL = "image", "label"
 _OPEN = 2 * 2**30
@@ -67,7 +66,7 @@ class ParquetImages:
                 )
             labels.append(column.to_numpy().astype(np.int64))
         self.labels = torch.from_numpy(np.concatenate(labels))
-        self.classes = _names(self.files[0])
+        self.classes = schema_classes(self.files[0], LABEL)
 
     def reader(self) -> Reader:
         """Return a reader of rows."""
@@ -185,10 +184,10 @@ def _check(file: str, schema: Any) -> None:
         )
 
 
-def _names(file: str) -> tuple[str, ...]:
-    """Return the names of classes in the schema, as the package datasets writes them."""
+def schema_classes(file: str | Path, column: str) -> tuple[str, ...]:
+    """Return the names of a column's classes in the schema, as the package datasets writes them."""
     from pyarrow import parquet
 
     metadata = parquet.read_schema(file).metadata or {}
     features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return tuple(features.get(LABEL, {}).get("names", ()))
+    return tuple(features.get(column, {}).get("names", ()))

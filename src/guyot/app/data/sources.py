@@ -22,7 +22,7 @@ from guyot.app.data.arrays import Dataset, Samples, Split, statistics
 from guyot.app.data.decoding import Decoded, judge
 from guyot.app.data.folders import ClassFolder, ImageSource, class_names, subfolders
 from guyot.app.data.own import own_data
-from guyot.app.data.parquet import ParquetImages, parquet_files
+from guyot.app.data.parquet import ParquetImages, parquet_files, schema_classes
 from guyot.app.data.streamed import IMAGENET, Streamed
 from guyot.app.data.tables import read_table
 from guyot.app.data.texts import read_text
@@ -118,7 +118,7 @@ def _cifar(name: str, data_dir: Path | None, cache: Path, skip_corrupt: bool) ->
             _cached(cache, files, lambda f=files: _decode_parquet(name, f), name, skip_corrupt)
             for files in (train, test)
         ]
-        names = _class_names(name, train[0])
+        names = schema_classes(train[0], _LABEL[name])
     classes = names or tuple(str(i) for i in range(int(splits[0].labels.max()) + 1))
     mean, std = statistics(splits[0].images)
     return Dataset(name, splits[0], splits[1], classes, mean, std, flip=True, pad=4)
@@ -150,14 +150,6 @@ def _decode_parquet(name: str, files: list[Path]) -> Decoded:
         for row, (cell, label) in enumerate(zip(cells, labels, strict=True)):
             decoded.add(lambda c=cell: c["bytes"], f"{file}, row {row}", label)
     return decoded
-
-
-def _class_names(name: str, file: Path) -> tuple[str, ...]:
-    import pyarrow.parquet as parquet
-
-    metadata = parquet.read_schema(file).metadata or {}
-    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return tuple(features.get(_LABEL[name], {}).get("names", ()))
 
 
 def _from_hub(name: str) -> tuple[list[Split], tuple[str, ...]]:

@@ -30,8 +30,7 @@ from torch.utils.data import Dataset as TorchDataset
 from guyot.app.data.arrays import Request
 from guyot.app.data.decoding import opened
 from guyot.app.data.folders import Address, ImageSource, Reader, listing
-from guyot.core.errors import MisconfiguredError, ParallelError
-from guyot.core.storage.files import first_line
+from guyot.core.errors import MisconfiguredError, ParallelError, first_line
 from guyot.core.warning import warn
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

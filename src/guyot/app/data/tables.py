@@ -18,9 +18,8 @@ from torch import Tensor
 
 from guyot.app.data.arrays import AS_IT_IS, Dataset, Split, scaled
 from guyot.core.condition import did_you_mean
-from guyot.core.errors import MisconfiguredError
+from guyot.core.errors import MisconfiguredError, first_line
 from guyot.core.storage import regular
-from guyot.core.storage.files import first_line
 from guyot.core.warning import warn
 
 _TEST = 0.2

@@ -3,6 +3,7 @@
 from guyot.app.models.cifar import (
     MODELS,
     count_macs,
+    count_params,
     digits_resnet,
     resnet,
     resnet20,
@@ -26,6 +27,7 @@ __all__ = [
     "build",
     "build_with_inputs",
     "count_macs",
+    "count_params",
     "digits_resnet",
     "example_of",
     "image_shape",

@@ -147,6 +147,11 @@ MODELS: dict[str, Callable[[int], nn.Module]] = dict(
 )
 
 
+def count_params(model: nn.Module) -> int:
+    """Return how many parameters are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def count_macs(model: nn.Module, example: Tensor) -> int:
     """Multiply-accumulates of convolutions and matrix products for one sample of ``example``.
 

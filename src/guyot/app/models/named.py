@@ -25,8 +25,7 @@ from guyot.app.models.texts import Transformer
 from guyot.app.models.weights import load_fitting
 from guyot.app.user_code import accepted, function_of
 from guyot.core.condition import did_you_mean
-from guyot.core.errors import MisconfiguredError
-from guyot.core.storage.files import first_line
+from guyot.core.errors import MisconfiguredError, first_line
 
 SampleShape = tuple[int, ...]
 _OTHERS = ("mlp", "transformer")

@@ -14,22 +14,21 @@ import torch
 from guyot.app.config import RunConfig
 from guyot.app.data import Batches, Dataset
 from guyot.app.factories import check_trusted
-from guyot.app.models import count_macs
+from guyot.app.models import count_macs, count_params
 from guyot.app.running.folder import load_run, result_of
-from guyot.app.running.setup import example, load_data
+from guyot.app.running.setup import example, load_data, usable
 from guyot.app.training import score
 from guyot.core.condition import did_you_mean
 from guyot.core.errors import MisconfiguredError
 from guyot.core.metric import Metric, filed
 from guyot.core.storage import read_json
 from guyot.core.warning import warn
-from guyot.report import Latency, measure
+from guyot.report import BATCHES, Latency, measure_batches
 from guyot.results import export
 from guyot.results.fingerprint import inputs_like
 from guyot.results.saved import STRUCTURE, WEIGHTS, read
 
 _BATCH = 500
-_LATENCY_BATCHES = (1, 64)
 _OUTPUTS = {"onnx": "model.onnx", "pt2": "model.pt2", "state-dict": "state-dict"}
 
 
@@ -122,7 +121,6 @@ def evaluate_run(
     test = Batches(dataset, dataset.test, _BATCH, augment=False, device=config.device)
     result = score(model, test.epoch(0), bf16=bool(config.bf16), task=test.task)
     images = example(dataset).to(config.device)
-    times = {batch: measure({"it": model}, images, batch)["it"] for batch in _LATENCY_BATCHES}
     target = dataset.target
     return Evaluation(
         folder=str(folder),
@@ -134,9 +132,9 @@ def evaluate_run(
         loss=result.loss,
         deviation=None if target is None else target[1] * math.sqrt(result.loss),
         macs=count_macs(model, images),
-        params=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        params=count_params(model),
         image_shape=dataset.image_shape,
-        latency=times,
+        latency=measure_batches({"it": model}, images)["it"],
         device=config.device,
         threads=torch.get_num_threads(),
         bf16=bool(config.bf16),
@@ -178,9 +176,8 @@ def export_run(
     times: dict[str, dict[int, Latency]] = {}
     if format == "onnx":
         models = {"torch": model, "onnxruntime": export.OnnxNetwork(path)}
-        for batch in _LATENCY_BATCHES if written.batch is None else (written.batch,):
-            for name, latency in measure(models, example, batch).items():
-                times.setdefault(name, {})[batch] = latency
+        batches = BATCHES if written.batch is None else (written.batch,)
+        times = measure_batches(models, example, batches)
     return Delivery(str(folder), format, str(written.path), written.size, written.difference, times)
 
 
@@ -226,8 +223,8 @@ def _usable(config: RunConfig, data_dir: str | None) -> RunConfig:
         else:
             config = dataclasses.replace(config, data_dir=data_dir)
     try:
-        torch.zeros(1, device=config.device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+        usable(config.device)
+    except MisconfiguredError:
         warn(
             f"the run used the device {config.device}, which is not here: this is on the CPU",
         )

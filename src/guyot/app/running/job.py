@@ -10,11 +10,11 @@ from math import ceil
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from guyot.app.config import RunConfig
 from guyot.app.data import Batches, Dataset
-from guyot.app.models import count_macs
+from guyot.app.models import count_macs, count_params
 from guyot.app.running.average import adopt, averaged
 from guyot.app.running.course import Course
 from guyot.app.running.folder import RunFolder
@@ -51,11 +51,10 @@ from guyot.discovery.discovery import Discovery
 from guyot.discovery.distillation import Distillation
 from guyot.discovery.family import Family
 from guyot.planning.config import DiscoveryConfig
-from guyot.report import Latency, Network, Outcome, measure, to_dict, widths
+from guyot.report import Network, Outcome, measure_batches, to_dict, widths
 
 _EVALUATION_BATCH = 500
 _CALIBRATION_IMAGES = 512
-_LATENCY_BATCHES = (1, 64)
 
 
 class Job:
@@ -84,11 +83,11 @@ class Job:
             teacher = Distillation(self.model, weight=config.distill)
             self.recipe = dataclasses.replace(self.recipe, teacher=teacher)
         self.example = images.to(config.device)
-        self.before = Network(count_macs(self.full, self.example), _params(self.full))
+        self.before = Network(count_macs(self.full, self.example), count_params(self.full))
         self.slim = None
         if config.slim is not None:
             self.slim = slimmed(self.model, self.example, config, config.slim * self.before.macs)
-        self.size = (count_macs(self.model, self.example), _params(self.model))
+        self.size = (count_macs(self.model, self.example), count_params(self.model))
         self.optimizer = optimizer_of(config, self.model, self.recipe)
         self.scheduler = make_scheduler(self.optimizer, self.recipe, len(self.batches))
         self.trained = distributed(self.model, ranks)
@@ -318,7 +317,7 @@ class Job:
             data=self.config.data,
             image_shape=self.dataset.image_shape,
             before=self.before,
-            after=Network(count_macs(self.model, self.example), _params(self.model)),
+            after=Network(count_macs(self.model, self.example), count_params(self.model)),
             validation_score=score,
             layers=tuple(layer.name for layer in found),
             removed_layers=tuple(self._structure["removed_layers"]),
@@ -339,11 +338,7 @@ class Job:
         if self.ranks.rank:
             return outcome
         models = {"before": self.full, "after": self.model}
-        times: dict[str, dict[int, Latency]] = {name: {} for name in models}
-        for batch in _LATENCY_BATCHES:
-            if not stop():
-                for name, latency in measure(models, self.example, batch).items():
-                    times[name][batch] = latency
+        times = measure_batches(models, self.example, stop=stop)
         before = dataclasses.replace(
             outcome.before,
             latency=times["before"],
@@ -361,7 +356,3 @@ def _until(
         yield batch
         if stop():
             return
-
-
-def _params(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)

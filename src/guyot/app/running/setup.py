@@ -18,10 +18,11 @@ from guyot.app.config import RunConfig
 from guyot.app.data import Batches, Dataset, load_dataset
 from guyot.app.models import build, load_fitting
 from guyot.app.running.machine import remembered
+from guyot.app.settings import settings_of
 from guyot.app.tasks import TASKS
 from guyot.app.training import Recipe, make_optimizer, prefers_bf16
 from guyot.app.user_code import accepted, function_of
-from guyot.core.errors import MisconfiguredError
+from guyot.core.errors import MisconfiguredError, first_line
 from guyot.core.randomness import isolated
 from guyot.core.storage import read_tensors
 from guyot.costs.complexity import Cost, weights_of
@@ -77,9 +78,9 @@ def usable(device: str) -> None:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
         raise MisconfiguredError(
-            f"device={device!r} cannot be used ({reason}): leave it out, or give cpu or cuda"
+            f"device={device!r} cannot be used ({first_line(error)}): leave it out, or give cpu or "
+            "cuda"
         ) from error
 
 
@@ -162,8 +163,7 @@ def check_forward(model: nn.Module, images: Tensor, config: RunConfig, data: Dat
         with torch.no_grad(), isolated():
             logits = copy.deepcopy(model).train()(images)
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise MisconfiguredError(f"{problem}: {reason}; {remedy}") from error
+        raise MisconfiguredError(f"{problem}: {first_line(error)}; {remedy}") from error
     if not isinstance(logits, Tensor) or logits.shape != needed:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         what = "predictions" if data.task == "regression" else "logits"
@@ -231,17 +231,9 @@ def recipe_of(config: RunConfig, task: str) -> Recipe:
     Raises:
         MisconfiguredError: there is no such function as the loss.
     """
-    settings: dict[str, Any] = {
-        "epochs": config.epochs,
-        "batch_size": config.batch_size,
-        "lr": config.lr,
-        "weight_decay": config.weight_decay,
-        "warmup_epochs": config.warmup_epochs,
-        "decay": config.decay,
-        "label_smoothing": config.label_smoothing,
-        "bf16": bool(config.bf16),
-        "task": TASKS[task],
-    }
+    names = {field.name for field in dataclasses.fields(Recipe)} & settings_of(RunConfig).keys()
+    settings: dict[str, Any] = {name: getattr(config, name) for name in names}
+    settings |= {"bf16": bool(config.bf16), "task": TASKS[task]}
     if config.loss is None:
         return Recipe(**settings)
     function = function_of(config.loss, "loss", "the mean loss of outputs and labels")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from guyot.app.sweep.plan import Sweep, trial_name
-from guyot.core.errors import MisconfiguredError
+from guyot.core.errors import MisconfiguredError, first_line
 from guyot.report import TRIALS
 
 HEARTBEAT, GRACE = 10, 60
@@ -103,12 +103,10 @@ def _created(url: str, **choices: Any) -> Any:
 def _unopened(url: str, error: Exception) -> str:
     """Say why a database cannot be used, without the password in its address."""
     shown = re.sub(r"(?<=:)[^:/@]+(?=@)", "***", url)
-    cause = error.__cause__ or error
-    reason = str(cause).strip().partition("\n")[0] or type(cause).__name__
     return (
-        f"storage={shown!r} cannot be used ({reason}): give the URL of a database, such "
-        "as postgresql+psycopg://user@host/name, install its driver, or leave storage out for "
-        "SQLite in the folder"
+        f"storage={shown!r} cannot be used ({first_line(error.__cause__ or error)}): give the URL "
+        "of a database, such as postgresql+psycopg://user@host/name, install its driver, or leave "
+        "storage out for SQLite in the folder"
     )
 
 

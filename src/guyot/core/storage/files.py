@@ -15,7 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from guyot.core.errors import MisconfiguredError, StorageError, UnsupportedError
+from guyot.core.errors import (
+    MisconfiguredError,
+    StorageError,
+    UnsupportedError,
+    first_line,
+)
 from guyot.core.trees import describe
 
 JSON_LIMIT = 2**28
@@ -142,12 +147,6 @@ def regular(file: Path) -> int:
     if not stat.S_ISREG(found.st_mode):
         raise ValueError("it is no regular file")
     return found.st_size
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error."""
-    text = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
 
 
 def unwritten(file: Path, error: BaseException) -> StorageError:

@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Collection, Generator, Iterable, Mapping
 from pathlib import Path
 
-from guyot.core.errors import MisconfiguredError, StorageError
-from guyot.core.storage.files import JSON_LIMIT, first_line, regular, sync, unwritten
+from guyot.core.errors import MisconfiguredError, StorageError, first_line
+from guyot.core.storage.files import JSON_LIMIT, regular, sync, unwritten
 
 SUMS = "SHA256SUMS"
 """Name of the file with the checksums of a folder; `sha256sum --check` reads it."""

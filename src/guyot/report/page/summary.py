@@ -11,7 +11,15 @@ from guyot.core.metric import Metric
 from guyot.report.comparison import Compared, compare, difference_text
 from guyot.report.history import History, Line
 from guyot.report.page.curves import percent, score_text
-from guyot.report.table import UNKNOWN, Figure, count_text, figures, latency_notes, latency_text
+from guyot.report.table import (
+    UNKNOWN,
+    Figure,
+    count_text,
+    figures,
+    latency_notes,
+    latency_text,
+    machine_text,
+)
 
 
 def epoch_columns(metric: Metric) -> tuple[str, ...]:
@@ -104,8 +112,7 @@ def _place(config: Line) -> str:
 
 
 def _machine(config: Line) -> str:
-    threads = config["threads"]
-    return config["device"] + (f", {threads} thread{'s' * (threads != 1)}" if threads else "")
+    return machine_text(config["device"], config["threads"])
 
 
 def _duration(seconds: float) -> str:

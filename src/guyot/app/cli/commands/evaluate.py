@@ -35,14 +35,14 @@ def evaluate(
     Try: guyot evaluate runs/RUN --json
     """
     from guyot.app import running
-    from guyot.report import latency_notes, latency_text, sample_word
+    from guyot.report import latency_notes, latency_text, machine_text, sample_word
 
     found = running.evaluate_run(run, data_dir, trust=trust)
     if json:
         print_json(found.to_dict())
         return
     shape = "x".join(str(n) for n in found.image_shape)
-    threads = f"{found.threads} thread{'s' * (found.threads != 1)}"
+    machine = machine_text(found.device, found.threads)
     rows = [
         (f"test {found.metric.name}", found.metric.text(found.score)),
         ("test loss", f"{found.loss:.4f} {found.metric.unit}"),
@@ -54,12 +54,12 @@ def evaluate(
     if not quiet:
         typer.echo(f"{found.model} of {found.folder} on {found.data}")
         kind = sample_word(found.image_shape)
-        typer.echo(f"{found.images:,} {kind}s of {shape}; {found.device}, {threads}\n")
+        typer.echo(f"{found.images:,} {kind}s of {shape}; {machine}\n")
     wide = max(len(name) for name, _ in rows) + 2
     for name, value in rows:
         typer.echo(f"{name:<{wide}}{value}")
     if not quiet:
-        for line in latency_notes([found.latency], f"{found.device}, {threads}"):
+        for line in latency_notes([found.latency], machine):
             typer.echo(textwrap.fill(line, min(80, columns())))
 
 

@@ -45,7 +45,7 @@ def export(
     Try: guyot export runs/RUN --format onnx
     """
     from guyot.app import running
-    from guyot.report import latency_notes, latency_text
+    from guyot.report import latency_notes, latency_text, machine_text
 
     delivery = running.export_run(run, format, output, trust=trust)
     if json:
@@ -57,11 +57,11 @@ def export(
     typer.echo(f"{delivery.output}: {delivery.size / 1e3:,.1f} kB")
     typer.echo(f"largest difference from the network's outputs: {delivery.difference:.1e}")
     if delivery.latency:
-        threads = f"{delivery.threads} thread{'s' * (delivery.threads != 1)}"
         names = list(delivery.latency)
         typer.echo(f"\n{'batch':>5}" + "".join(f"  {name:>24}" for name in names))
         for batch in delivery.latency[names[0]]:
             times = (latency_text(delivery.latency[name][batch]) for name in names)
             typer.echo(f"{batch:>5}" + "".join(f"  {time:>24}" for time in times))
-        for line in latency_notes(delivery.latency.values(), f"the CPU, {threads}"):
+        where = machine_text("the CPU", delivery.threads)
+        for line in latency_notes(delivery.latency.values(), where):
             typer.echo(textwrap.fill(line, min(80, columns())))
