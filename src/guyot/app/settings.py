@@ -18,6 +18,7 @@ from typing import Any
 
 from guyot.core.condition import Condition, did_you_mean
 from guyot.core.errors import MisconfiguredError
+from guyot.core.packages import needed
 
 _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 _KINDS = {str: (str,), int: (int,), float: (int, float), bool: (bool,)}
@@ -192,13 +193,8 @@ def read_settings(file: Path, config: type) -> dict[str, Any]:
 
 
 def _read_yaml(file: Path) -> Any:
-    try:
+    with needed(f"{file} needs", "cli", ", or give the settings as JSON"):
         import yaml
-    except ImportError as error:
-        raise MisconfiguredError(
-            f"{file} needs the package 'yaml', which is not installed: pip install 'guyot[cli]', "
-            "or give the settings as JSON"
-        ) from error
     try:
         with file.open("rb") as stream:
             text = stream.read(_FILE_LIMIT + 1)

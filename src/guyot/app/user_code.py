@@ -7,7 +7,6 @@ gave it.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from typing import Any
 
 from guyot.core.condition import did_you_mean
 from guyot.core.errors import MisconfiguredError, first_line
+from guyot.core.packages import module_of
 
 CALLS_CODE = ("model", "data", "loss", "optimizer")
 """Settings that may name a function."""
@@ -87,13 +87,4 @@ def _of_file(path: Path) -> Any:
     known = sys.modules.get(title)
     if known is not None and getattr(known, "__file__", None) == str(path):
         return known
-    spec = importlib.util.spec_from_file_location(title, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[title] = module  # what the file defines looks for its module there
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[title]
-        raise
-    return module
+    return module_of(path, title, known=True)  # what the file defines looks for its module there

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from guyot.core.errors import MisconfiguredError
+from guyot.core.packages import needed
 from guyot.core.types import Structures
 
 if TYPE_CHECKING:
@@ -35,13 +35,8 @@ def plot_widths(
     Raises:
         MisconfiguredError: matplotlib is not installed.
     """
-    try:
+    with needed("plot() needs", "report"):
         from matplotlib import pyplot
-    except ImportError as error:
-        raise MisconfiguredError(
-            f"plot() needs the package {error.name!r}, which is not installed: "
-            "pip install 'guyot[report]'"
-        ) from error
     groups = full.groups
     if axes is None:
         size = (_WIDTH, 1.0 + _ROW * len(groups))

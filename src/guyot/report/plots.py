@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from guyot.core.errors import MisconfiguredError
+from guyot.core.packages import needed
 from guyot.report.history import History
 from guyot.report.page.curves import (
     Quantity,
@@ -60,14 +61,9 @@ def write_plots(runs: Sequence[History], folder: str | Path) -> list[Path]:
     Raises:
         MisconfiguredError: matplotlib is not installed, or the folder cannot be made.
     """
-    try:
+    with needed(f"plots={str(folder)!r} needs", "report"):
         import matplotlib
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MisconfiguredError(
-            f"plots={str(folder)!r} needs the package {error.name!r}, which is not installed: "
-            "pip install 'guyot[report]'"
-        ) from error
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

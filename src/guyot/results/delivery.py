@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.inputs import Inputs, arguments, changed, evaluation_mode, tensors_of
+from guyot.core.packages import needed
 from guyot.core.torch_private import pytree
 
 _BATCHES = (1, 2, 5)
@@ -151,13 +152,8 @@ def onnx_package(name: str = "onnx") -> Any:
     Raises:
         MisconfiguredError: one is missing.
     """
-    try:
+    with needed("ONNX needs", "onnx"):
         packages = {each: importlib.import_module(each) for each in _ONNX_PACKAGES}
-    except ImportError as error:
-        raise MisconfiguredError(
-            f"ONNX needs the package {error.name!r}, which is not installed: "
-            "pip install 'guyot[onnx]'"
-        ) from error
     return packages[name]
 
 

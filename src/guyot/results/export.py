@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
 import inspect
 import warnings
 from collections.abc import Generator, Mapping
@@ -40,6 +39,7 @@ from guyot.core.inputs import (
     tensors_of,
 )
 from guyot.core.locate import unwrap
+from guyot.core.packages import module_of
 from guyot.core.storage import write_tensors
 from guyot.core.torch_private import pytree
 from guyot.core.warning import warn
@@ -102,7 +102,7 @@ def to_source(model: nn.Module, example_inputs: Inputs, folder: str | Path) -> E
     with staged(folder) as scratch:
         scratch.mkdir()
         (scratch / CODE).write_text(module_text(source), encoding="utf-8")
-        module = _imported(scratch / CODE)
+        module = module_of(scratch / CODE, "guyot_exported")
         names = list(module.Network().state_dict())
         write_tensors(scratch / WEIGHTS, {name: tensors[name] for name in names})
         _warn_unused(model, names)
@@ -342,15 +342,6 @@ def _keep_casts_inside(graph: fx.Graph) -> None:
 def _at(model: nn.Module, name: str) -> Tensor:
     path, _, key = name.rpartition(".")
     return getattr(model.get_submodule(path), key)
-
-
-def _imported(file: Path) -> Any:
-    """Import the module in a file, without a trace in `sys.modules`."""
-    spec = importlib.util.spec_from_file_location("guyot_exported", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _warn_unused(model: nn.Module, names: list[str]) -> None:

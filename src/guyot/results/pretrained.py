@@ -8,8 +8,6 @@ layer, and a short Python module that needs only torch and transformers builds t
 from __future__ import annotations
 
 import functools
-import importlib.util
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 
 from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.locate import unwrap
+from guyot.core.packages import module_of
 from guyot.gates.checks import check_model, check_whole
 from guyot.results.delivery import Exported, largest_gap, staged
 from guyot.results.pretrained_code import CODE, ClassNames, LostBranch, modeling_text
@@ -364,7 +363,7 @@ def _coded(full: _Full, sizes: _Sizes, settings: dict[str, Any], folder: Path) -
     file.write_text(
         modeling_text(names, full.path, sizes.attention, sizes.branches), encoding="utf-8"
     )
-    module = _imported(file)
+    module = module_of(file, _MODULE, known=True)  # transformers looks for it by its name
     try:
         config = getattr(module, names.config)(**settings)
         config.auto_map = {
@@ -403,13 +402,3 @@ def _compared(full: _Full, kind: Any, folder: Path) -> float:
     tokens = torch.arange(_TOKENS, device=model.device).expand(2, -1) % model.config.vocab_size
     inputs = {"input_ids": tokens, "use_cache": False}
     return largest_gap(model, loaded.to(model.device).eval(), inputs, _EXACT, flat=False)
-
-
-def _imported(file: Path) -> Any:
-    """Import the module in a file; transformers looks for it in `sys.modules` by its name."""
-    spec = importlib.util.spec_from_file_location(_MODULE, file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[_MODULE] = module
-    spec.loader.exec_module(module)
-    return module

@@ -19,6 +19,7 @@ from torch import Tensor
 from guyot.app.data.arrays import AS_IT_IS, Dataset, Split, scaled
 from guyot.core.condition import did_you_mean
 from guyot.core.errors import MisconfiguredError, first_line
+from guyot.core.packages import needed
 from guyot.core.storage import regular
 from guyot.core.warning import warn
 
@@ -111,14 +112,9 @@ def _csv(file: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def _parquet(file: Path) -> tuple[list[str], list[list[str]]]:
-    try:
+    with needed(f"table:{file} needs", "data", ", or give the table as CSV"):
         import pyarrow
         import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise MisconfiguredError(
-            f"table:{file} needs the package 'pyarrow', which is not installed: pip install "
-            "'guyot[data]', or give the table as CSV"
-        ) from error
     try:
         regular(file.resolve())
         table = parquet.read_table(file)

@@ -26,6 +26,7 @@ from guyot.app.models.weights import load_fitting
 from guyot.app.user_code import accepted, function_of
 from guyot.core.condition import did_you_mean
 from guyot.core.errors import MisconfiguredError, first_line
+from guyot.core.packages import needed
 
 SampleShape = tuple[int, ...]
 _OTHERS = ("mlp", "transformer")
@@ -259,14 +260,9 @@ def _package(name: str) -> Any:
     Raises:
         MisconfiguredError: it is not installed.
     """
-    try:
+    extra = {"torchvision": "vision"}.get(name, name)
+    with needed(f"the networks of {name} need", extra):
         return importlib.import_module(name)
-    except ImportError as error:
-        extra = {"torchvision": "vision"}.get(name, name)
-        raise MisconfiguredError(
-            f"the networks of {name} need the package {error.name!r}, which is not installed: "
-            f"pip install 'guyot[{extra}]'"
-        ) from error
 
 
 def _find(name: str) -> tuple[str, str]:

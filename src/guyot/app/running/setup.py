@@ -23,6 +23,7 @@ from guyot.app.tasks import TASKS
 from guyot.app.training import Recipe, make_optimizer, prefers_bf16
 from guyot.app.user_code import accepted, function_of
 from guyot.core.errors import MisconfiguredError, first_line
+from guyot.core.packages import needed
 from guyot.core.randomness import isolated
 from guyot.core.storage import read_tensors
 from guyot.costs.complexity import Cost, weights_of
@@ -106,7 +107,7 @@ def load_data(config: RunConfig) -> Dataset:
     Raises:
         MisconfiguredError: no such data, or a package to read it is missing.
     """
-    try:
+    with needed(f"data={config.data!r} needs", "data"):
         dataset = load_dataset(
             config.data,
             config.data_dir,
@@ -119,11 +120,6 @@ def load_data(config: RunConfig) -> Dataset:
             validation=config.validation,
             workers=config.data_workers,
         )
-    except ImportError as error:
-        raise MisconfiguredError(
-            f"data={config.data!r} needs the package {error.name!r}, which is not installed: "
-            "pip install 'guyot[data]'"
-        ) from error
     if config.augment is not None:
         ways = config.augment.split("+")
         dataset = dataclasses.replace(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from guyot.core.errors import MisconfiguredError
+from guyot.core.packages import needed
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -46,13 +46,8 @@ class Board:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
+        with needed("tensorboard=True needs", "tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MisconfiguredError(
-                "tensorboard=True needs the package 'tensorboard', which is not installed: "
-                "pip install 'guyot[tensorboard]'"
-            ) from error
         self._open = partial(SummaryWriter, str(folder))
         self._groups: list[str] = []
         self._scores: dict[str, str] = {}

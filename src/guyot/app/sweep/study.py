@@ -15,6 +15,7 @@ from typing import Any
 
 from guyot.app.sweep.plan import Sweep, trial_name
 from guyot.core.errors import MisconfiguredError, first_line
+from guyot.core.packages import needed
 from guyot.report import TRIALS
 
 HEARTBEAT, GRACE = 10, 60
@@ -27,13 +28,8 @@ _ASKED = {"COMPLETE", "RUNNING", "WAITING"}
 
 def optuna_module() -> Any:
     """Import Optuna, or say how to get it."""
-    try:
+    with needed("a sweep needs", "sweep"):
         return importlib.import_module("optuna")
-    except ImportError as error:
-        raise MisconfiguredError(
-            f"a sweep needs the package {error.name!r}, which is not installed: "
-            "pip install 'guyot[sweep]'"
-        ) from error
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from guyot.core.axis import size_of
 from guyot.core.errors import MisconfiguredError
+from guyot.core.packages import needed
 from guyot.core.types import Axis, Structures
 from guyot.costs.latency.table import LatencyTable, Rate
 
@@ -114,13 +115,8 @@ def nonnegative(matrix: Array, values: Array) -> Array:
         >>> nonnegative(np.array([[1.0, 1.0], [1.0, 2.0]]), np.array([3.0, 2.0])).round(6)
         array([2.5, 0. ])
     """
-    try:
+    with needed("fitting a latency table needs", "latency"):
         from scipy.optimize import nnls
-    except ImportError as error:
-        raise MisconfiguredError(
-            f"fitting a latency table needs the package {error.name!r}, which is not installed: "
-            "pip install 'guyot[latency]'"
-        ) from error
     scale = np.abs(matrix).max(axis=0, initial=0.0)
     scale[scale == 0] = 1.0
     solution, _ = nnls(matrix / scale, values)

@@ -7,14 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from guyot.core.packages import needed
 from guyot.core.storage import read_tree, write_tree
 from guyot.discovery.discovery import Discovery
-from guyot.discovery.integrations.host import STATE_FILE, missing
+from guyot.discovery.integrations.host import STATE_FILE
 
-try:
+with needed("guyot.discovery.integrations.accelerate needs", "accelerate"):
     from accelerate import Accelerator
-except ImportError as error:
-    raise missing("accelerate", error) from error
 
 
 def register_discovery(accelerator: Accelerator, discovery: Discovery) -> None:

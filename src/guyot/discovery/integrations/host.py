@@ -22,14 +22,6 @@ STATE_FILE = "guyot"
 """Name of the files that hold a discovery's state in a checkpoint of another program."""
 
 
-def missing(package: str, error: ImportError) -> MisconfiguredError:
-    """Return the error for a package of an extra that is not installed."""
-    return MisconfiguredError(
-        f"guyot.discovery.integrations.{package} needs the package {error.name!r}, which is not "
-        f"installed: pip install 'guyot[{package}]'"
-    )
-
-
 class HostedDiscovery:
     """Run a discovery in the loop of another program, whose callback calls these methods.
 

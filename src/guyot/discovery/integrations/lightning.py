@@ -13,17 +13,16 @@ from torch.optim.swa_utils import AveragedModel
 
 from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.inputs import Inputs
+from guyot.core.packages import needed
 from guyot.core.warning import warn
-from guyot.discovery.integrations.host import HostedDiscovery, missing
+from guyot.discovery.integrations.host import HostedDiscovery
 from guyot.discovery.layer_benefits import Loss, untouched
 
-try:
+with needed("guyot.discovery.integrations.lightning needs", "lightning"):
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import WeightAveraging
     from lightning.pytorch.strategies import ModelParallelStrategy
     from torchmetrics import Metric
-except ImportError as error:
-    raise missing("lightning", error) from error
 
 
 _RESUMABLE = 'give strategy="ddp", or train with your own loop and a guyot.Checkpointer'

@@ -13,14 +13,13 @@ from torch.utils.hooks import RemovableHandle
 
 from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.inputs import Inputs
+from guyot.core.packages import needed
 from guyot.core.storage import read_tree, write_tree
-from guyot.discovery.integrations.host import STATE_FILE, HostedDiscovery, missing
+from guyot.discovery.integrations.host import STATE_FILE, HostedDiscovery
 from guyot.discovery.optimizers import inner_optimizer
 
-try:
+with needed("guyot.discovery.integrations.transformers needs", "transformers"):
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-except ImportError as error:
-    raise missing("transformers", error) from error
 
 if TYPE_CHECKING:
     from transformers import Trainer

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from guyot.core.errors import MisconfiguredError
+from guyot.core.packages import needed
 from guyot.report.history import History
 from guyot.report.page import heat
 from guyot.report.page.curves import LAYOUTS, Curves, curves, percent, readouts
@@ -65,15 +66,10 @@ def render(runs: Sequence[History]) -> str:
     """
     if not runs:
         raise MisconfiguredError("runs=[]: give at least one run folder")
-    try:
+    with needed("a report needs", "report"):
         import jinja2
 
         importlib.import_module("PIL")  # the maps need it
-    except ImportError as error:
-        raise MisconfiguredError(
-            f"a report needs the package {error.name!r}, which is not installed: "
-            "pip install 'guyot[report]'"
-        ) from error
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
