@@ -23,7 +23,7 @@ from guyot import Discovery, DiscoveryConfig
 from guyot.app.allocator import restart_with_fast_allocator
 from guyot.app.data import Dataset
 from guyot.app.models import count_macs, resnet
-from guyot.app.training import Recipe, evaluate, train_epoch
+from guyot.app.training import Recipe, score, train_epoch
 
 RESULTS = ROOT / "results" / "choices"
 PIXELS = 16
@@ -135,7 +135,7 @@ def train(run: Run, dataset: Dataset) -> Json:
         "run": asdict(run),
         "recipe": asdict(RECIPE),
         "losses": losses,
-        "validation_accuracy": evaluate(model, training.held_out.epoch(0)),
+        "validation_accuracy": score(model, training.held_out.epoch(0)).value,
         "macs": count_macs(model, torch.zeros(1, *IMAGE)),
         "input_shape": list(IMAGE),
         "params": sum(parameter.numel() for parameter in model.parameters()),

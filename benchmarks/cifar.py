@@ -27,7 +27,7 @@ from guyot import Discovery, DiscoveryConfig
 from guyot.app.allocator import restart_with_fast_allocator
 from guyot.app.data import Dataset
 from guyot.app.models import build, count_macs, resnet
-from guyot.app.training import Recipe, evaluate, train_epoch
+from guyot.app.training import Recipe, score, train_epoch
 
 RESULTS = ROOT / "results" / "cifar"
 DENSE_WIDTHS = (16, 32, 64)
@@ -155,10 +155,10 @@ def validate(
 ) -> float:
     """Validation accuracy, during discovery that of the most probable network."""
     if discovery is None:
-        return evaluate(model, training.held_out.epoch(0))
+        return score(model, training.held_out.epoch(0)).value
     inputs = [images for images, _ in itertools.islice(training.batches.epoch(epoch), 5)]
     with torch.autocast("cpu", torch.bfloat16), discovery.evaluation(inputs):
-        return evaluate(model, training.held_out.epoch(0))
+        return score(model, training.held_out.epoch(0)).value
 
 
 def train(run: Run, dataset: Dataset, scratch: Path) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def train(run: Run, dataset: Dataset, scratch: Path) -> dict[str, Any]:
     return {
         "run": asdict(run),
         "recipe": asdict(recipe),
-        "test_accuracy": evaluate(model, training.test.epoch(0)),
+        "test_accuracy": score(model, training.test.epoch(0)).value,
         "validation_accuracy": history[-1]["validation"],
         "macs": count_macs(model, torch.zeros(1, *IMAGE)),
         "input_shape": list(IMAGE),

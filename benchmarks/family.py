@@ -32,7 +32,7 @@ from guyot import Discovery, DiscoveryConfig, Family
 from guyot.app.allocator import restart_with_fast_allocator
 from guyot.app.data import Batches, Dataset, load_dataset
 from guyot.app.models import count_macs, resnet
-from guyot.app.training import Recipe, evaluate, lr_factor, make_optimizer, train_epoch
+from guyot.app.training import Recipe, lr_factor, make_optimizer, score, train_epoch
 
 RESULTS = ROOT / "results" / "family"
 TARGETS = (0.7, 0.5, 0.35, 0.25)
@@ -141,8 +141,8 @@ class Training:
             "steps": self.steps,
             "cost": self.cost,
             "loss": loss,
-            "validation_accuracy": evaluate(self.model, self.held_out.epoch(0)),
-            "test_accuracy": evaluate(self.model, self.test.epoch(0)),
+            "validation_accuracy": score(self.model, self.held_out.epoch(0)).value,
+            "test_accuracy": score(self.model, self.test.epoch(0)).value,
             "macs": count_macs(self.model, image()),
             "params": sum(parameter.numel() for parameter in self.model.parameters()),
         }

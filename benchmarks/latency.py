@@ -31,7 +31,7 @@ from guyot.app.allocator import restart_with_fast_allocator
 from guyot.app.config import RunConfig
 from guyot.app.data import Dataset, load_dataset
 from guyot.app.models import build, count_macs
-from guyot.app.training import Recipe, evaluate, train_epoch
+from guyot.app.training import Recipe, score, train_epoch
 from guyot.costs.latency import LatencyTable
 from guyot.costs.profiling import profile
 from guyot.costs.timing import clock_of, rounds
@@ -138,8 +138,8 @@ def train(run: Run, dataset: Dataset, table: LatencyTable) -> dict[str, Any]:
         "run": asdict(run),
         "recipe": asdict(recipe),
         "losses": losses,
-        "validation_accuracy": evaluate(model, training.held_out.epoch(0)),
-        "test_accuracy": evaluate(model, training.test.epoch(0)),
+        "validation_accuracy": score(model, training.held_out.epoch(0)).value,
+        "test_accuracy": score(model, training.test.epoch(0)).value,
         "attained": discovery.attained,
         "macs_share": discovery.macs / discovery.full_macs,
         "predicted_ms": table.milliseconds(discovery.structures),

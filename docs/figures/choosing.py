@@ -18,7 +18,7 @@ import torch
 from guyot import Discovery
 from guyot.app.data import Batches, load_dataset
 from guyot.app.models import digits_resnet
-from guyot.app.training import Recipe, evaluate, make_optimizer, make_scheduler, train_epoch
+from guyot.app.training import Recipe, make_optimizer, make_scheduler, score, train_epoch
 
 HERE = Path(__file__).parent
 STORE = HERE / "choosing.json"
@@ -49,7 +49,7 @@ def run(dials: dict[str, float], seed: int) -> dict[str, Any]:
         "macs": discovery.macs / discovery.full_macs,
         "params": discovery.params / discovery.full_params,
         "layers": len(discovery.structures.layers) / len(discovery.original.layers),
-        "error": 1 - evaluate(model, test.epoch(0), bf16=False),
+        "error": 1 - score(model, test.epoch(0), bf16=False).value,
     }
 
 

@@ -19,7 +19,7 @@ from guyot.app.config import RunConfig
 from guyot.app.data import Batches, load_dataset
 from guyot.app.models import build, count_macs
 from guyot.app.running import Progress, RunFolder, Silent, load_run
-from guyot.app.training import evaluate
+from guyot.app.training import score
 from guyot.core.errors import GuyotError, MisconfiguredError
 from guyot.core.metric import ACCURACY, filed
 from guyot.report import Outcome
@@ -125,7 +125,7 @@ def test_the_folder_gives_the_network_back(finished: tuple[Path, Outcome, Record
     assert count_macs(model, torch.zeros(1, 1, 8, 8)) == outcome.after.macs
     dataset = load_dataset("digits")
     test = Batches(dataset, dataset.test, 500, augment=False)
-    assert evaluate(model, test.epoch(0), bf16=False) == outcome.after.test_score
+    assert score(model, test.epoch(0), bf16=False).value == outcome.after.test_score
 
 
 def keep_networks(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
@@ -205,7 +205,7 @@ def test_a_stopped_run_leaves_a_usable_folder(
     dataset = load_dataset("digits").hold_out(144)
     assert dataset.validation is not None
     held_out = Batches(dataset, dataset.validation, 500, augment=False)
-    assert evaluate(model, held_out.epoch(0), bf16=False) == outcome.validation_score
+    assert score(model, held_out.epoch(0), bf16=False).value == outcome.validation_score
     assert same(model, kept[0])
 
 

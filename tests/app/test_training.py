@@ -43,7 +43,7 @@ def fit(epochs: int, stop_after: int, state: dict[str, Any] | None = None) -> di
         for epoch in range(first, stop_after)
     ]
     test = Batches(dataset, dataset.test, 128, augment=False)
-    accuracy = training.evaluate(model, test.epoch(0), bf16=False)
+    accuracy = training.score(model, test.epoch(0), bf16=False).value
     saved = {name: part.state_dict() for name, part in parts.items()}
     return saved | {"epoch": stop_after, "results": results, "accuracy": accuracy}
 
@@ -93,7 +93,7 @@ def test_evaluation_counts_and_restores_the_mode():
     model[1].eval()
     batches = [(torch.tensor([[3.0, 1.0], [0.0, 2.0]]), torch.tensor([0, 0]))]
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert training.evaluate(model, batches, bf16=False) == 0.5
+    assert training.score(model, batches, bf16=False).value == 0.5
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 

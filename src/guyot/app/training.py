@@ -24,6 +24,7 @@ from guyot.app.settings import (
 )
 from guyot.app.tasks import TASKS, Task
 from guyot.core.errors import MisconfiguredError
+from guyot.core.inputs import evaluation_mode
 from guyot.discovery.distillation import Distillation
 
 
@@ -260,33 +261,19 @@ def score(
     task: Task = TASKS["classification"],
     total: Callable[[Tensor], Tensor] = lambda sums: sums,
 ) -> Score:
-    """Score and loss over all batches, in eval mode; the model's mode is restored.
+    """Score and loss over all batches, in evaluation mode; the modes of modules are restored.
 
     ``total`` sums a vector over processes that have batches of their own each.
     """
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     found = torch.zeros(task.sums + 2, dtype=torch.float64)
-    for images, labels in batches:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            outputs = model(on_device(images, device))
-        outputs, count = outputs.float().cpu(), len(labels)
-        found[:-2] += task.count(outputs, labels)
-        found[-2] += task.loss(outputs, labels) * count
-        found[-1] += count
-    model.train(was_training)
+    with evaluation_mode(model):
+        for images, labels in batches:
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                outputs = model(on_device(images, device))
+            outputs, count = outputs.float().cpu(), len(labels)
+            found[:-2] += task.count(outputs, labels)
+            found[-2] += task.loss(outputs, labels) * count
+            found[-1] += count
     *sums, loss, count = total(found.to(device)).tolist()
     return Score(task.score(sums), loss / count, round(count))
-
-
-def evaluate(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    *,
-    bf16: bool = True,
-    task: Task = TASKS["classification"],
-    total: Callable[[Tensor], Tensor] = lambda sums: sums,
-) -> float:
-    """The value of :func:`score`."""
-    return score(model, batches, bf16=bf16, task=task, total=total).value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from guyot.core.condition import Condition, is_whole, require
 from guyot.core.errors import MisconfiguredError
-from guyot.core.inputs import Inputs, check_weights
+from guyot.core.inputs import Inputs, check_weights, evaluation_mode
 from guyot.core.torch_private import batch_norms
 from guyot.core.types import Structures
 from guyot.costs.complexity import Complexity, Cost
@@ -20,6 +21,7 @@ from guyot.costs.widths import physical_plan, quanta_of
 from guyot.discovery.checks import prunable_structures, warn_missed
 from guyot.discovery.layer_benefits import layer_benefits, untouched
 from guyot.gates.bank import Gates
+from guyot.gates.calibration import average_statistics
 from guyot.gates.checks import check_model, check_together, check_whole
 from guyot.planning.benefits import Homes, SideMeans, curvature, with_branches
 from guyot.planning.candidates import SearchSpace
@@ -232,39 +234,26 @@ def _measuring(model: nn.Module) -> Generator[None]:
 
     Modes, buffers, gradients and sources of random numbers are as before afterwards.
     """
-    modes = {module: module.training for module in model.modules()}
     gradients = [(p, p.grad) for p in model.parameters()]
-    model.eval()
-    for module in (model, *batch_norms(model)):
-        module.training = True
     for parameter, _ in gradients:
         parameter.grad = None
     try:
-        with untouched(model):
+        with evaluation_mode(model), untouched(model):
+            for module in (model, *batch_norms(model)):
+                module.training = True
             yield
     finally:
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        for module, mode in modes.items():
-            module.training = mode
 
 
-@torch.no_grad()
 def _average_statistics(model: nn.Module, batches: Iterable[Any], loss: BatchLoss) -> None:
     """Let the running statistics of BatchNorm be means over the batches."""
     norms = [norm for norm in batch_norms(model) if norm.track_running_stats]
     if not norms:
         return
-    modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.training = True
-    for batch in batches:
-        loss(model, batch)
+    with evaluation_mode(model):
+        average_statistics(norms, batches, partial(loss, model))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    for module, mode in modes.items():
-        module.training = mode

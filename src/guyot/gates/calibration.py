@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from guyot.core.inputs import call_model
+from guyot.core.inputs import call_model, evaluation_mode
 from guyot.core.torch_private import batch_norms
 from guyot.core.types import Structures
 
@@ -67,7 +68,6 @@ def calibrated(
         total: sum over the ranks, of a vector, which is called once if `batches` is not None;
             None: there is one rank.
     """
-    modes = {module: module.training for module in model.modules()}
     norms = [m for m in batch_norms(model) if m.track_running_stats]
     saved = [
         (m, m.momentum, {k: v.clone() for k, v in m.named_buffers(recurse=False)}) for m in norms
@@ -80,15 +80,37 @@ def calibrated(
             for name, value in buffers.items():
                 getattr(norm, name).copy_(value)
 
-    model.eval()
-    try:
-        if batches is not None and not _collect(model, norms, batches, total):
+    with evaluation_mode(model):
+        try:
+            if batches is not None and not _collect(model, norms, batches, total):
+                restore()
+            yield model
+        finally:
             restore()
-        yield model
-    finally:
-        restore()
-        for module, mode in modes.items():
-            module.training = mode
+
+
+@torch.no_grad()
+def average_statistics(
+    norms: Sequence[nn.BatchNorm2d], batches: Iterable[Any], run: Callable[[Any], object]
+) -> int:
+    """Make running statistics means over batches; return the number of batches.
+
+    Args:
+        norms: in evaluation mode, as everything else; their momenta are gone afterwards.
+        batches: of training data.
+        run: takes a batch and runs the model on it.
+    """
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.training = True
+    count = 0
+    for batch in batches:
+        run(batch)
+        count += 1
+    for norm in norms:
+        norm.training = False
+    return count
 
 
 @torch.no_grad()
@@ -99,16 +121,7 @@ def _collect(
     total: Callable[[Tensor], Tensor] | None,
 ) -> int:
     """Make running statistics means over the batches of all ranks; return their number."""
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.training = True
-    count = 0
-    for batch in batches:
-        _call(model, batch)
-        count += 1
-    for norm in norms:
-        norm.training = False
+    count = average_statistics(norms, batches, partial(_call, model))
     found = [s for norm in norms for s in (norm.running_mean, norm.running_var) if s is not None]
     if total is not None and found:
         weight = found[0].new_tensor([float(count)])

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from guyot.app.config import MODEL_NAMES
 from guyot.core.errors import MisconfiguredError
+from guyot.core.inputs import evaluation_mode
 
 
 class BasicBlock(nn.Module):
@@ -162,14 +163,12 @@ def count_macs(model: nn.Module, example: Tensor) -> int:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    was_training, fast = model.training, torch.backends.mha.get_fastpath_enabled()
-    model.eval()
+    fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     counter = FlopCounterMode(display=False)
     try:
-        with torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):
+        with evaluation_mode(model), torch.no_grad(), counter, sdpa_kernel(SDPBackend.MATH):
             model(example[:1])
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        model.train(was_training)
     return counter.get_total_flops() // 2

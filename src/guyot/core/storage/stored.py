@@ -16,9 +16,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from guyot.core.errors import MisconfiguredError
+from guyot.core.errors import MisconfiguredError, first_line
 from guyot.core.storage.coding import laid_out
-from guyot.core.storage.files import first_line, regular
+from guyot.core.storage.files import regular
 from guyot.core.trees import describe, mapped
 
 _SHARD = re.compile(r".+-\d{5,}-of-(\d{5,})\.safetensors")
