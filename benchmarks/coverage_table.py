@@ -1,4 +1,4 @@
-"""The page docs/coverage.md and its two tables from the results of covered.py."""
+"""The page docs/coverage.md and its tables from the results of covered.py."""
 
 import csv
 import io
@@ -50,6 +50,7 @@ KINDS = {
 """What a reason contains -> the same in plain words, for the page's table of reasons."""
 
 TABLE, REASONS = "data/coverage.csv", "data/coverage_reasons.csv"
+OTHERS = "data/coverage_others.csv"
 """The tables, relative to the page."""
 
 INTRODUCTION = """# Coverage
@@ -261,42 +262,46 @@ CHECKS = ("outputs", "copies", "hooks", "gradients", "other sizes", "cache")
 """The checks of other libraries' models, in the order of the table."""
 
 
-def others_table(names: Iterable[str], results: dict[str, Json]) -> str:
-    """Return the table of other libraries' models, and why some do not pass."""
-    names = list(names)
-    known = [n for n in names if n in results]
-    passed = sum(results[name]["guyot"]["passed"] for name in known)
-    total = len(names)
-    wrong = sum(any(results[n]["guyot"].get("checks", {}).values()) for n in known)
-    lines = [
-        f"| library | model | passes | groups | layers | MACs left | {' | '.join(CHECKS)} |",
-        "|---" * (6 + len(CHECKS)) + "|",
-    ]
-    why: list[str] = []
+def others_table(names: Iterable[str], results: dict[str, Json]) -> list[list[str]]:
+    """Return the table of other libraries' models, its titles first."""
+    lines = [["library", "model", "passes", "groups", "layers", "MACs left %", *CHECKS]]
     for name in names:
         library, _, model = name.partition("/")
         found = results.get(name, {}).get("guyot")
         if found is None:
-            lines.append(f"| {library} | {model} | not run |" + " |" * (3 + len(CHECKS)))
+            lines.append([library, model, "not run", *[""] * (3 + len(CHECKS))])
             continue
         checks = found.get("checks", {})
         cells = [library, model, verdict(found), str(found.get("groups", ""))]
         cells += [f"{found['layers']} of {found['layers_expected']}" if "layers" in found else ""]
-        cells += [f"{percent(left(found))} %" if left(found) is not None else ""]
+        cells += [percent(left(found))]
         cells += ["" if c not in checks else "no" if checks[c] else "yes" for c in CHECKS]
-        lines.append(f"| {' | '.join(cells)} |")
-        if not found["passed"]:
-            why.append(f"- `{name}`: {cell('; '.join(found['problems']), 300)}")
+        lines.append(cells)
+    return lines
+
+
+def others_text(names: Iterable[str], results: dict[str, Json]) -> str:
+    """Return what the page says of other libraries' models, and why some do not pass."""
+    names = list(names)
+    known = [n for n in names if n in results]
+    passed = [name for name in known if results[name]["guyot"]["passed"]]
+    wrong = sum(any(results[n]["guyot"].get("checks", {}).values()) for n in known)
+    of, good = (Counter(name.partition("/")[0] for name in some) for some in (names, passed))
+    libraries = [f"{library} {good[library]} of {count}" for library, count in of.items()]
+    why = [
+        f"- `{name}`: {cell('; '.join(results[name]['guyot']['problems']), 300)}"
+        for name in known
+        if name not in passed
+    ]
     verb = "give" if wrong > 1 else "gives"
     text = f"""## Other libraries
 
-{passed} of {total} models pass. {wrong or "None"} of the {len(known)} that were examined {verb}
-another result than the masked network. The models are small: few and narrow blocks. The detectors
-are written for this benchmark in the shape of recent YOLO networks. *MACs left* is the share after
-the removal of a random third of all units and layers.
+{len(passed)} of {len(names)} models pass: {", ".join(libraries)}.
+{wrong or "None"} of the {len(known)} that were examined {verb} another result than the masked
+network. [`coverage_others.csv`]({OTHERS}) has one line per model. The models are small: few and
+narrow blocks. The detectors are written for this benchmark in the shape of recent YOLO networks.
 
 """
-    text += "\n".join(lines) + "\n\n"
     return text + ("These do not pass:\n\n" + "\n".join(why) + "\n\n" if why else "")
 
 
@@ -345,7 +350,7 @@ def files(
     why = [["library", "model", "kind", "reason", "count", "names"]]
     why += [line for result in (*some, *more) for line in reasons(result)]
     text = INTRODUCTION + summary(of, found) + provenance(found.values()) + failures(some)
-    text += others_table(others, found) if others else ""
+    text += others_text(others, found) if others else ""
     text += f"""## What stays, and why
 
 Inputs and outputs of a network stay as they are. The table gives the other common reasons, with the
@@ -362,4 +367,5 @@ the reasons for a model of yours.
 
 """
     text += "".join(f"- *{name}*: {what}\n" for name, what in COLUMNS.items() if what)
-    return {"coverage.md": text, TABLE: commas(table), REASONS: commas(why)}
+    made = {"coverage.md": text, TABLE: commas(table), REASONS: commas(why)}
+    return made | ({OTHERS: commas(others_table(others, found))} if others else {})

@@ -216,7 +216,7 @@ def test_the_page_of_coverage_is_the_one_of_the_committed_results(coverage: Modu
     results = (BENCHMARKS / "results" / "coverage").glob("*.json")
     found = [json.loads(path.read_text()) for path in sorted(results)]
     files = coverage.files(found, ZOO, list(OTHERS))
-    assert len(files) == 3
+    assert len(files) == 4
     for name, text in files.items():
         committed = (ROOT / "docs" / name).read_text(encoding="utf-8")
         assert committed == text, "python benchmarks/covered.py --table"
@@ -252,19 +252,21 @@ def test_the_tables_of_coverage(coverage: ModuleType) -> None:
     thorough = {"model": "odd/one", "guyot": ours | {"checks": {"outputs": [], "hooks": ["a"]}}}
     others = ["odd/one", "odd/two"]
     files = coverage.files([result, thorough], ["timm/net", "timm/other"], others)
-    page, (table, reasons) = (
+    page, (table, reasons, more) = (
         files["coverage.md"],
         (
             [*csv.DictReader(io.StringIO(files[name]))]
-            for name in ("data/coverage.csv", "data/coverage_reasons.csv")
+            for name in (f"data/coverage{kind}.csv" for kind in ("", "_reasons", "_others"))
         ),
     )
     assert "| timm | 0 of 2: 0 % (1 not run) | 1 of 2: 50 % (1 not run) | 1 of 2 | 2.0 |" in page
     assert "abacus" in page and "`timm/net`: 1 layers, of 2" in page
     assert "| a LayerNorm or GroupNorm computes statistics over it | 1 |" in page
-    assert "0 of 2 models pass. 1 of the 1 that were examined gives" in page
-    assert "| odd | one | no | 3 | 1 of 2 | 50 % | yes |  | no |  |  |  |" in page
-    assert "| odd | two | not run |" in page and "- `odd/one`: 1 layers, of 2" in page
+    assert "0 of 2 models pass: odd 0 of 2.\n1 of the 1 that were examined gives" in page
+    assert "- `odd/one`: 1 layers, of 2" in page
+    cells = ["odd", "one", "no", "3", "1 of 2", "50", "yes", "", "no", "", "", ""]
+    assert list(more[0].values()) == cells
+    assert [line["passes"] for line in more] == ["no", "not run"]
     assert [line["passes"] for line in table] == ["no", "not run"]
     first = {"frozen": "3", "refused": "1", "counted": "no", "no rule": "aten.odd.default"}
     first |= {"MACs left %": "50", "torch-pruning MACs left %": "40", "problems": "1 layers, of 2"}
