@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from guyot.core.contents import COUNTERS, NETWORK, POSITION, REMOVAL, RUN, STRUCTURE
 from guyot.core.schema import (
+    FLAG,
     ByName,
     Each,
     Fields,
-    Flag,
     Maybe,
     ModelInputs,
-    Real,
-    Text,
-    Whole,
     misfit,
+    real,
+    text,
+    whole,
 )
 
 JSON = st.recursive(
@@ -33,20 +33,20 @@ JSON = st.recursive(
 @pytest.mark.parametrize(
     ("kind", "good", "bad"),
     [
-        (Whole(0, 9), [0, 9], [-1, 10, 1.0, 1.7, True, "1", None]),
-        (Whole(), [0, 2**53], [2**60, -1]),
-        (Real(0), [0, 0.5, 7], [-0.5, math.nan, math.inf, True, "1"]),
-        (Text(3), ["", "abc"], ["abcd", 3, None]),
-        (Flag(), [True, False], [0, 1, "true", None]),
-        (Maybe(Whole()), [None, 3], [False, 0.5]),
+        (whole(0, 9), [0, 9], [-1, 10, 1.0, 1.7, True, "1", None]),
+        (whole(), [0, 2**53], [2**60, -1]),
+        (real(0), [0, 0.5, 7], [-0.5, math.nan, math.inf, True, "1"]),
+        (text(3), ["", "abc"], ["abcd", 3, None]),
+        (FLAG, [True, False], [0, 1, "true", None]),
+        (Maybe(whole()), [None, 3], [False, 0.5]),
         (
-            Each(Whole(), least=1, most=2, once=True),
+            Each(whole(), least=1, most=2, once=True),
             [[1], (1, 2)],
             [[], [1, 1], [1, 2, 3], 1, "12"],
         ),
-        (ByName(Flag()), [{}, {"a": True}], [{"a": 1}, {1: True}, [True]]),
-        (Fields({"a": Flag()}), [{"a": True}], [{}, {"a": 1}, {"a": True, "b": 1}, None]),
-        (Fields({}, {"a": Flag()}, others=True), [{}, {"a": True}, {"b": 3}], [{"a": 3}, []]),
+        (ByName(FLAG), [{}, {"a": True}], [{"a": 1}, {1: True}, [True]]),
+        (Fields({"a": FLAG}), [{"a": True}], [{}, {"a": 1}, {"a": True, "b": 1}, None]),
+        (Fields({}, {"a": FLAG}, others=True), [{}, {"a": True}, {"b": 3}], [{"a": 3}, []]),
         (
             ModelInputs(largest=8),
             [[], {"x": {"tensor": [2, 4], "dtype": "float32"}}, [0.5, None, "mean", [True]]],
@@ -64,7 +64,7 @@ def test_kinds(kind: Any, good: list[Any], bad: list[Any]) -> None:
 
 
 def test_a_misfit_says_where() -> None:
-    kind = Fields({"a": Each(ByName(Whole()))})
+    kind = Fields({"a": Each(ByName(whole()))})
     assert misfit({"a": [{}, {"x": 1.5}]}, kind) == (
         "a[1].x is 1.5, expected a whole number of 0 or more"
     )

@@ -18,40 +18,40 @@ Settings (`config.json`) have a table of their own, from which options and their
 
 from __future__ import annotations
 
-from guyot.core.schema import ByName, Each, Fields, Flag, Maybe, ModelInputs, Real, Text, Whole
+from guyot.core.schema import FLAG, ByName, Each, Fields, Maybe, ModelInputs, real, text, whole
 
-_UNITS = ByName(Each(Whole(0, 2**31 - 1), least=1, once=True))
-_LAYERS = Each(Text(), once=True)
+_UNITS = ByName(Each(whole(0, 2**31 - 1), least=1, once=True))
+_LAYERS = Each(text(), once=True)
 
 STRUCTURE = Fields({"units": _UNITS, "removed_layers": _LAYERS}, others=True)
 """What is left of a network."""
 
-_OUTPUT = Fields({"shape": Each(Whole(), most=32), "values": Each(Maybe(Real()), most=256)})
-FINGERPRINT = Fields({"device": Text(40), "scale": Real(0), "outputs": Each(_OUTPUT)})
+_OUTPUT = Fields({"shape": Each(whole(), most=32), "values": Each(Maybe(real()), most=256)})
+FINGERPRINT = Fields({"device": text(40), "scale": real(0), "outputs": Each(_OUTPUT)})
 """What a network computes."""
 
 _SAVED = {**STRUCTURE.required, "inputs": ModelInputs()}
 NETWORK = Fields(_SAVED, {"fingerprint": Maybe(FINGERPRINT)}, others=True)
 
-_SIZE = Whole(1, 4096)
-_STATISTICS = Each(Real(), least=1, most=4096)
+_SIZE = whole(1, 4096)
+_STATISTICS = Each(real(), least=1, most=4096)
 RUN = Fields(
     {
-        "model": Text(),
-        "classes": Whole(1, 10**6),
+        "model": text(),
+        "classes": whole(1, 10**6),
         "mean": _STATISTICS,
         "std": _STATISTICS,
         "inputs": Each(
-            Fields({"tensor": Each(_SIZE, least=2, most=4), "dtype": Text(40)}), least=1, most=1
+            Fields({"tensor": Each(_SIZE, least=2, most=4), "dtype": text(40)}), least=1, most=1
         ),
     },
-    {"class_names": Each(Text(), most=10**6), "target": Maybe(Each(Real(), least=2, most=2))},
+    {"class_names": Each(text(), most=10**6), "target": Maybe(Each(real(), least=2, most=2))},
     others=True,
 )
 """What a run adds: one batch of samples, and what its outputs mean."""
 
 MANIFEST = Fields(
-    {"format": Text(), "version": Whole(), "step": Whole(), "torch": Text()}, others=True
+    {"format": text(), "version": whole(), "step": whole(), "torch": text()}, others=True
 )
 
 _ROWS = ByName(Whole())
@@ -59,23 +59,23 @@ INDEX = Fields({"shards": Whole(1), "model": _ROWS, "state": _ROWS})
 """How many files hold the tensors of a checkpoint, and the rows of those that are split."""
 
 REMOVAL = Fields(
-    {"step": Whole(), "units": ByName(Each(Whole())), "layers": Each(Text()), "macs": Whole()}
+    {"step": whole(), "units": ByName(Each(whole())), "layers": Each(text()), "macs": whole()}
 )
 
-CONTROLLER = Fields({"still": Whole(), "skip": Whole()}, others=True)
+CONTROLLER = Fields({"still": whole(), "skip": whole()}, others=True)
 
-_SHARE = Maybe(Real(0))
+_SHARE = Maybe(real(0))
 COUNTERS = Fields(
     {
-        "step": Whole(),
-        "skipped": Whole(),
-        "settled": Flag(),
-        "finished": Flag(),
+        "step": whole(),
+        "skipped": whole(),
+        "settled": FLAG,
+        "finished": FLAG,
         "attained": _SHARE,
         "polarised": _SHARE,
     }
 )
 
 POSITION = Fields(
-    {"epoch": Whole(), "lines": Whole(), "seconds": Real(0), "data": Whole()}, others=True
+    {"epoch": whole(), "lines": whole(), "seconds": real(0), "data": whole()}, others=True
 )

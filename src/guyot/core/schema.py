@@ -7,7 +7,7 @@ Every kind says in words what is wrong with a value, and where.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,7 +31,7 @@ def misfit(value: Any, kind: Schema) -> str | None:
     """Say in which respect a value is not of a kind, in words; None if it is.
 
     Example:
-        >>> kind = Fields({"units": ByName(Each(Whole(0)))})
+        >>> kind = Fields({"units": ByName(Each(whole(0)))})
         >>> misfit({"units": {"0": [1, 2]}}, kind)
         >>> misfit({"units": {"0": [1, 1.7]}}, kind)
         'units.0[1] is 1.7, expected a whole number of 0 or more'
@@ -46,55 +46,40 @@ def _not(value: Any, path: str, expected: str) -> str:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """Stand for an integer in [low, high]; high None: below 2**53."""
+class Plain:
+    """Stand for a value that fits, and say in words which do."""
 
-    low: int = 0
-    high: int | None = None
+    fits: Callable[[Any], bool]
+    words: str
 
     def misfit(self, value: Any, path: str) -> str | None:
         """Say what is wrong with a value."""
-        high = 2**53 if self.high is None else self.high
-        if type(value) is int and self.low <= value <= high:
-            return None
-        bounds = f"{self.low} or more" if self.high is None else f"{self.low} to {self.high}"
-        return _not(value, path, f"a whole number of {bounds}")
+        return None if self.fits(value) else _not(value, path, self.words)
 
 
-@dataclass(frozen=True)
-class Real:
+def whole(low: int = 0, high: int | None = None) -> Plain:
+    """Stand for an integer in [low, high]; high None: below 2**53."""
+    most = 2**53 if high is None else high
+    bounds = f"{low} or more" if high is None else f"{low} to {high}"
+    return Plain(lambda v: type(v) is int and low <= v <= most, f"a whole number of {bounds}")
+
+
+def real(low: float = -math.inf) -> Plain:
     """Stand for a finite number of at least `low`."""
 
-    low: float = -math.inf
+    def fits(value: Any) -> bool:
+        return type(value) in (int, float) and math.isfinite(value) and value >= low
 
-    def misfit(self, value: Any, path: str) -> str | None:
-        """Say what is wrong with a value."""
-        if type(value) in (int, float) and math.isfinite(value) and value >= self.low:
-            return None
-        least = "" if self.low == -math.inf else f" of {self.low:g} or more"
-        return _not(value, path, f"a number{least}")
+    return Plain(fits, "a number" if low == -math.inf else f"a number of {low:g} or more")
 
 
-@dataclass(frozen=True)
-class Text:
+def text(longest: int = 4096) -> Plain:
     """Stand for a text of at most `longest` characters."""
-
-    longest: int = 4096
-
-    def misfit(self, value: Any, path: str) -> str | None:
-        """Say what is wrong with a value."""
-        if isinstance(value, str) and len(value) <= self.longest:
-            return None
-        return _not(value, path, f"a text of at most {self.longest} characters")
+    words = f"a text of at most {longest} characters"
+    return Plain(lambda value: isinstance(value, str) and len(value) <= longest, words)
 
 
-@dataclass(frozen=True)
-class Flag:
-    """Stand for true or false."""
-
-    def misfit(self, value: Any, path: str) -> str | None:
-        """Say what is wrong with a value."""
-        return None if isinstance(value, bool) else _not(value, path, "true or false")
+FLAG = Plain(lambda value: isinstance(value, bool), "true or false")
 
 
 @dataclass(frozen=True)
@@ -205,8 +190,8 @@ class ModelInputs:
         return next(filter(None, found), None)
 
     def _tensor(self, value: Mapping[str, Any], path: str) -> str | None:
-        sizes = Each(Whole(0, self.largest), most=16)
-        if wrong := Fields({"tensor": sizes, "dtype": Text(40)}).misfit(value, path):
+        sizes = Each(whole(0, self.largest), most=16)
+        if wrong := Fields({"tensor": sizes, "dtype": text(40)}).misfit(value, path):
             return wrong
         if math.prod(value["tensor"]) > self.largest:
             return f"{path} has {math.prod(value['tensor'])} entries, more than {self.largest}"
