@@ -14,11 +14,11 @@ from guyot import report
 from guyot.app import running
 from guyot.app.config import RunConfig
 from guyot.app.models import digits_resnet
+from guyot.app.recording import Extent
 from guyot.app.recording.lines import _spread
 from guyot.app.running import Silent
 from guyot.app.running.folder import RunFolder
 from guyot.app.running.journal import Journal
-from guyot.core.metric import ACCURACY
 from guyot.discovery.discovery import Discovery
 
 Lines = list[dict[str, Any]]
@@ -120,7 +120,7 @@ def test_a_snapshot_is_what_the_discovery_says():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     discovery = Discovery(model, (torch.randn(2, 1, 8, 8),), optimizer, total_steps=steps, nu=0.5)
     folder = Folder()
-    journal = Journal(folder, Silent(), discovery, steps, (1, 1), (1, 1), ACCURACY)
+    journal = Journal(folder, Silent(), discovery, Extent(steps, (1, 1), (1, 1)))
     for step in range(1, 17):
         model(torch.randn(4, 1, 8, 8)).square().mean().backward()
         optimizer.step()
@@ -154,7 +154,7 @@ def test_rows_are_spread_evenly(size: int, bound: int):
 
 def test_a_long_run_leaves_few_lines():
     folder = Folder()
-    journal = Journal(folder, Silent(), None, 100_000, (7, 5), (7, 5), ACCURACY)
+    journal = Journal(folder, Silent(), None, Extent(100_000, (7, 5), (7, 5)))
     for step in range(1, 100_001):
         journal.loss(1.0)
         journal.stepped(step)

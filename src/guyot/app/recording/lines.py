@@ -10,6 +10,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
 
@@ -31,30 +32,35 @@ _ROWS = 2048
 _ROWS_OF_A_GROUP = (4, 64)
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How long a run is, and how large its networks.
+
+    Attributes:
+        steps: optimiser steps of the whole run.
+        full: MACs and parameters of the full network.
+        trained: those of the network that trains without a discovery.
+        metric: of the scores.
+    """
+
+    steps: int
+    full: tuple[int, int]
+    trained: tuple[int, int]
+    metric: Metric = ACCURACY
+
+
 class Lines:
     """Make the lines of a run.
 
     Args:
         write: takes each line.
         discovery: None without one.
-        steps: optimiser steps of the whole run.
-        size: MACs and parameters of the full network.
-        trained: those of the network that trains without a discovery.
-        metric: of the scores.
+        extent: of the run.
     """
 
-    def __init__(
-        self,
-        write: Write,
-        discovery: Discovery | None,
-        steps: int,
-        size: tuple[int, int],
-        trained: tuple[int, int],
-        metric: Metric = ACCURACY,
-    ) -> None:
-        self._write, self._discovery, self._metric = write, discovery, metric
-        self._steps, self._full, self._trained = steps, size, trained
-        self._interval = ceil(steps / _INTERVALS)
+    def __init__(self, write: Write, discovery: Discovery | None, extent: Extent) -> None:
+        self._write, self._discovery, self._extent = write, discovery, extent
+        self._interval = ceil(extent.steps / _INTERVALS)
         self._losses: list[float | Tensor] = []
         self._times: list[float] = []
         self._clock: float | None = None
@@ -68,11 +74,11 @@ class Lines:
             steps_per_epoch: None if nobody knows.
         """
         values: dict[str, Any] = {
-            "steps": self._steps,
+            "steps": self._extent.steps,
             "steps_per_epoch": steps_per_epoch,
-            "macs": self._full[0],
-            "params": self._full[1],
-            "metric": self._metric.key,
+            "macs": self._extent.full[0],
+            "params": self._extent.full[1],
+            "metric": self._extent.metric.key,
         }
         if self._discovery is not None and self._gates is not None:
             values["discovery"] = self._gates.window
@@ -97,7 +103,7 @@ class Lines:
         if self._clock is not None:
             self._times.append(now - self._clock)
         self.removals()
-        if step % self._interval == 0 or step == self._steps:
+        if step % self._interval == 0 or step == self._extent.steps:
             self._figures(step)
         if self._gates is not None:
             self._gates.write(self._write, step)
@@ -121,7 +127,7 @@ class Lines:
 
     def epoch(self, values: Mapping[str, Any]) -> None:
         """Another epoch is complete."""
-        self._write("epoch", filed(values, self._metric))
+        self._write("epoch", filed(values, self._extent.metric))
 
     def ended(self, step: int) -> None:
         """Training is over; what happened since the last step."""
@@ -140,14 +146,14 @@ class Lines:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the lines after those that were written when `state_dict` was called."""
+        """Continue after the lines that were written when `state_dict` was called."""
         self._losses, self._times = list(state["losses"]), list(state["times"])
         self._told = int(state["told"])
         if self._gates is not None:
             self._gates.load_state_dict(state["gates"])
 
     def _figures(self, step: int) -> None:
-        macs, params = self._trained
+        macs, params = self._extent.trained
         expected = 1.0
         if self._discovery is not None:
             macs, params = self._discovery.macs, self._discovery.params

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from guyot.app.recording.environment import environment
-from guyot.app.recording.lines import Lines
+from guyot.app.recording.lines import Extent, Lines
 from guyot.core.condition import Condition, is_number, require
 from guyot.core.errors import SequenceError, StorageError
 from guyot.core.storage import replaced
@@ -86,7 +86,7 @@ class Recorder:
         self._environment = environment()
         self._lines: list[dict[str, Any]] = []
         size, total = (discovery.full_macs, discovery.full_params), discovery.phases.total_steps
-        self._recorded = Lines(self._write, discovery, total, size, size)
+        self._recorded = Lines(self._write, discovery, Extent(total, size, size))
         self._recorded.began(steps_per_epoch)
         self._before, self._started = 0.0, time.perf_counter()
         discovery.listen(self._stepped)

@@ -15,6 +15,7 @@ from torch import Tensor
 from guyot.app.config import RunConfig
 from guyot.app.data import Batches, Dataset
 from guyot.app.models import count_macs, count_params
+from guyot.app.recording import Extent
 from guyot.app.running.average import adopt, averaged
 from guyot.app.running.course import Course
 from guyot.app.running.folder import RunFolder
@@ -147,8 +148,8 @@ class Job:
         """
         size, steps = (self.before.macs, self.before.params), len(self.batches)
         total = self.config.epochs * steps
-        metric = self.task.metric
-        journal = Journal(folder, watcher, self.discovery, total, size, self.size, metric)
+        extent = Extent(total, size, self.size, self.task.metric)
+        journal = Journal(folder, watcher, self.discovery, extent)
         course = self._course(folder, journal, family)
         if begin is not None:
             begin(course)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from guyot.app.recording import Lines
+from guyot.app.recording import Extent, Lines
 from guyot.app.running.folder import RunFolder
 from guyot.app.running.watcher import Progress, Watcher
-from guyot.core.metric import Metric
 from guyot.discovery.discovery import Discovery
 from guyot.surgery.record import Removal
 
@@ -19,23 +18,13 @@ class Journal(Lines):
         folder: of the run.
         watcher: told of epochs, removals and branches.
         discovery: None without one.
-        steps: optimiser steps of the whole run.
-        size: MACs and parameters of the full network.
-        trained: those of the network that trains without a discovery.
-        metric: of the scores.
+        extent: of the run.
     """
 
     def __init__(
-        self,
-        folder: RunFolder,
-        watcher: Watcher,
-        discovery: Discovery | None,
-        steps: int,
-        size: tuple[int, int],
-        trained: tuple[int, int],
-        metric: Metric,
+        self, folder: RunFolder, watcher: Watcher, discovery: Discovery | None, extent: Extent
     ) -> None:
-        super().__init__(folder.metric, discovery, steps, size, trained, metric)
+        super().__init__(folder.metric, discovery, extent)
         self._folder, self._watcher = folder, watcher
 
     def removals(self) -> list[Removal]:
