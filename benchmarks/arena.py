@@ -5,7 +5,7 @@
     python benchmarks/arena.py table
 
 Each run writes ``benchmarks/results/arena/<task>/<run>.json`` when it ends; runs that are there
-already are skipped, so a call that was ended goes on where it stopped.
+already are skipped, so a call that was ended continues where it stopped.
 """
 
 from arena.command import main

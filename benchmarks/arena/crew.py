@@ -26,7 +26,7 @@ from arena.training import dense_weights, train
 
 @dataclass(frozen=True)
 class Orders:
-    """What all runs of a call share; after ``minutes`` no run goes on."""
+    """What all runs of a call share; after ``minutes`` no run continues."""
 
     results: Path
     weights: Path
@@ -84,7 +84,7 @@ def ready(run: Run, task: Task, orders: Orders) -> bool:
 class Crew:
     """Keeps ``orders.processes`` runs going.
 
-    A run that fails is named and left out; the others go on. On SIGTERM and Ctrl-C the running
+    A run that fails is named and left out; the others continue. On SIGTERM and Ctrl-C the running
     ones are lost and nothing else.
     """
 

@@ -196,7 +196,7 @@ def fitted(job: Job, target: float, cut: Callable[[float], nn.Module]) -> nn.Mod
 
 @dataclass(frozen=True)
 class Cut:
-    """Train the full network, cut it once, go on with a new optimiser.
+    """Train the full network, cut it once, train on with a new optimiser.
 
     ``importance`` one of `IMPORTANCES`; ``scope`` "uniform" (the same ratio in all layers),
     "global" or "isomorphic" (one ranking for all layers, or for those of the same kind); ``at``

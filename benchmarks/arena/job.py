@@ -98,7 +98,7 @@ class Job:
         self.take(self.model)
 
     def take(self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Go on with another network, and with a new optimiser."""
+        """Continue with another network, and with a new optimiser."""
         self.model = model.to(self.device)
         self.optimizer = optimizer or self.task.recipe.make_optimizer(self.model, self.lr)
         self.macs = self.task.macs(self.model)

@@ -20,6 +20,7 @@ from guyot.app.settings import (
     NOT_NEGATIVE,
     POSITIVE_RATE,
     SHARE,
+    check_named,
     problems_of,
     setting,
     settings_of,
@@ -333,11 +334,7 @@ class RunConfig:
         Raises:
             MisconfiguredError: a name that is no setting of a run, or a wrong value.
         """
-        if not isinstance(values, Mapping):
-            raise MisconfiguredError(
-                f"the configuration is a {type(values).__name__}: give settings by name, such as "
-                '{"data": "digits", "target": 0.5}'
-            )
+        check_named(values)
         known = settings_of(cls)
         if unknown := [name for name in values if name not in known]:
             raise MisconfiguredError(
@@ -387,6 +384,15 @@ class RunConfig:
         return dataclasses.asdict(self)
 
 
+_OF_ONE_KIND = {
+    "test_share": ("imagefolder", "imagefolder:DIR"),
+    "data_workers": ("imagefolder", "imagefolder:DIR"),
+    "label": ("table", "table:FILE"),
+    "context": ("text", "text:FILE"),
+}
+"""Settings of one kind of data, and how it is given."""
+
+
 def _data_problems(config: RunConfig) -> list[str]:
     problems: list[str] = []
     kind, _, folder = config.data.partition(":")
@@ -402,16 +408,12 @@ def _data_problems(config: RunConfig) -> list[str]:
             f"data_dir={config.data_dir!r} is for CIFAR only and data is {config.data!r}: leave "
             "it out (a folder of images is given as imagefolder:DIR)"
         )
-    if config.test_share is not None and kind != "imagefolder":
-        problems.append(
-            f"test_share={config.test_share} is for data=imagefolder:DIR and data is "
-            f"{config.data!r}: leave it out"
-        )
-    if config.data_workers is not None and kind != "imagefolder":
-        problems.append(
-            f"data_workers={config.data_workers} is for data=imagefolder:DIR and data is "
-            f"{config.data!r}: leave it out"
-        )
+    for name, (own, shown) in _OF_ONE_KIND.items():
+        value = getattr(config, name)
+        if kind != own and value != settings_of(RunConfig)[name].default:
+            problems.append(
+                f"{name}={value!r} is for data={shown} and data is {config.data!r}: leave it out"
+            )
     if "resized" in (config.augment or "") and config.data_workers is None:
         problems.append(
             f"augment={config.augment!r} needs whole images, and in memory they are scaled: let "
@@ -456,16 +458,6 @@ def _task_problems(config: RunConfig, kind: str) -> list[str]:
         problems.append(
             f"task={config.task!r} is for a table or your own data and data is {config.data!r}: "
             "leave it out"
-        )
-    if config.label is not None and kind != "table":
-        problems.append(
-            f"label={config.label!r} is for data=table:FILE and data is {config.data!r}: leave it "
-            "out"
-        )
-    if kind != "text" and config.context != settings_of(RunConfig)["context"].default:
-        problems.append(
-            f"context={config.context} is for data=text:FILE and data is {config.data!r}: leave "
-            "it out"
         )
     if regression and (config.label_smoothing or config.distill):
         name = "label_smoothing" if config.label_smoothing else "distill"

@@ -23,6 +23,7 @@ from guyot.core.packages import needed
 _NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 _KINDS = {str: (str,), int: (int,), float: (int, float), bool: (bool,)}
 _FILE_LIMIT = 2**20
+_EXAMPLE = '{"data": "digits", "target": 0.5}'
 
 
 AT_LEAST_1 = Condition(lambda value: value >= 1, "give at least 1")
@@ -168,6 +169,23 @@ def problems_of(config: Any) -> list[str]:
     return problems
 
 
+def check_named(values: Any, example: str = _EXAMPLE) -> None:
+    """Refuse settings that are not given by name.
+
+    Args:
+        values: that were given.
+        example: of a way out.
+
+    Raises:
+        MisconfiguredError: they are no mapping.
+    """
+    if not isinstance(values, Mapping):
+        raise MisconfiguredError(
+            f"the configuration is a {type(values).__name__}: give settings by name, such as "
+            f"{example}"
+        )
+
+
 def read_settings(file: Path, config: type) -> dict[str, Any]:
     """Read settings by name from a JSON file, or from YAML if it is called so.
 
@@ -178,11 +196,7 @@ def read_settings(file: Path, config: type) -> dict[str, Any]:
 
     yaml = file.suffix.lower() in (".yaml", ".yml")
     values = _read_yaml(file) if yaml else read_json(file)
-    if not isinstance(values, Mapping):
-        raise MisconfiguredError(
-            f"the configuration is a {type(values).__name__}: give settings by name, such as "
-            + ("data: digits" if yaml else '{"data": "digits", "target": 0.5}')
-        )
+    check_named(values, "data: digits" if yaml else _EXAMPLE)
     if not yaml:
         return dict(values)
     known = settings_of(config)  # 1e-3 is a text in YAML

@@ -1,7 +1,7 @@
 """Functions of the user's, by name: `package.module:NAME` or `path/to/file.py:NAME`.
 
-Whoever asks has the name from the command line, or has refused it where a file of somebody else
-gave it.
+The caller has the name from the command line, or has refused it where a file of somebody else gave
+it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What came out of a run: the networks before and after, and what went."""
+"""What came out of a run: the full network and the smaller one, and what went."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from guyot.report.page.curves import (
     quantities,
     unit_of,
 )
+from guyot.report.page.drawing import change
 from guyot.report.page.heat import rows_of
 from guyot.report.page.network import blocks
 from guyot.report.page.planes import COSTS, cost_scale, cost_title, ends, fronts, score_title
@@ -170,12 +171,11 @@ def _network(figure: Any, found: Sequence[Any]) -> None:
             if box.stride > 1:
                 cuts = [unit / box.before for unit in range(1, box.before)]
                 left.vlines(cuts, y - 0.35, y + 0.35, color="white", linewidth=0.6)
-            left.text(1.03, y, _change(box.before, box.after), va="center", fontsize=6)
+            left.text(1.03, y, change(box.before, box.after), va="center", fontsize=6)
         _bar(right, places[-1], 0.7, (block.macs, block.left), edge)
     left.set(title="units before (outline) and after", xlim=(0, 1.35), xticks=[])
     left.spines["bottom"].set_visible(False)
-    names = [f"{block.name} {block.inside}".rstrip() for block in found]
-    left.set_yticks(places, names, fontsize=6)
+    left.set_yticks(places, [block.title for block in found], fontsize=6)
     left.set_ylim(bottom + 0.2, -0.2)
     right.set(title="MACs before (outline) and after", xlim=(0, None))
     right.xaxis.set_major_formatter(_short)
@@ -187,10 +187,6 @@ def _short(value: float, _: object) -> str:
 
 def _lines(block: Any) -> int:
     return max(1, len(block.boxes))
-
-
-def _change(before: int, after: int) -> str:
-    return str(before) if after == before else f"{before} → {after or 'gone'}"
 
 
 def _end(name: str, letters: int) -> str:
@@ -233,7 +229,7 @@ def _maps(figure: Any, run: History, maps: Sequence[Any]) -> None:
             if step is not None:
                 axis.plot([step, step], [row, row + 1], color=_GONE, linewidth=1)
                 axis.fill_between([step, extent[1]], row, row + 1, color="#e4e1d9", linewidth=0)
-        change = _change(rows.before, rows.after)
-        axis.set_title(f"{_end(rows.title, 38 - len(change))}  {change}", fontsize=5)
+        counts = change(rows.before, rows.after)
+        axis.set_title(f"{_end(rows.title, 38 - len(counts))}  {counts}", fontsize=5)
         axis.set(yticks=[], xlim=extent, ylim=(count, 0))
         axis.tick_params(labelsize=6, labelbottom=place + 4 >= len(maps))

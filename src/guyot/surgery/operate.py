@@ -1,7 +1,7 @@
 """Carry out a `KeepPlan` on modules and optimisers: slice tensors, remove branches.
 
 Parameters keep their identity: the optimiser, its parameter groups, tied weights and the user's
-own references go on holding the same `nn.Parameter` objects, which merely have fewer entries.
+own references hold the same `nn.Parameter` objects as before, which have fewer entries now.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any
 
+import typer
+
 from guyot.app.cli.app import option
 from guyot.app.config import GOALS, RunConfig
 from guyot.app.factories import check_trusted
@@ -12,7 +14,15 @@ from guyot.app.settings import Setting, read_settings, settings_of
 
 SETTINGS = settings_of(RunConfig)
 
-
+Run = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Folder guyot train wrote.", show_default=False)
+]
+Runs = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN", help="Folders of guyot train or guyot sweep.", show_default=False
+    ),
+]
 Trust = Annotated[
     bool,
     option("Files of others", "Run the code of a model that a file names as its own.", "--trust"),

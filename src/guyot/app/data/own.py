@@ -5,7 +5,7 @@
 
 Each part is a `Dataset` or `DataLoader` of PyTorch whose samples are pairs (x, label), or a pair of
 arrays (all x, all labels). Samples are read once, into memory: what a dataset draws at random is
-drawn once; `augment` crops and flips images in every epoch anew. Images are uint8 (H, W, C), which
+drawn once; `augment` crops and flips images again in every epoch. Images are uint8 (H, W, C), which
 are normalised, or float (C, H, W), as the network sees them. Other samples are float, of any shape.
 Labels are numbers of classes from 0; of a regression they are what is predicted.
 """

@@ -7,10 +7,6 @@ from guyot.app.models.cifar import (
     digits_resnet,
     resnet,
     resnet20,
-    resnet32,
-    resnet44,
-    resnet56,
-    resnet110,
 )
 from guyot.app.models.named import (
     build,
@@ -36,8 +32,4 @@ __all__ = [
     "natural_shape",
     "resnet",
     "resnet20",
-    "resnet32",
-    "resnet44",
-    "resnet56",
-    "resnet110",
 ]

@@ -15,11 +15,11 @@ Multiply-accumulates of one 3x32x32 image and parameters, ten classes, option B:
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from guyot.app.config import MODEL_NAMES
 from guyot.core.errors import MisconfiguredError
 from guyot.core.inputs import evaluation_mode
 
@@ -114,38 +114,15 @@ def resnet20(num_classes: int = 10) -> CifarResNet:
     return resnet(20, num_classes)
 
 
-def resnet32(num_classes: int = 10) -> CifarResNet:
-    """ResNet-32: 69.12 M MACs, 0.467 M parameters at 3x32x32."""
-    return resnet(32, num_classes)
-
-
-def resnet44(num_classes: int = 10) -> CifarResNet:
-    """ResNet-44: 97.44 M MACs, 0.661 M parameters at 3x32x32."""
-    return resnet(44, num_classes)
-
-
-def resnet56(num_classes: int = 10) -> CifarResNet:
-    """ResNet-56: 125.75 M MACs, 0.856 M parameters at 3x32x32."""
-    return resnet(56, num_classes)
-
-
-def resnet110(num_classes: int = 10) -> CifarResNet:
-    """ResNet-110: 253.15 M MACs, 1.731 M parameters at 3x32x32."""
-    return resnet(110, num_classes)
-
-
 def digits_resnet(num_classes: int = 10) -> CifarResNet:
     """A small ResNet-14 for scikit-learn's digits, input 1x8x8."""
     return resnet(14, num_classes, in_channels=1)
 
 
-MODELS: dict[str, Callable[[int], nn.Module]] = dict(
-    zip(
-        MODEL_NAMES,
-        (resnet20, resnet32, resnet44, resnet56, resnet110, digits_resnet),
-        strict=True,
-    )
-)
+MODELS: dict[str, Callable[[int], nn.Module]] = {
+    **{f"resnet{depth}": partial(resnet, depth) for depth in (20, 32, 44, 56, 110)},
+    "digits": digits_resnet,
+}
 
 
 def count_params(model: nn.Module) -> int:

@@ -164,7 +164,7 @@ class Course:
         }
 
     def resume(self, checkpoint: Path | None) -> None:
-        """Go on from a checkpoint, the latest if it is None, or from the start without any.
+        """Continue from a checkpoint, the latest if it is None, or from the start without any.
 
         Raises:
             MisconfiguredError: it does not fit the run.

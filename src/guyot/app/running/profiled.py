@@ -10,6 +10,8 @@ import torch
 
 from guyot.app.models import build, example_of, image_shape
 from guyot.app.running.setup import usable
+from guyot.app.settings import AT_LEAST_1
+from guyot.core.condition import require
 from guyot.core.errors import MisconfiguredError
 from guyot.core.storage import read_json
 from guyot.costs.latency import Measurement
@@ -48,8 +50,8 @@ def profile_model(  # noqa: PLR0913 - what the command asks
         MisconfiguredError: names what cannot be used.
     """
     for name, value in (("classes", classes), ("batch", batch), ("threads", threads)):
-        if value is not None and value < 1:
-            raise MisconfiguredError(f"{name}={value}: give at least 1")
+        if value is not None:
+            require(name, value, AT_LEAST_1)
     if not output.parent.is_dir():
         raise MisconfiguredError(f"output={str(output)!r}: its folder does not exist, make it")
     sizes = image_shape(model, input_size)

@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from guyot.app.settings import AT_LEAST_1
 from guyot.app.sweep.crew import Crew
 from guyot.app.sweep.plan import Sweep, objective, trial_name
 from guyot.app.sweep.study import enqueue, experimental, open_study, outcome
-from guyot.core.errors import MisconfiguredError
+from guyot.core.condition import require
 
 __all__ = ["Sweep", "objective", "outcome", "run", "trial_name"]
 
@@ -48,8 +49,7 @@ def run(
         MisconfiguredError: Optuna is missing, the folder is of another sweep, or `workers` below 1.
         KeyboardInterrupt: Ctrl-C, once all trials have stopped.
     """
-    if workers < 1:
-        raise MisconfiguredError(f"workers={workers}: give at least 1")
+    require("workers", workers, AT_LEAST_1)
     folder = Path(out)
     study = open_study(sweep, folder, storage)
     if sweep.grid:

@@ -10,7 +10,8 @@ from itertools import product
 from typing import Any
 
 from guyot.app.config import RunConfig
-from guyot.core.condition import did_you_mean
+from guyot.app.settings import AT_LEAST_1
+from guyot.core.condition import did_you_mean, require
 from guyot.core.errors import MisconfiguredError
 from guyot.planning.config import DIALS
 
@@ -63,8 +64,7 @@ class Sweep:
         for name, (low, high) in self.ranges.items():
             if not low < high:
                 raise MisconfiguredError(f"{name}={low:g}..{high:g}: the first must be less")
-        if self.trials < 1:
-            raise MisconfiguredError(f"trials={self.trials}: give at least 1")
+        require("trials", self.trials, AT_LEAST_1)
         for _ in self.configs():  # every one is valid
             pass
 

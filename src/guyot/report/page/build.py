@@ -158,7 +158,7 @@ def _block(row: Row) -> Mapping[str, Any]:
     numbers = [box.group for box in block.boxes if box.group is not None]
     share = percent(block.left / block.macs) if block.macs else "0"
     return {
-        "name": f"{block.name} {block.inside}".rstrip(),
+        "name": block.title,
         "layer": block.layer,
         "groups": numbers,
         "macs": f"{row.macs_text} ({share})",

@@ -312,23 +312,21 @@ def _panel(
         dots = [(x, y) for x, y in dots if top <= y <= top + _PANEL]
         return Curve(run, path(steps(placed) if quantity.stepped else placed), path(second), dots)
 
+    values_at = log_ticks(low, high) if log else ticks(low, high, 4)
+    shares = quantity.text is percent
     return Panel(
         quantity,
         top,
         _PANEL,
-        [Tick(up(v), tick_text(quantity, v)) for v in (log_ticks if log else _four)(low, high)],
+        [Tick(up(v), tick_text(v, shares=shares)) for v in values_at],
         [drawn(*curve) for curve in zip(styles, main, thin, strict=True)],
         f"{' and '.join(outside)} not shown" if outside else "",
     )
 
 
-def _four(low: float, high: float) -> list[float]:
-    return ticks(low, high, 4)
-
-
-def tick_text(quantity: Quantity, value: float) -> str:
+def tick_text(value: float, *, shares: bool) -> str:
     """Write a tick's label, which is shorter than the value itself."""
-    return f"{100 * value:g} %" if quantity.text is percent else f"{value:g}"
+    return f"{100 * value:g} %" if shares else f"{value:g}"
 
 
 def readouts(runs: Sequence[History]) -> list[dict[str, Any]]:

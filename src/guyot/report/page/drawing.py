@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from guyot.report.page.network import Block, Box
@@ -72,16 +72,14 @@ def draw(blocks: Sequence[Block]) -> Drawing:
 
 
 def _row(block: Block, y: float, most: int, beside: int) -> Row:
-    text = _change(count_text(block.macs), count_text(block.left) if block.left else "gone")
-    units = [
-        f"{box.name} {_change(str(box.before), _left(box))}{_each(box)}" for box in block.boxes
-    ]
+    text = change(block.macs, block.left, count_text)
+    units = [f"{box.name} {change(box.before, box.after)}{_each(box)}" for box in block.boxes]
     return Row(
         block,
         y,
         shorten(block.name, _LETTERS - len(block.inside)),
         block.inside,
-        ", ".join([_full(block), *(["gone"] if block.gone else []), *units, f"MACs {text}"]),
+        ", ".join([block.title, *(["gone"] if block.gone else []), *units, f"MACs {text}"]),
         _bars(block.boxes, beside),
         _MACS_BAR * block.macs / most,
         _MACS_BAR * block.left / most,
@@ -99,7 +97,7 @@ def _bars(boxes: Sequence[Box], beside: int) -> list[Bar]:
             _BOXES + place * room,
             full,
             full * box.after / max(1, box.before),
-            _change(str(box.before), _left(box)),
+            change(box.before, box.after),
             _cuts(box, _BOXES + place * room, full),
         )
         for place, box in enumerate(boxes)
@@ -113,20 +111,19 @@ def _cuts(box: Box, x: float, full: float) -> list[float]:
     return [x + full * place / box.before for place in range(1, box.before)]
 
 
-def _full(block: Block) -> str:
-    return f"{block.name} {block.inside}".rstrip()
-
-
 def _each(box: Box) -> str:
     return f" of {box.stride} entries each" if box.stride > 1 else ""
 
 
-def _left(box: Box) -> str:
-    return str(box.after) if box.after else "gone"
+def change(before: int, after: int, text: Callable[[int], str] = str) -> str:
+    """Write a count before and after.
 
-
-def _change(before: str, after: str) -> str:
-    return before if before == after else f"{before} → {after}"
+    Example:
+        >>> change(64, 40), change(64, 64), change(64, 0)
+        ('64 → 40', '64', '64 → gone')
+    """
+    was, now = text(before), text(after) if after else "gone"
+    return was if was == now else f"{was} → {now}"
 
 
 def shorten(name: str, letters: int) -> str:

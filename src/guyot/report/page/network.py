@@ -63,6 +63,11 @@ class Block:
     apart: bool = False
     operations: tuple[int, ...] = ()
 
+    @property
+    def title(self) -> str:
+        """Return its name, and the module inside where that says more."""
+        return f"{self.name} {self.inside}".rstrip()
+
 
 def blocks(run: History) -> list[Block]:
     """Return the blocks of a run's network in order; empty without discovery."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from guyot.core.metric import Metric
 from guyot.report.history import History
-from guyot.report.page.curves import Tick, score_text
+from guyot.report.page.curves import Tick, score_text, tick_text
 from guyot.report.page.labels import Label, label
 from guyot.report.page.scale import Point, Scale, around, log_ticks, path, steps, ticks
 from guyot.report.page.style import Style
@@ -159,7 +159,7 @@ def _plane(
         score,
         marks,
         [Tick(across(v), count_text(round(v)) if v else "0") for v in cost_ticks(across)],
-        [Tick(up(v), _tick(metric, v)) for v in ticks(up.low, up.high, 5)],
+        [Tick(up(v), tick_text(v, shares=metric.percent)) for v in ticks(up.low, up.high, 5)],
         Tick(across(min(full)), "full network") if len(full) == 1 else None,
         "".join(map(path, drawn)),
     )
@@ -169,10 +169,6 @@ def score_range(metric: Metric, scores: Sequence[float]) -> tuple[float, float]:
     """Return the ends of an axis for scores."""
     low, high = around(scores, margin=0.15, least=0.01)
     return low, high if metric.high is None else min(high, metric.high)
-
-
-def _tick(metric: Metric, value: float) -> str:
-    return f"{100 * value:g} %" if metric.percent else f"{value:g}"
 
 
 def cost_scale(costs: Sequence[float], start: float, stop: float) -> Scale:

@@ -221,7 +221,7 @@ def notes(runs: Sequence[History]) -> list[str]:
         found.append(f"Against the full network: {', '.join(differences)}.")
     found += latency_notes(latencies, "; ".join(machines))
     if any(run.before.test_score is None and run.test_score is not None for run in runs):
-        found.append("The networks before were not trained alone (--baseline full does that).")
+        found.append("The full networks were not trained alone (--baseline full does that).")
     if len({_subject(run) for run in runs}) > 1:
         found.append("These runs differ in model or data: compare their scores with care.")
     families = {run.family for run in runs if run.family}

@@ -1,18 +1,9 @@
 """`guyot compare`."""
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
 from guyot.app.cli.app import Json, Quiet, app, columns, print_json
-
-Runs = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="RUN", help="Folders of guyot train or guyot sweep.", show_default=False
-    ),
-]
+from guyot.app.cli.options import Runs
 
 
 @app.command()

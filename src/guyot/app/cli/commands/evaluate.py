@@ -1,19 +1,15 @@
 """`guyot evaluate`."""
 
 import textwrap
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from guyot.app.cli.app import Json, Quiet, app, columns, option, print_json
-from guyot.app.cli.options import Trust
+from guyot.app.cli.options import Run, Trust
 
 _WHAT = "What to evaluate"
 
-Run = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Folder guyot train wrote.", show_default=False)
-]
 DataDir = Annotated[
     str | None,
     option(_WHAT, "Folder or file of the data, if it is no longer where it was."),

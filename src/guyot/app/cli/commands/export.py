@@ -8,11 +8,8 @@ from typing import Annotated
 import typer
 
 from guyot.app.cli.app import OUTPUT, Json, Quiet, app, columns, option, print_json
-from guyot.app.cli.options import Trust
+from guyot.app.cli.options import Run, Trust
 
-Run = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Folder guyot train wrote.", show_default=False)
-]
 Format = Annotated[
     str,
     option(

@@ -7,6 +7,8 @@ import typer
 
 from guyot.app.cli.app import OUTPUT, Json, Quiet, app, option, print_json
 from guyot.app.cli.options import SETTINGS
+from guyot.app.settings import AT_LEAST_1
+from guyot.core.condition import require
 from guyot.core.errors import MisconfiguredError
 
 _WHAT, _FIND = "What to inspect", "What may go"
@@ -66,8 +68,7 @@ def inspect(  # noqa: PLR0913 - one parameter per option
     from guyot.report import inspection_of
     from guyot.structures import find_structures
 
-    if batch < 1:
-        raise MisconfiguredError(f"batch={batch}: give at least 1")
+    require("batch", batch, AT_LEAST_1)
     if (Path(model) / "config.json").is_file():
         raise MisconfiguredError(
             f"model={model!r} is the folder of a run: guyot report {model} shows what was found; "

@@ -6,14 +6,9 @@ from typing import Annotated
 import typer
 
 from guyot.app.cli.app import OUTPUT, Json, Quiet, app, option, print_json
+from guyot.app.cli.options import Runs
 from guyot.core.errors import MisconfiguredError
 
-Runs = Annotated[
-    list[Path],
-    typer.Argument(
-        metavar="RUN", help="Folders of guyot train or guyot sweep.", show_default=False
-    ),
-]
 Output = Annotated[Path, option(OUTPUT, "The page (report.html); replaced if it exists.")]
 Plots = Annotated[Path | None, option(OUTPUT, "Folder for every plot as SVG and PNG, for papers.")]
 
