@@ -17,10 +17,10 @@ from guyot.core.schema import (
     Fields,
     Maybe,
     ModelInputs,
+    integer,
     misfit,
     real,
     text,
-    whole,
 )
 
 JSON = st.recursive(
@@ -33,14 +33,14 @@ JSON = st.recursive(
 @pytest.mark.parametrize(
     ("kind", "good", "bad"),
     [
-        (whole(0, 9), [0, 9], [-1, 10, 1.0, 1.7, True, "1", None]),
-        (whole(), [0, 2**53], [2**60, -1]),
+        (integer(0, 9), [0, 9], [-1, 10, 1.0, 1.7, True, "1", None]),
+        (integer(), [0, 2**53], [2**60, -1]),
         (real(0), [0, 0.5, 7], [-0.5, math.nan, math.inf, True, "1"]),
         (text(3), ["", "abc"], ["abcd", 3, None]),
         (FLAG, [True, False], [0, 1, "true", None]),
-        (Maybe(whole()), [None, 3], [False, 0.5]),
+        (Maybe(integer()), [None, 3], [False, 0.5]),
         (
-            Each(whole(), least=1, most=2, once=True),
+            Each(integer(), least=1, most=2, once=True),
             [[1], (1, 2)],
             [[], [1, 1], [1, 2, 3], 1, "12"],
         ),
@@ -64,7 +64,7 @@ def test_kinds(kind: Any, good: list[Any], bad: list[Any]) -> None:
 
 
 def test_a_misfit_says_where() -> None:
-    kind = Fields({"a": Each(ByName(whole()))})
+    kind = Fields({"a": Each(ByName(integer()))})
     assert misfit({"a": [{}, {"x": 1.5}]}, kind) == (
         "a[1].x is 1.5, expected a whole number of 0 or more"
     )

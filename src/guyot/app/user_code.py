@@ -15,7 +15,7 @@ from typing import Any
 
 from guyot.core.condition import did_you_mean
 from guyot.core.errors import MisconfiguredError, first_line
-from guyot.core.packages import module_of
+from guyot.core.packages import module_from
 
 CALLS_CODE = ("model", "data", "loss", "optimizer")
 """Settings that may name a function."""
@@ -87,4 +87,4 @@ def _of_file(path: Path) -> Any:
     known = sys.modules.get(title)
     if known is not None and getattr(known, "__file__", None) == str(path):
         return known
-    return module_of(path, title, known=True)  # what the file defines looks for its module there
+    return module_from(path, title, known=True)  # what the file defines looks for its module there

@@ -18,27 +18,27 @@ Settings (`config.json`) have a table of their own, from which options and their
 
 from __future__ import annotations
 
-from guyot.core.schema import FLAG, ByName, Each, Fields, Maybe, ModelInputs, real, text, whole
+from guyot.core.schema import FLAG, ByName, Each, Fields, Maybe, ModelInputs, integer, real, text
 
-_UNITS = ByName(Each(whole(0, 2**31 - 1), least=1, once=True))
+_UNITS = ByName(Each(integer(0, 2**31 - 1), least=1, once=True))
 _LAYERS = Each(text(), once=True)
 
 STRUCTURE = Fields({"units": _UNITS, "removed_layers": _LAYERS}, others=True)
 """What is left of a network."""
 
-_OUTPUT = Fields({"shape": Each(whole(), most=32), "values": Each(Maybe(real()), most=256)})
+_OUTPUT = Fields({"shape": Each(integer(), most=32), "values": Each(Maybe(real()), most=256)})
 FINGERPRINT = Fields({"device": text(40), "scale": real(0), "outputs": Each(_OUTPUT)})
 """What a network computes."""
 
 _SAVED = {**STRUCTURE.required, "inputs": ModelInputs()}
 NETWORK = Fields(_SAVED, {"fingerprint": Maybe(FINGERPRINT)}, others=True)
 
-_SIZE = whole(1, 4096)
+_SIZE = integer(1, 4096)
 _STATISTICS = Each(real(), least=1, most=4096)
 RUN = Fields(
     {
         "model": text(),
-        "classes": whole(1, 10**6),
+        "classes": integer(1, 10**6),
         "mean": _STATISTICS,
         "std": _STATISTICS,
         "inputs": Each(
@@ -51,7 +51,7 @@ RUN = Fields(
 """What a run adds: one batch of samples, and what its outputs mean."""
 
 MANIFEST = Fields(
-    {"format": text(), "version": whole(), "step": whole(), "torch": text()}, others=True
+    {"format": text(), "version": integer(), "step": integer(), "torch": text()}, others=True
 )
 
 _ROWS = ByName(Whole())
@@ -59,16 +59,16 @@ INDEX = Fields({"shards": Whole(1), "model": _ROWS, "state": _ROWS})
 """How many files hold the tensors of a checkpoint, and the rows of those that are split."""
 
 REMOVAL = Fields(
-    {"step": whole(), "units": ByName(Each(whole())), "layers": Each(text()), "macs": whole()}
+    {"step": integer(), "units": ByName(Each(integer())), "layers": Each(text()), "macs": integer()}
 )
 
-CONTROLLER = Fields({"still": whole(), "skip": whole()}, others=True)
+CONTROLLER = Fields({"still": integer(), "skip": integer()}, others=True)
 
 _SHARE = Maybe(real(0))
 COUNTERS = Fields(
     {
-        "step": whole(),
-        "skipped": whole(),
+        "step": integer(),
+        "skipped": integer(),
         "settled": FLAG,
         "finished": FLAG,
         "attained": _SHARE,
@@ -77,5 +77,5 @@ COUNTERS = Fields(
 )
 
 POSITION = Fields(
-    {"epoch": whole(), "lines": whole(), "seconds": real(0), "data": whole()}, others=True
+    {"epoch": integer(), "lines": integer(), "seconds": real(0), "data": integer()}, others=True
 )

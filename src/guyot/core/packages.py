@@ -40,7 +40,7 @@ def needed(by: str, extra: str, instead: str = "") -> Generator[None]:
         ) from error
 
 
-def module_of(file: Path, name: str, *, known: bool = False) -> ModuleType:
+def module_from(file: Path, name: str, *, known: bool = False) -> ModuleType:
     """Run the code in a file as a module.
 
     Args:

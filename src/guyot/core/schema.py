@@ -31,7 +31,7 @@ def misfit(value: Any, kind: Schema) -> str | None:
     """Say in which respect a value is not of a kind, in words; None if it is.
 
     Example:
-        >>> kind = Fields({"units": ByName(Each(whole(0)))})
+        >>> kind = Fields({"units": ByName(Each(integer(0)))})
         >>> misfit({"units": {"0": [1, 2]}}, kind)
         >>> misfit({"units": {"0": [1, 1.7]}}, kind)
         'units.0[1] is 1.7, expected a whole number of 0 or more'
@@ -57,7 +57,7 @@ class Plain:
         return None if self.fits(value) else _not(value, path, self.words)
 
 
-def whole(low: int = 0, high: int | None = None) -> Plain:
+def integer(low: int = 0, high: int | None = None) -> Plain:
     """Stand for an integer in [low, high]; high None: below 2**53."""
     most = 2**53 if high is None else high
     bounds = f"{low} or more" if high is None else f"{low} to {high}"
@@ -190,7 +190,7 @@ class ModelInputs:
         return next(filter(None, found), None)
 
     def _tensor(self, value: Mapping[str, Any], path: str) -> str | None:
-        sizes = Each(whole(0, self.largest), most=16)
+        sizes = Each(integer(0, self.largest), most=16)
         if wrong := Fields({"tensor": sizes, "dtype": text(40)}).misfit(value, path):
             return wrong
         if math.prod(value["tensor"]) > self.largest:

@@ -31,7 +31,7 @@ Step = Callable[[], object]
 Key = TypeVar("Key", bound=Hashable)
 
 LEAST_ROUNDS = 5
-BATCHES = (1, 64)
+REPORTED_BATCHES = (1, 64)
 """Samples per forward pass of which every run reports the latency."""
 FAR_APART = 0.5
 """Quartiles further apart than this share of the median are not to be relied on."""
@@ -187,7 +187,7 @@ class Latency:
 def measure_batches(
     models: Mapping[str, nn.Module],
     example: Tensor,
-    batches: Iterable[int] = BATCHES,
+    batches: Iterable[int] = REPORTED_BATCHES,
     stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, dict[int, Latency]]:
     """Return the latency of some networks by name and batch size, see `measure`.

@@ -1,6 +1,6 @@
 """What a run tells: measured latency, what was found, the table before => after, the page."""
 
-from guyot.costs.timing import BATCHES, Latency, measure, measure_batches
+from guyot.costs.timing import REPORTED_BATCHES, Latency, measure, measure_batches
 from guyot.report.comparison import compare, compare_lines
 from guyot.report.describe import Width, widths
 from guyot.report.history import TRIALS, History, read_runs
@@ -20,7 +20,7 @@ from guyot.report.table import (
 )
 
 __all__ = [
-    "BATCHES",
+    "REPORTED_BATCHES",
     "TRIALS",
     "GroupEntry",
     "History",

@@ -39,7 +39,7 @@ from guyot.core.inputs import (
     tensors_of,
 )
 from guyot.core.locate import unwrap
-from guyot.core.packages import module_of
+from guyot.core.packages import module_from
 from guyot.core.storage import write_tensors
 from guyot.core.torch_private import pytree
 from guyot.core.warning import warn
@@ -102,7 +102,7 @@ def to_source(model: nn.Module, example_inputs: Inputs, folder: str | Path) -> E
     with staged(folder) as scratch:
         scratch.mkdir()
         (scratch / CODE).write_text(module_text(source), encoding="utf-8")
-        module = module_of(scratch / CODE, "guyot_exported")
+        module = module_from(scratch / CODE, "guyot_exported")
         names = list(module.Network().state_dict())
         write_tensors(scratch / WEIGHTS, {name: tensors[name] for name in names})
         _warn_unused(model, names)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from guyot.core.errors import MisconfiguredError, UnsupportedError
 from guyot.core.locate import unwrap
-from guyot.core.packages import module_of
+from guyot.core.packages import module_from
 from guyot.gates.checks import check_model, check_whole
 from guyot.results.delivery import Exported, largest_gap, staged
 from guyot.results.pretrained_code import CODE, ClassNames, LostBranch, modeling_text
@@ -363,7 +363,7 @@ def _coded(full: _Full, sizes: _Sizes, settings: dict[str, Any], folder: Path) -
     file.write_text(
         modeling_text(names, full.path, sizes.attention, sizes.branches), encoding="utf-8"
     )
-    module = module_of(file, _MODULE, known=True)  # transformers looks for it by its name
+    module = module_from(file, _MODULE, known=True)  # transformers looks for it by its name
     try:
         config = getattr(module, names.config)(**settings)
         config.auto_map = {

@@ -23,7 +23,7 @@ from guyot.core.errors import MisconfiguredError
 from guyot.core.metric import Metric, filed
 from guyot.core.storage import read_json
 from guyot.core.warning import warn
-from guyot.report import BATCHES, Latency, measure_batches
+from guyot.report import REPORTED_BATCHES, Latency, measure_batches
 from guyot.results import export
 from guyot.results.fingerprint import inputs_like
 from guyot.results.saved import STRUCTURE, WEIGHTS, read
@@ -176,7 +176,7 @@ def export_run(
     times: dict[str, dict[int, Latency]] = {}
     if format == "onnx":
         models = {"torch": model, "onnxruntime": export.OnnxNetwork(path)}
-        batches = BATCHES if written.batch is None else (written.batch,)
+        batches = REPORTED_BATCHES if written.batch is None else (written.batch,)
         times = measure_batches(models, example, batches)
     return Delivery(str(folder), format, str(written.path), written.size, written.difference, times)
 
