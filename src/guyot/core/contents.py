@@ -54,8 +54,8 @@ MANIFEST = Fields(
     {"format": text(), "version": integer(), "step": integer(), "torch": text()}, others=True
 )
 
-_ROWS = ByName(Whole())
-INDEX = Fields({"shards": Whole(1), "model": _ROWS, "state": _ROWS})
+_ROWS = ByName(integer())
+INDEX = Fields({"shards": integer(1), "model": _ROWS, "state": _ROWS})
 """How many files hold the tensors of a checkpoint, and the rows of those that are split."""
 
 REMOVAL = Fields(

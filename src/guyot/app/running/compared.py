@@ -47,13 +47,13 @@ class ComparedRuns(Several):
         Raises:
             GuyotError: what the user can put right.
         """
-        return dataclasses.replace(self, trust=True)._all(config)
+        return dataclasses.replace(self, trust=True)._train_missing(config)
 
     def resume(self) -> bool:
         """Continue from the latest checkpoint, as `train` does; runs that are finished stay."""
-        return self._all()
+        return self._train_missing()
 
-    def _all(self, config: RunConfig | None = None) -> bool:
+    def _train_missing(self, config: RunConfig | None = None) -> bool:
         then = resuming(self.path)
         device = local_device("auto" if config is None else config.device)
         with processes(device, self.timeout, then) as ranks:
