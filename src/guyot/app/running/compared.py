@@ -47,13 +47,14 @@ class ComparedRuns(Several):
         Raises:
             GuyotError: what the user can put right.
         """
-        return dataclasses.replace(self, trust=True)._train_missing(config)
+        return dataclasses.replace(self, trust=True).run(config)
 
     def resume(self) -> bool:
         """Continue from the latest checkpoint, as `train` does; runs that are finished stay."""
-        return self._train_missing()
+        return self.run()
 
-    def _train_missing(self, config: RunConfig | None = None) -> bool:
+    def run(self, config: RunConfig | None = None) -> bool:
+        """Train what is missing, in a new folder if there is a configuration."""
         then = resuming(self.path)
         device = local_device("auto" if config is None else config.device)
         with processes(device, self.timeout, then) as ranks:

@@ -52,7 +52,7 @@ class FamilyRuns(Several):
         """
         if not config.targets:
             raise MisconfiguredError("targets=(): give the sizes of the family, such as (0.7, 0.5)")
-        return dataclasses.replace(self, trust=True)._train_missing(config)
+        return dataclasses.replace(self, trust=True).run(config)
 
     def resume(self) -> Summary:
         """Continue from the latest checkpoint; members that are finished stay.
@@ -62,9 +62,10 @@ class FamilyRuns(Several):
         Raises:
             GuyotError: what the user can put right.
         """
-        return self._train_missing()
+        return self.run()
 
-    def _train_missing(self, config: RunConfig | None = None) -> Summary:
+    def run(self, config: RunConfig | None = None) -> Summary:
+        """Train what is missing, in a new folder if there is a configuration."""
         then = resuming(self.path)
         device = local_device("auto" if config is None else config.device)
         with processes(device, self.timeout, then) as ranks:
