@@ -349,7 +349,9 @@ def test_a_second_ctrl_c_aborts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_the_program_stops_at_a_real_signal(tmp_path: Path, number: signal.Signals):
     program = [sys.executable, "-c", "from guyot.app.cli import main; main()"]
     command = [*program, "train", *QUICK, "--epochs", "500", "--out", str(tmp_path / "run")]

@@ -70,7 +70,10 @@ def quiet() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize(("name", "optimizer"), [("cifar", "sgd"), ("tokens", "adamw")])
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [("cifar", "sgd"), pytest.param("tokens", "adamw", marks=pytest.mark.slow)],
+)
 def test_a_run_goes_on_from_files(tmp_path: Path, name: str, optimizer: str) -> None:
     whole = Run(name, optimizer)
     noisy(whole.model)

@@ -21,7 +21,7 @@ class Block(nn.Module):
         return x + self.second(self.first(x).relu())
 
 
-@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("in_place", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_finished_network_is_compiled(in_place: bool) -> None:
     torch.compiler.reset()
     widths: list[list[int]] = []

@@ -40,7 +40,7 @@ def fresh() -> Iterator[Run]:
     ("name", "optimizer"),
     [
         ("cifar", "sgd"),
-        ("tokens", "adamw"),
+        pytest.param("tokens", "adamw", marks=pytest.mark.slow),
         pytest.param("mobile", "adamw", marks=pytest.mark.slow),
     ],
 )
@@ -68,7 +68,7 @@ def test_a_run_in_pieces_is_the_whole_run(name: str, optimizer: str) -> None:
     assert whole.discovery.structure == pieces.discovery.structure
 
 
-@pytest.mark.parametrize("nu", [0.5, 0.0])
+@pytest.mark.parametrize("nu", [pytest.param(0.5, marks=pytest.mark.slow), 0.0])
 def test_runs_with_a_price_go_on(nu: float) -> None:
     dials: dict[str, Any] = {"target": None, "nu": nu}
     whole, pieces = Run("cifar", **dials), Run("cifar", **dials)

@@ -44,7 +44,7 @@ NETWORKS = {
     "vgg16_bn": Network(torchvision("vgg16_bn"), 64, groups=15, layers=0),
     "densenet121": Network(torchvision("densenet121"), 64, groups=120, layers=0),
 }
-SLOW = {"resnet50", "vgg16_bn", "densenet121"}
+SLOW = {"resnet50", "mobilenet_v2", "vgg16_bn", "densenet121"}
 SMALL = [name for name in NETWORKS if name not in SLOW]
 ALL = [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in sorted(SLOW))]
 

@@ -120,7 +120,10 @@ def test_layers_that_would_stay_in_part_are_known_without_a_try(tries: list[Keep
     assert len(tries) == few
 
 
-@pytest.mark.parametrize(("name", "most"), [("resnet20", 3), ("torchvision:densenet121", 7)])
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [("resnet20", 3), pytest.param("torchvision:densenet121", 7, marks=pytest.mark.slow)],
+)
 def test_groups_that_meet_are_cut_one_without_the_other(name: str, most: int) -> None:
     structures = find_structures(build(name), (torch.zeros(2, 3, 32, 32),), verify=False)
     parts = [set(part) for part in groups_apart(structures)]
