@@ -17,10 +17,15 @@ swin = pytest.importorskip("torchvision.models.swin_transformer")
 
 
 @pytest.mark.parametrize("kind", ["ShiftedWindowAttention", "ShiftedWindowAttentionV2"])
-@pytest.mark.parametrize("shift", [[0, 0], [1, 2]])
-def test_what_is_written_computes_the_same_for_all_sizes(kind: str, shift: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("shift", "drops"),
+    [([0, 0], "attention_dropout"), ([1, 2], "attention_dropout"), ([1, 2], "dropout")],
+)
+def test_what_is_written_computes_the_same_for_all_sizes(
+    kind: str, shift: list[int], drops: str
+) -> None:
     torch.manual_seed(0)
-    attention = getattr(swin, kind)(12, [2, 4], shift, 3, attention_dropout=0.5).double()
+    attention = getattr(swin, kind)(12, [2, 4], shift, 3, **{drops: 0.5}).double()
     for parameter in attention.parameters():
         nn.init.normal_(parameter)
     attention.eval()
@@ -30,7 +35,7 @@ def test_what_is_written_computes_the_same_for_all_sizes(kind: str, shift: list[
     for height, width in ((4, 8), (5, 9), (2, 8), (6, 3), (2, 4), (1, 1)):
         x = torch.randn(2, height, width, 12, dtype=torch.float64)
         torch.testing.assert_close(written(x), attention(x), rtol=0, atol=1e-12)
-    assert not torch.equal(written.train()(x), attention(x))  # dropout
+    assert not torch.equal(written.train()(x), attention(x))
     assert dict(written.named_parameters()).keys() == dict(attention.named_parameters()).keys()
 
 
