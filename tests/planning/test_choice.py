@@ -15,7 +15,7 @@ from guyot.core.errors import MisconfiguredError
 from guyot.core.types import Fixed, Layer, Operation, Structures, TensorShape, Units
 from guyot.costs.complexity import Complexity
 from guyot.planning.candidates import SearchSpace, levels_of
-from guyot.planning.choice import Choice, choose
+from guyot.planning.choice import Choice, choose, trim
 
 NET = residual_network(stream=4, inner=(6, 6), pixels=16)
 INDEX = NET.index
@@ -252,3 +252,29 @@ def test_the_least_is_the_cheapest_network() -> None:
 def test_bad_quanta(quanta: list[int]) -> None:
     with pytest.raises(MisconfiguredError, match=r"does not fit.*3 groups"):
         SearchSpace(NET, COSTS, quanta)
+
+
+@pytest.mark.parametrize(
+    ("each", "gone", "expected"),
+    [
+        (0.5, 3, [4, 6, 3]),  # three units that lose 1.5 go before one that loses 1
+        (1.0, 3, [4, 6, 3]),  # of equal losses per cost, the larger step
+        (2.0, 3, [4, 3, 6]),
+        (0.5, 1, [4, 5, 6]),  # three would go below the target
+    ],
+)
+def test_trimming_loses_least_for_what_it_saves(
+    each: float, gone: int, expected: list[int]
+) -> None:
+    """Units of the first block go one by one, those of the second in threes."""
+    benefit = torch.full((INDEX.total,), 100.0)
+    benefit[INDEX.units(1)] = 1.0
+    benefit[INDEX.units(2)] = each
+    ones = torch.ones(INDEX.total)
+    left = ones.clone()
+    left[INDEX.units(1)][:gone] = 0
+    target = counted(NET, left)[0] / FULL
+    result = trim(SearchSpace(NET, COSTS, [4, 1, 3]), gate_values(ones, benefit, ones), target)
+    assert result.within and result.attained == pytest.approx(target)
+    assert widths(result.mask) == expected
+    assert result.lost == pytest.approx((6 - expected[1]) + (6 - expected[2]) * each)

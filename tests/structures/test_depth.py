@@ -174,10 +174,11 @@ def test_structures_of_random_deep_architectures(seed: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_structures_of_many_random_deep_architectures() -> None:
     """All are the same, and a third or more are stacks of blocks that share."""
-    shared = [both(*deep_architecture(seed))[0] is not None for seed in range(100)]
-    assert sum(shared) >= 33
+    shared = [both(*deep_architecture(seed))[0] is not None for seed in range(40)]
+    assert sum(shared) >= 13
 
 
 class Keeping(Stack):
