@@ -39,7 +39,7 @@ class Branch:
     """A layer with its place in the graph.
 
     Attributes:
-        layer: what the rest of guyot sees.
+        layer: what other parts of guyot see.
         addition: the node that adds the branch to the shortcut.
         nodes: the operators that go with the branch.
     """

@@ -174,7 +174,7 @@ class Callers:
     def _makes_only(self, path: str, branch: Branch) -> bool:
         """Say whether a module makes nothing but operators of a branch, and idle dropouts.
 
-        A module that is only a dropout may be called elsewhere as well.
+        A module that is only a dropout may be called in other places as well.
         """
         made = self._made[path]
         outside = made - branch.nodes

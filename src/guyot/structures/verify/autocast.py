@@ -1,7 +1,7 @@
 """Which types of numbers a user sees under autocast.
 
-A branch that goes may have turned the rest into another type: bfloat16 + float32 is float32. Only
-types and shapes are computed here, no numbers, so it takes little time.
+A branch that goes may have turned what it is added to into another type: bfloat16 + float32 is
+float32. Only types and shapes are computed here, no numbers, so it takes little time.
 """
 
 from __future__ import annotations

@@ -322,7 +322,7 @@ class Verifier:
     def _trouble(self, plan: KeepPlan, train: bool) -> str | None:
         """Return what is wrong with the cut module; None when it is the masked network.
 
-        Units that are cut elsewhere may leave the others behind ReLUs that are 0 for all samples.
+        Units cut in other groups may leave the others behind ReLUs that are 0 for all samples.
         Where outputs do not react to all that is cut, a training step is compared: BatchNorm keeps
         them from it there.
         """
