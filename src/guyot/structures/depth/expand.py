@@ -26,13 +26,12 @@ def expanded(
         runs: its runs.
         names: of things in the short network.
     """
-    chains = [_chain(short, run) for run in runs]
     if any(node.op == "get_attr" for node in short.graph.nodes):
         return None
-    found = [chain for chain in chains if chain is not None]
-    if len(found) < len(chains):
+    chains = [_Chain(short, run) for run in runs]
+    if not all(chain.is_sound() for chain in chains):
         return None
-    return _Expansion(short, model, names, found).trace()
+    return _Expansion(short, model, names, chains).trace()
 
 
 class _Chain:
@@ -108,11 +107,6 @@ class _Chain:
             return node
 
         return known
-
-
-def _chain(short: Trace, run: Run) -> _Chain | None:
-    chain = _Chain(short, run)
-    return chain if chain.is_sound() else None
 
 
 def _shapes(value: Any) -> Any:

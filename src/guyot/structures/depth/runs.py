@@ -55,7 +55,7 @@ class Run:
 
 
 class ShortNames:
-    """ShortNames in the short network of what has a name in the whole one.
+    """Names in the short network of what has a name in the whole one.
 
     Args:
         runs: of equal blocks.

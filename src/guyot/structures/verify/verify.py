@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from guyot.core.axis import best, groups_in
-from guyot.core.errors import UnsupportedError
+from guyot.core.errors import UnsupportedError, first_line
 from guyot.core.inputs import (
     Inputs,
     call_model,
@@ -63,6 +63,9 @@ FAINT = (
 
 Suspect = tuple[str, int]
 """("group" or "layer", its number)."""
+
+_LONGEST = 160
+"""Characters of an error that a reason quotes."""
 
 
 class Verifier:
@@ -408,7 +411,7 @@ class Verifier:
                 if not agree(masked, sliced, self._tolerance):
                     return "masking and slicing it give different outputs"
             except Exception as error:  # noqa: BLE001  (whatever an operator raises)
-                return f"the graph does not run without it: {_first_line(error)}"
+                return f"the graph does not run without it: {first_line(error)[:_LONGEST]}"
         return trouble
 
     def _own(self, module: nn.Module, plan: KeepPlan) -> tuple[list[Tensor], str | None]:
@@ -418,7 +421,10 @@ class Verifier:
             with evaluation_mode(module), _quiet():
                 own = tensors_of(call_model(module, changed(self.inputs, Tensor.clone)))
         except Exception as error:  # noqa: BLE001  (whatever a user's forward raises)
-            return [], f"the model's own forward does not run without it: {_first_line(error)}"
+            return (
+                [],
+                f"the model's own forward does not run without it: {first_line(error)[:_LONGEST]}",
+            )
         if left := removed_tensors(self.structures, plan) & named_tensors(module).keys():
             return own, _stays(min(left))
         return own, None
@@ -540,7 +546,3 @@ def _quiet() -> contextlib.AbstractContextManager[Any]:
 
 def _stays(name: str) -> str:
     return f"{name} stays, since its module computes something else as well"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
