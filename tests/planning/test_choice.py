@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import product
+from itertools import count as count_from
+from itertools import islice, product
+from math import inf
+from random import Random
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from oracles import counted, gate_values, residual_network, unit_group
 from guyot.core.errors import MisconfiguredError
 from guyot.core.types import Fixed, Layer, Operation, Structures, TensorShape, Units
 from guyot.costs.complexity import Complexity
+from guyot.planning import search
 from guyot.planning.candidates import SearchSpace, levels_of
 from guyot.planning.choice import Choice, choose, trim
 
@@ -176,6 +180,62 @@ def test_target_is_met_whenever_it_can_be(quantum: int, seed: int, target: float
         allowed = [*levels_of(NET.groups[g].size, quantum)]
         removed = g > 0 and not result.mask[INDEX.layer(g - 1)]
         assert width in ([0] if removed else allowed)
+
+
+def least_lost(
+    theta: torch.Tensor, benefit: torch.Tensor, price: torch.Tensor, target: float
+) -> float:
+    """The least benefit that a network of NET within the tolerance loses: of all, one by one."""
+    order = [
+        sorted(
+            range(INDEX.units(g).start, INDEX.units(g).stop),
+            key=lambda u: (float(theta[u]), float(benefit[u] / price[u])),
+            reverse=True,
+        )
+        for g in range(len(NET.groups))
+    ]
+    least = inf
+    for on in product((False, True), repeat=len(NET.layers)):
+        inner = [range(1, NET.groups[i + 1].size + 1) if kept else [0] for i, kept in enumerate(on)]
+        for network in product(range(1, NET.groups[0].size + 1), *inner):
+            gate, lost = torch.zeros(INDEX.total), 0.0
+            for g, width in enumerate(network):
+                gate[order[g][:width]] = 1
+                if width:
+                    lost += float(benefit[order[g][width:]].sum())
+            gate[INDEX.layer_slice] = torch.tensor(on).float()
+            lost += sum(float(benefit[INDEX.layer(i)]) for i, kept in enumerate(on) if not kept)
+            if abs(counted(NET, gate)[0] / FULL - target) <= 0.01 * target:
+                least = min(least, lost)
+    return least
+
+
+def possible_cases(count: int) -> list[tuple[int, float]]:
+    """Seeds and targets that some network meets."""
+    random = Random(0)
+    cases = ((random.randrange(10_000), random.uniform(0.1, 0.95)) for _ in count_from(0))
+    costs = every_cost(1)
+    met = ((s, t) for s, t in cases if min(abs(cost - t) for cost in costs) <= 0.01 * t)
+    return list(islice(met, count))
+
+
+def test_of_few_networks_the_one_that_loses_least_is_found() -> None:
+    for seed, target in possible_cases(8):
+        case = random_case(seed)
+        found = chosen(*case, [1] * 3, target)
+        assert found.within
+        assert found.lost == pytest.approx(least_lost(*case, target), rel=1e-5)
+
+
+def test_local_steps_find_nearly_what_all_networks_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = possible_cases(40)
+    best = [chosen(*random_case(seed), [1] * 3, target).lost for seed, target in cases]
+    monkeypatch.setattr(search, "_FEW", 0)
+    found = [chosen(*random_case(seed), [1] * 3, target) for seed, target in cases]
+    assert sum(choice.within for choice in found) >= 39
+    gaps = [c.lost - least for c, least in zip(found, best, strict=True) if c.within]
+    assert min(gaps) >= -1e-5
+    assert sum(gaps) <= 0.2 * sum(best)
 
 
 @pytest.mark.parametrize("target", [0.3, 0.5, 0.7])

@@ -45,9 +45,10 @@ def choose(
     level while its layer stays. A group with no unit at 1/2 or above that lives inside one layer
     takes that layer with it.
 
-    With a target: undecided quanta and layers are ranked by (theta, benefit / price) and kept
-    while the budget lasts; then quanta and layers are added, dropped and swapped until C^ is
-    within the tolerance and no such change loses less benefit. What is decided (theta 0 or 1) is
+    With a target: of few possible networks, that within the tolerance which loses least benefit.
+    Of many, undecided quanta and layers are ranked by (theta, benefit / price) and kept while the
+    budget lasts; then quanta and layers are added, dropped and swapped until C^ is within the
+    tolerance and no such change loses less benefit. What is decided (theta 0 or 1) is
     overturned only if the target is out of reach otherwise.
 
     Gates that are not alive are never in the mask, even where a level is wide enough for them

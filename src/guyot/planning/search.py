@@ -1,8 +1,9 @@
-"""Local search for the network near a target that loses least benefit."""
+"""Search for the network near a target that loses least benefit: all of a few, else local steps."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
@@ -11,6 +12,10 @@ from guyot.planning.candidates import Ranking, SearchSpace, Sizes
 from guyot.planning.config import TARGET_TOLERANCE
 
 _RESTARTS, _ROUNDS, _CANDIDATES = 64, 200, 8
+_SAME = 1e-9
+"""Shares of C^ and nats that differ by less are equal."""
+_FEW = 1024
+"""So many networks are evaluated one and all."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,20 @@ class Bounds:
             return Sizes(level, on)
 
         return Bounds(end(self.low), end(self.high))
+
+    @property
+    def count(self) -> int:
+        """Number of networks, those of equal widths and layers included."""
+        levels = (self.high.level - self.low.level + 1).tolist()
+        return prod(levels) * 2 ** int((self.low.on != self.high.on).sum())
+
+    def networks(self) -> Sizes:
+        """Return all networks, shapes (count, groups) and (count, layers)."""
+        low, high = (torch.cat([end.level, end.on.long()]) for end in (self.low, self.high))
+        values = [torch.arange(a, b + 1) for a, b in zip(low.tolist(), high.tolist(), strict=True)]
+        every = torch.cartesian_prod(*values).reshape(-1, len(values))
+        groups = len(self.low.level)
+        return Sizes(every[:, :groups], every[:, groups:].bool())
 
 
 @dataclass(frozen=True)
@@ -57,7 +76,12 @@ class Search:
         return float(self.excess(self.space.cost(sizes)))
 
     def best(self, bounds: Bounds) -> Sizes:
-        """Fill and improve; if that misses, do so with one variable fixed at another value."""
+        """Return the best of few networks.
+
+        Of many, fill and improve; if that misses, do so with one variable fixed at another value.
+        """
+        if bounds.count <= _FEW:
+            return self._best_of_all(bounds.networks())
         best = self._improved(self._filled(bounds), bounds)
         others, variables = _all_changes(best, bounds)
         near = self.excess(self.space.cost(others)) if len(variables) else torch.zeros(0)
@@ -69,6 +93,12 @@ class Search:
             if self.miss(sizes) < self.miss(best):
                 best = sizes
         return best
+
+    def _best_of_all(self, networks: Sizes) -> Sizes:
+        excess = self.excess(self.space.cost(networks))
+        near = excess <= excess.min() + _SAME
+        best = int(torch.where(near, self.ranking.lost(networks), torch.inf).argmin())
+        return Sizes(networks.level[best], networks.on[best])
 
     def _filled(self, bounds: Bounds) -> Sizes:
         """Add items to the lower bound, best first, up to the target."""
@@ -133,9 +163,9 @@ class Search:
             return inside[torch.argsort(losses[inside])[:_CANDIDATES]].tolist()
         return torch.argsort(excess)[:_CANDIDATES].tolist()
 
-    def _key(self, cost: Tensor, lost: Tensor) -> tuple[float, float]:
+    def _key(self, cost: Tensor, lost: Tensor) -> tuple[int, ...]:
         """Return what is minimised: first the excess, then the benefit lost."""
-        return round(float(self.excess(cost)), 9), round(float(lost), 9)
+        return tuple(round(float(x) / _SAME) for x in (self.excess(cost), lost))
 
 
 def _all_changes(sizes: Sizes, bounds: Bounds) -> tuple[Sizes, Tensor]:
