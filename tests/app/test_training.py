@@ -78,7 +78,7 @@ def test_discovery_is_stepped_once_per_step_with_cleared_gradients():
         training.make_scheduler(optimizer, recipe, 5),
         recipe,
         discovery=Spy(),
-        on_step=lambda step, loss: losses.append((step, loss)),
+        on_step=lambda step, loss: losses.append((step, float(loss))),
     )
     assert calls == [True] * 5
     # the loss is that of the same batch, after the step

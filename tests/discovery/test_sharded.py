@@ -59,3 +59,23 @@ def test_two_processes(name: str, of_two: list[dict[str, str | None]]) -> None:
 def test_two_and_four_processes(name: str, thorough: dict[str, dict[str, str | None]]) -> None:
     for rank, outcome in thorough.items():
         assert outcome.get(name) is None, f"{rank}: {outcome[name]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [(0,), (1,), (0, 1)])
+def test_a_process_is_killed_at_any_moment_of_a_save(tmp_path: Path, ranks: tuple[int]) -> None:
+    """The checkpoint before is what two others resume, until the new one has its name."""
+    command = [sys.executable, str(HELPERS / "sharded_killed.py"), str(tmp_path), *map(str, ranks)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    *killed, whole = map(json.loads, done.stdout.splitlines())
+    assert whole["saved"] == [0, 0] and whole["step"] == 28
+    assert len(killed) >= 4
+    for found in killed:
+        codes = {rank: code for rank, code in enumerate(found["saved"]) if code != -9}
+        assert len(codes) < 2 and set(codes.values()) <= {3}, found
+    for found in (*killed, whole):
+        assert found["resumed"] == [0, 0] and found["equal"], found
+        assert found["left"] == [f"step-{found['step'] + more:09}" for more in (0, 1)]
+    steps = [found["step"] for found in killed]
+    assert steps == sorted(steps) and set(steps) <= {26, 28}

@@ -218,13 +218,14 @@ def train_epoch(
     recipe: Recipe,
     *,
     discovery: Stepper | None = None,
-    on_step: Callable[[int, float], None] | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
     tally: Tally | None = None,
 ) -> EpochResult:
     """Train on every batch once.
 
-    ``on_step(step, loss)`` is told about every step; ``tally`` holds the sums of the batches that
-    came before these, when an epoch is continued.
+    ``on_step(step, loss)`` is told about every step, and the loss stays on the device: who reads it
+    at once lets the device run out of work. ``tally`` holds the sums of the batches that came
+    before these, when an epoch is continued.
     """
     device = next(model.parameters()).device
     model.train()
@@ -239,7 +240,7 @@ def train_epoch(
             discovery.step(loss=lambda: batch_loss(model, images, labels, recipe)[0])  # noqa: B023
         tally.add(loss, sums, len(labels))
         if on_step is not None:
-            on_step(tally.steps, float(loss))
+            on_step(tally.steps, loss)
     return tally.result
 
 

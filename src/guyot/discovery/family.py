@@ -126,13 +126,17 @@ class Family:
         Raises:
             StorageError: a branch cannot be written.
         """
-        waiting = [target for target in self.larger if target not in self._kept]
-        discovery = checkpoints.discovery
-        passed = [target for target in waiting if discovery and discovery.passed(target)]
+        passed = self.passed(checkpoints)
         for target in passed:
             checkpoints.branch(self.folder_of(target), target, step, position(target))
             self._kept.add(target)
         return passed
+
+    def passed(self, checkpoints: Checkpointer) -> list[float]:
+        """Return the targets that were passed and have no branch yet."""
+        discovery = checkpoints.discovery
+        missing = [target for target in self.larger if target not in self._kept]
+        return [target for target in missing if discovery and discovery.passed(target)]
 
     def member(
         self, target: float, model: nn.Module, discovery: Discovery, **parts: Stateful

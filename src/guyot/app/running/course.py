@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from guyot.app.config import RunConfig, interval_of
 from guyot.app.data import Batches
 from guyot.app.recording import environment
 from guyot.app.running.folder import RunFolder
 from guyot.app.running.journal import Journal
+from guyot.app.running.late import Late
 from guyot.app.training import Tally
 from guyot.core.contents import POSITION
 from guyot.core.errors import DivergedError, MisconfiguredError, StorageError
@@ -73,6 +74,8 @@ class Course:
         self._data = batches.split.fingerprint()
         self._before, self._started = 0.0, time.perf_counter()
         self._saved = 0, time.monotonic()
+        self._losses = Late()
+        self._heard = 0
         self._bad = 0
         self.epoch = 0
         self.tally = Tally(batches.task, config.device)
@@ -92,30 +95,48 @@ class Course:
         """Say whether the last checkpoint is older than it should be, by the clock of this rank."""
         return time.monotonic() - self._saved[1] >= self._seconds
 
-    def stepped(self, loss: float, overdue: bool) -> None:
-        """An optimiser step is over.
+    def stepped(self, loss: Tensor, overdue: bool) -> None:
+        """An optimiser step is over; its loss is read one step later.
 
         Args:
-            loss: of all ranks.
+            loss: of all ranks, a scalar on the device.
             overdue: whether a rank is.
 
         Raises:
-            DivergedError: its loss and those of the steps before were NaN or inf.
+            DivergedError: the losses of the steps before were NaN or inf.
         """
-        self._bad = 0 if math.isfinite(loss) else self._bad + 1
-        if self._bad >= self._config.max_nan_steps:
-            raise DivergedError(
-                f"the loss was NaN or inf in {self._bad} steps in a row, the last of them step "
-                f"{self.step}: choose a smaller learning rate than lr={self._config.lr:g}; "
-                f"{self._good}"
-            )
-        if self._family is not None and not self._bad:
+        self._hear(self._losses.give(loss.reshape(1)))
+        if self._family is not None and self._family.passed(self._checkpoints):
             self._branch(self._family)
         if overdue or self.step - self._saved[0] >= self._steps:
             self.save()
 
+    def settle(self) -> None:
+        """Wait for the loss of the last step.
+
+        Raises:
+            DivergedError: it and those of the steps before were NaN or inf.
+        """
+        self._hear(self._losses.take())
+
+    def _hear(self, losses: list[float] | None) -> None:
+        for loss in losses or ():
+            self._heard += 1
+            self._journal.heard(self._heard, loss)
+            self._bad = 0 if math.isfinite(loss) else self._bad + 1
+            if self._bad >= self._config.max_nan_steps:
+                step = self.epoch * len(self._batches) + self._heard
+                raise DivergedError(
+                    f"the loss was NaN or inf in {self._bad} steps in a row, the last of them step "
+                    f"{step}: choose a smaller learning rate than lr={self._config.lr:g}; "
+                    f"{self._good}"
+                )
+
     def _branch(self, family: Family) -> None:
-        """Let members of the family begin here."""
+        """Let members of the family begin here, unless the network is not sound."""
+        self.settle()
+        if self._bad:
+            return
 
         def position(target: float) -> dict[str, Any]:
             return self._position(dataclasses.replace(self._config, target=target))
@@ -126,6 +147,7 @@ class Course:
     def next_epoch(self) -> None:
         """An epoch is complete, with its lines in the journal."""
         self.epoch += 1
+        self._heard = 0
         self.tally = Tally(self._batches.task, self._config.device)
         self.save()
 
@@ -135,6 +157,7 @@ class Course:
         Warns:
             GuyotWarning: it cannot be written; the run continues with the one before.
         """
+        self.settle()
         if not self._config.keep or self._bad:
             return
         missing = self.step > self._saved[0] or not self._checkpoints.checkpoints
@@ -194,6 +217,7 @@ class Course:
         self.epoch, self._before = position["epoch"], float(position["seconds"])
         try:
             self.tally.load_state_dict(position["tally"])
+            self._heard = self.tally.steps
             self._journal.load_state_dict(position["journal"])
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise MisconfiguredError(

@@ -161,7 +161,7 @@ class Job:
         else:
             watcher.resumed(course.step)
         while course.epoch < self.config.epochs and not agreed():
-            result = self._epoch(course, journal, watcher, agreed)
+            result = self._epoch(course, journal, agreed)
             if result.steps < steps:
                 break
             number = course.epoch + 1
@@ -211,20 +211,17 @@ class Job:
             family,
         )
 
-    def _epoch(
-        self, course: Course, journal: Journal, watcher: Watcher, agreed: SharedStep
-    ) -> EpochResult:
-        def stepped(step: int, loss: float) -> None:
+    def _epoch(self, course: Course, journal: Journal, agreed: SharedStep) -> EpochResult:
+        def stepped(_: int, loss: Tensor) -> None:
             if self.average is not None:
                 self.average.update_parameters(self.model)
             loss, overdue = agreed.step(loss, course.overdue)
             journal.loss(loss)
             journal.stepped(course.step)
-            watcher.stepped(step, loss)
             course.stepped(loss, overdue)
 
         journal.pause()
-        return train_epoch(
+        result = train_epoch(
             self.trained,
             _until(self.batches.epoch(course.epoch, start=course.tally.steps), agreed),
             self.optimizer,
@@ -234,6 +231,8 @@ class Job:
             on_step=stepped,
             tally=course.tally,
         )
+        course.settle()
+        return result
 
     @property
     def _phase(self) -> str:

@@ -34,6 +34,10 @@ class Journal(Lines):
             self._watcher.removed(removal)
         return found
 
+    def heard(self, step: int, loss: float) -> None:
+        """The loss of a step of this epoch is known, counted from 1."""
+        self._watcher.stepped(step, loss)
+
     def progressed(self, progress: Progress) -> None:
         """Another epoch is complete."""
         self.epoch(dataclasses.asdict(progress))

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from guyot.app.config import RunConfig
+from guyot.app.data.batches import on_device
 from guyot.app.running.folder import ReadOnlyFolder, RunFolder
+from guyot.app.running.late import Late
 from guyot.app.running.setup import resolve
 from guyot.app.running.tensorboard import Board
 from guyot.core.errors import MisconfiguredError
@@ -101,17 +103,29 @@ class SharedStep:
 
     def __init__(self, ranks: Ranks, stop: Callable[[], bool]) -> None:
         self._ranks, self._stop = ranks, stop
-        self._agreed = False
+        self._wishes = Late()
+        self._agreed = self._overdue = False
 
-    def step(self, loss: float, overdue: bool) -> tuple[float, bool]:
-        """Mean loss over the ranks, nats, and whether any is overdue; one message of 3 numbers."""
+    def step(self, loss: Tensor, overdue: bool) -> tuple[Tensor, bool]:
+        """Send one message of 3 numbers.
+
+        Args:
+            loss: of this rank's images, nats, a scalar on the device.
+            overdue: whether this rank's last checkpoint is too old.
+
+        Returns:
+            Mean loss over the ranks, on the device, and whether any was overdue a step ago.
+        """
         if self._ranks.size == 1:
             return loss, overdue
-        wishes = [float(self._stop()), float(overdue)]
-        mine = torch.tensor([loss, *wishes], device=self._ranks.device)
-        mean, stop, late = self._ranks.mean(mine).tolist()
+        wishes = torch.tensor([float(self._stop()), float(overdue)])
+        mine = torch.cat([loss.reshape(1), on_device(wishes, loss.device)])
+        mean = self._ranks.mean(mine)
+        stop, late = self._wishes.give(mean[1:]) or (0, 0)
         self._agreed = stop > 0
-        return mean, late > 0
+        # what a rank wished before it heard that another one had wished it is no second wish
+        self._overdue = late > 0 and not self._overdue
+        return mean[0], self._overdue
 
     def __call__(self) -> bool:
         """Say whether to stop; the same on all ranks between two steps."""
