@@ -1,10 +1,12 @@
 import random
 import time
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from guyot.core.errors import MisconfiguredError
 from guyot.costs import quantum
@@ -18,6 +20,7 @@ from guyot.costs.quantum import (
     measure_quantum,
     timing_table,
 )
+from guyot.costs.timing import Span
 
 
 def blocks(size: int, exponent: float = 1.0) -> dict[int, float]:
@@ -145,3 +148,142 @@ def test_other_devices_are_not_measured(device: str) -> None:
 def test_a_dtype_without_convolutions() -> None:
     with pytest.raises(MisconfiguredError, match=r"torch\.int8.*bfloat16"):
         measure_quantum("cpu", torch.int8)
+
+
+def doubtful(width_class: int, spread: float, middle: float = 0.8) -> list[dict[int, float]]:
+    """Efficient widths but those of one class, whose efficiency scatters around a middle."""
+    widths = CLASSES[width_class]
+    rounds = []
+    for number in range(5):
+        table = blocks(1)
+        for width in widths:
+            table[width] /= middle + spread * (number - 2)
+        rounds.append(table)
+    return rounds
+
+
+@pytest.mark.parametrize(
+    ("width_class", "spread", "middle", "expected"),
+    [
+        (8, 0.02, 0.8, 8),  # unclear: neither coarser nor finer than what is usual
+        (4, 0.02, 0.8, 8),
+        (2, 0.02, 0.8, 4),
+        (1, 0.02, 0.8, 2),
+        (16, 0.02, 0.8, 1),  # nothing depends on it where 8 is good
+        # of five values, two standard errors are 2 * 1.2533 * 1.4826 * spread / sqrt(5)
+        (1, 0.02, 0.8 + 1.63 * 0.02, 2),
+        (1, 0.02, 0.8 + 1.70 * 0.02, 1),
+        (8, 0.02, 0.8 - 1.63 * 0.02, 8),
+        (8, 0.02, 0.8 - 1.70 * 0.02, 16),
+    ],
+)
+def test_a_class_counts_from_two_standard_errors_on(
+    width_class: int, spread: float, middle: float, expected: int
+) -> None:
+    assert decide(doubtful(width_class, spread, middle)) == expected
+
+
+def test_an_unclear_16_is_taken_where_8_is_bad() -> None:
+    rounds = doubtful(16, 0.02)
+    for table in rounds:
+        for width in CLASSES[8]:
+            table[width] *= 2
+    assert decide(rounds) == 16
+
+
+class Functions:
+    """What a layer called, and with what."""
+
+    relu_ = staticmethod(functional.relu_)
+
+    def __init__(self) -> None:
+        self.images: list[torch.Tensor] = []
+        self.trained: list[bool] = []
+
+    def conv2d(self, image: torch.Tensor, weight: torch.Tensor, padding: int) -> torch.Tensor:
+        self.images.append(image)
+        out = functional.conv2d(image, weight, padding=padding)
+        assert out.shape == image.shape and not torch.is_autocast_enabled("cpu")
+        return out
+
+    def batch_norm(
+        self, x: torch.Tensor, *state: torch.Tensor | None, training: bool = False
+    ) -> torch.Tensor:
+        self.trained.append(training and x.grad_fn is not None)
+        out = functional.batch_norm(x, *state, training=training)
+        if training:
+            assert float(out.detach().float().mean()) == pytest.approx(1, abs=0.01)  # the shift
+        else:  # mean 0 and variance 1 are known
+            torch.testing.assert_close(out, x, rtol=1e-2, atol=1e-2)
+        return out
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("batch", [None, 3])
+def test_layers_of_the_dtype_and_layout_asked_for_are_measured(
+    monkeypatch: pytest.MonkeyPatch, batch: int | None, dtype: torch.dtype, channels_last: bool
+) -> None:
+    called = Functions()
+    monkeypatch.setattr(quantum, "F", called)
+    monkeypatch.setattr(quantum, "PIXELS", 2)
+
+    def once(steps: dict, *_: object, **__: object) -> Iterator[dict]:  # type: ignore[type-arg]
+        for step in steps.values():
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                step()
+        yield dict.fromkeys(steps, Span(busy=1e-4, wall=1e-4))
+
+    monkeypatch.setattr(quantum, "rounds", once)
+    (times,) = timing_table(dtype, channels_last, 2.0, batch)
+    assert times == dict.fromkeys(WIDTHS, 1e-4)
+    images = called.images[-len(WIDTHS) :]
+    assert [image.shape[1] for image in images] == [*WIDTHS]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert {image.dtype for image in called.images} == {dtype}
+    assert all(image.is_contiguous(memory_format=layout) for image in called.images)
+    assert {image.shape[0] for image in images} == {batch or 128}
+    assert set(called.trained) == {batch is None}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "batch"), [(0.0073, 128), (0.0074, 32), (0.0294, 32), (0.0295, 8), (9.0, 8)]
+)
+def test_the_batch_is_as_large_as_there_is_time_for(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, batch: int
+) -> None:
+    """So many seconds for the widest layer and 8 images; the others take half of it on average."""
+    made: list[tuple[int, int]] = []
+
+    def layer(width: int, images: int, *_: object, **__: object) -> Callable[[], None]:
+        made.append((width, images))
+        return lambda: None
+
+    def once(steps: dict, *_: object, **__: object) -> Iterator[dict]:  # type: ignore[type-arg]
+        yield dict.fromkeys(steps, Span(busy=seconds, wall=seconds))
+
+    monkeypatch.setattr(quantum, "_layer", layer)
+    monkeypatch.setattr(quantum, "rounds", once)
+    timing_table(torch.float32, True, budget=7.0)
+    assert made == [(64, 8), *((width, batch) for width in WIDTHS)]
+
+
+def test_all_that_is_asked_for_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def table(*arguments: object) -> list[dict[int, float]]:
+        asked.append(arguments)
+        return [blocks(16)] * 5
+
+    monkeypatch.setattr(quantum, "timing_table", table)
+    budget = 9 + time.perf_counter() % 1
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            measure_quantum("cpu", torch.bfloat16, channels_last=False, budget=budget, batch=7)
+            measure_quantum("cpu", torch.bfloat16, channels_last=False, budget=budget)
+    finally:
+        torch.set_num_threads(threads)
+    expected = [(torch.bfloat16, False, budget, batch) for batch in (7, None)]
+    assert asked == expected * 2
