@@ -316,6 +316,33 @@ def test_times_of_whole_networks_alone_give_one_rate_for_all() -> None:
     assert one.full == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_three_networks_set_the_scale_and_four_the_overheads_too(count: int) -> None:
+    """Each pass takes 0.05 ms, each kernel 0.1 ms more than it says, and all of it a third more."""
+    _, structures = structures_of("cifar")
+    truth = replace(some_table(structures), constant=0.0)
+    networks = [
+        replace(
+            network,
+            milliseconds=4 / 3 * sum(network.operators.values())
+            + 0.1 * sum(kernels for kernels, _, _ in work_of(structures, network, 2).values())
+            + 0.05,
+        )
+        for network in timed(structures, truth, False)
+    ]
+    taught = networks[:: 3 if count == 4 else 4][:count]  # of different depth
+    found = fit(structures, [*(replace(n, milliseconds=None) for n in networks), *taught], batch=2)
+    rates = fit(structures, timed(structures, truth, False), batch=2).operators
+    if count == 4:
+        assert found.constant == pytest.approx(0.05, abs=1e-4)
+        for name, rate in rates.items():
+            assert found.operators[name].fixed == pytest.approx(4 / 3 * rate.fixed + 0.1, rel=1e-3)
+    else:
+        assert found.constant == 0
+        assert len({round(found.operators[n].fixed / r.fixed, 6) for n, r in rates.items()}) == 1
+        assert found.operators["fc"].fixed > 4 / 3 * rates["fc"].fixed
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
@@ -350,6 +377,14 @@ def test_one_network_agrees_with_nothing() -> None:
 def test_measurements_from_elsewhere(values: dict, message: str) -> None:
     with pytest.raises(MisconfiguredError, match=message):
         Measurement.from_dict(values)
+
+
+def test_a_measurement_that_took_no_time_is_one() -> None:
+    values = {"removed_layers": ["a"], "operators": {"b": 0.0}, "milliseconds": 0.0}
+    made = Measurement.from_dict(values)
+    assert made == Measurement(removed_layers=("a",), operators={"b": 0.0}, milliseconds=0.0)
+    with pytest.raises(MisconfiguredError, match=r"gives the times \[-1, 0.0\]"):
+        Measurement.from_dict({"operators": {"b": -1}})
 
 
 # -- tables and files ----------------------------------------------------------------------------

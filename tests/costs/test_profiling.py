@@ -97,6 +97,73 @@ def test_variants_are_networks_cut_down_for_real() -> None:
     assert model.conv1.out_channels == 6 and model.training
 
 
+def test_variants_follow_their_seed_and_the_first_ones_keep_all_layers() -> None:
+    case = CASES["cifar"]
+    model = case.build()
+    structures = find_structures(model, (case.inputs(1),), verify=False)
+
+    def cuts(**seed: int) -> list[Measurement]:
+        return [variant.measurement for variant in variants(model, structures, **seed)]
+
+    first = cuts()
+    assert first == cuts(seed=0) != cuts(seed=1)
+    deep = len(profiling.UNIFORM) + profiling.RANDOM
+    gone = [len(cut.removed_layers) for cut in first]
+    assert len(gone) == deep + profiling.SHALLOW
+    assert sum(gone[:deep]) == 0 < sum(gone[deep:]) < 0.7 * len(structures.layers) * len(gone)
+
+
+def test_variants_of_attention_lose_whole_heads() -> None:
+    model = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True)
+    structures = find_structures(model, (torch.ones(1, 5, 16),))
+    for variant in variants(model, structures, quantum=2):
+        assert variant.model(torch.ones(2, 3, 16)).shape == (2, 3, 16)
+
+
+@pytest.mark.parametrize(
+    ("size", "quantum", "expected"),
+    [
+        (16, 4, [4, 8, 12, 16]),
+        (7, 1, [1, 2, 3, 4, 5, 6, 7]),
+        (20, 2, [6, 8, 10, 12, 14, 16, 18, 20]),
+        (10, 4, [4, 8, 10]),
+        (3, 8, [3]),
+    ],
+)
+def test_widths_worth_timing(size: int, quantum: int, expected: list[int]) -> None:
+    assert profiling._levels(size, quantum) == expected
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 16), nn.Linear(16, 2)
+
+    def forward(self, x: torch.Tensor, *, scale: torch.Tensor) -> torch.Tensor:
+        return self.last((self.first(x) * scale).relu())
+
+
+@pytest.mark.filterwarnings("ignore:the quartiles")
+def test_a_profile_says_what_it_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def quantum(device: torch.device, dtype: torch.dtype, *, batch: int) -> int:
+        asked.append((device.type, dtype, batch))
+        return 4
+
+    monkeypatch.setattr(profiling, "measure_quantum", quantum)
+    inputs = {"x": torch.randn(3, 4).double(), "scale": torch.ones(1).double()}
+    found = profile(Scaled().double(), inputs, seconds=0.0)
+    assert asked == [("cpu", torch.float64, 3)]
+    assert found.table.quantum == 4 and found.table.batch == 3
+    assert {width for m in found.measurements for width in m.widths.values()} == {4, 8, 12}
+    assert all({"first", "last"} <= m.operators.keys() for m in found.measurements)
+    where = found.table.where
+    assert where["device"].startswith("cpu (") and where["dtype"] == "float64"
+    assert where["torch"] == torch.__version__
+    assert where["clock"] == profiling.clock_of("cpu").name
+
+
 WORK = {
     nn.Conv2d: lambda layer, y: y.numel() * layer.weight[0].numel(),
     nn.Linear: lambda layer, y: y.numel() * layer.in_features,
@@ -142,6 +209,7 @@ def test_prediction_goes_with_measurement(machine: Ticks, tmp_path: Path) -> Non
         model(torch.randn(1, 3, 32, 32))
     taken = 1000 * (machine.now[0] - before)
     assert found.measurements[0].milliseconds == taken
+    assert sum(found.measurements[0].operators.values()) == pytest.approx(taken)
     assert table.full == pytest.approx(taken, rel=0.02)
     low, high = re.findall(r"[\d.]+(?:e\+\d+)?", table.where["quartiles"])
     assert float(low) == float(high) == pytest.approx(taken, rel=1e-3)
