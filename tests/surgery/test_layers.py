@@ -390,6 +390,26 @@ class Optional(nn.Module):
         return x
 
 
+class Overwrites(nn.Module):
+    """Changes its sum in place; without the branch the sum is the input."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.branch, self.scale, self.way = nn.Linear(6, 6), nn.Parameter(torch.randn(6)), way
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.branch(x)
+        if self.way == "statement":
+            y *= self.scale
+            y += 1
+        if self.way == "method":
+            y.mul_(self.scale)
+            y.add_(1)
+        if self.way == "chain":
+            y = y.mul_(self.scale).add_(1)
+        return y
+
+
 class Cascade(nn.Module):
     """A branch that collects its parts in a list, in a loop over two lists of modules."""
 
@@ -603,6 +623,18 @@ def test_only_the_arm_that_runs_loses_its_branch(scaled: bool) -> None:
             gone = {part for name in order for part in used[name]}
             assert not gone & {name.split(".")[1] for name in net.state_dict()}
             backward(net, x)
+
+
+@pytest.mark.parametrize("way", ["statement", "method", "chain"])
+def test_the_input_of_a_block_is_not_overwritten_once_its_branch_is_gone(way: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 6), Overwrites(way), nn.Linear(6, 2)), torch.randn(4, 3)
+    without(model, x, "1")
+    given = torch.randn(4, 6)
+    before = given.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(model[1](given), before * model[1].scale + 1)
+    assert torch.equal(given, before)
 
 
 def test_a_loop_that_serves_a_branch_goes_with_it() -> None:

@@ -180,3 +180,38 @@ def test_written_out_attention_computes_what_pytorch_does(
 def test_what_cannot_be_written_out(setting: str) -> None:
     with pytest.raises(UnsupportedError, match=r"without added keys"):
         written_out(nn.MultiheadAttention(6, 2, **{setting: True}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_written_out_attention_without_biases_takes_masks_of_other_dtypes(
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(12, 3, bias=False, batch_first=True).to(dtype).eval()
+    written = copy.deepcopy(attention)
+    change = written_out(written)
+    assert change is not None
+    change()
+    x = torch.randn(2, 4, 12, dtype=dtype)
+    mask = torch.randn(4, 4, dtype=torch.float64)
+    found = written(x, x, x, need_weights=False, attn_mask=mask)[0]
+    expected = attention(x, x, x, need_weights=False, attn_mask=mask.to(dtype))[0]
+    torch.testing.assert_close(found, expected)
+
+
+def test_written_out_attention_drops_while_it_trains() -> None:
+    torch.manual_seed(0)
+    attention, x = (
+        nn.MultiheadAttention(12, 3, dropout=0.5, batch_first=True),
+        torch.randn(2, 4, 12),
+    )
+    change = written_out(attention)
+    assert change is not None
+    change()
+
+    def called() -> Tensor:
+        return attention(x, x, x, need_weights=False)[0]
+
+    assert not torch.equal(called(), called())
+    attention.eval()
+    assert torch.equal(called(), called())
