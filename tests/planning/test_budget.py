@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from oracles import gate_values, residual_network
 
 from guyot.core.errors import MisconfiguredError
+from guyot.planning import budget as budgets
 from guyot.planning.benefits import SideSums
 from guyot.planning.budget import Budget, BudgetState
 from guyot.planning.config import Dials, DiscoveryConfig
@@ -192,6 +194,67 @@ def test_state_round_trip() -> None:
     again = BudgetState().restored(state.state_dict())
     assert again == state
     assert budget.update(again, 120, gates, 0.8) == budget.update(state, 120, gates, 0.8)
+
+
+PHASES = Phases(1000)
+RATE, SCALE_RATE = budgets._RATE / PHASES.horizon, budgets._SCALE_RATE / PHASES.horizon
+
+
+def told(now: int, state: BudgetState, expected: float, ahead: int = 1) -> BudgetState:
+    gates = slope_case(torch.linspace(0.0, 0.2, 8))
+    return Budget(0.5, PHASES).update(state, now, gates, expected, ahead)
+
+
+@pytest.mark.parametrize("price", [1.0, 1e-3])
+def test_the_first_nu_is_what_a_price_earns_on_average(price: float) -> None:
+    gates = slope_case(torch.linspace(-0.1, 0.2, 8))
+    gates = replace(gates, price=price * gates.price, reference_price=price * gates.reference_price)
+    state = Budget(0.5, PHASES).update(BudgetState(), 100, gates, expected=0.9)
+    first = float(gates.benefit.abs().sum()) / price
+    assert abs(math.log(state.nu / first)) <= RATE * (1 + 1e-6)
+    assert (state.initial, state.last) == (0.9, 100)
+
+
+def test_benefits_of_nothing_begin_at_a_millionth() -> None:
+    state = Budget(0.5, PHASES).update(BudgetState(), 100, slope_case(torch.zeros(8)), expected=0.9)
+    assert abs(math.log(state.nu / 1e-6)) <= RATE * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 5, 10**6])
+def test_nu_changes_by_so_much_in_a_step_and_its_unit_follows(steps: int) -> None:
+    """Where C^ is much too high, nu rises as fast as it may."""
+    before = BudgetState(nu=0.01, scale=0.01, initial=0.9, last=150 - steps)
+    state = told(150, before, expected=1.0)
+    rise = min(1.0, steps * RATE)
+    assert math.log(state.nu / 0.01) == pytest.approx(rise, rel=1e-6)
+    assert math.log(state.scale / 0.01) == pytest.approx(rise * min(1.0, steps * SCALE_RATE))
+    assert (state.initial, state.last) == (0.9, 150)
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+@pytest.mark.parametrize("expected", [0.86, 0.87])
+def test_complexity_changes_by_what_the_path_wants(steps: int, expected: float) -> None:
+    """Along the path, and a share of what is missing to it: that of the steps in tau."""
+    budget, gates = Budget(0.5, PHASES), slope_case(torch.linspace(0.0, 0.2, 8))
+    now, before = 150, BudgetState(nu=0.75, scale=0.8, initial=0.9, last=150 - steps)
+    state = budget.update(before, now, gates, expected, ahead=steps)
+    tau = max(0.02 * PHASES.discovery_steps, 2 * steps, 2)
+    path = [budget.path(0.9, step) for step in (now, now + steps)]
+    wanted = path[1] - path[0] + steps * (path[0] - expected) / tau
+    drift = speed(gates.benefit, state.nu * gates.price, 0.8 * gates.reference_price)
+    moved = step(gates.theta, drift, 0.9, PHASES.horizon, steps)
+    assert abs(math.log(state.nu / 0.75)) < RATE * steps, "not at a bound"
+    change = float((gates.gradient * gates.alive) @ (moved - gates.theta))
+    assert change == pytest.approx(wanted, rel=2e-2)
+
+
+def test_nu_is_constant_from_the_step_on_at_which_gates_commit() -> None:
+    before = BudgetState(nu=0.3, scale=0.2, initial=0.9, last=300)
+    first = next(now for now in itertools.count(100) if PHASES.progress(now) >= 1 - PHASES.commit)
+    assert PHASES.progress(first) == 1 - PHASES.commit
+    for now in (first, first + 20):
+        assert told(now, before, expected=0.7) == BudgetState(0.2, 0.2, 0.9, now)
+    assert told(first - 1, before, expected=0.7).nu != 0.2
 
 
 @pytest.mark.parametrize("target", [0.0, 1.0, -0.2, 50, "0.5"])

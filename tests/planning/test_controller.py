@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from oracles import residual_network
 
 from guyot.gates.calibration import most_probable
+from guyot.planning.benefits import SideSums
 from guyot.planning.config import Dials, DiscoveryConfig
-from guyot.planning.controller import DECIDE_EVERY, Controller
+from guyot.planning.controller import _FORGET, DECIDE_EVERY, Controller
 from guyot.planning.dynamics import Phases
 
 NET = residual_network(4, (3, 5), pixels=8)
@@ -80,3 +81,39 @@ def test_short_runs_move_their_gates_more_often(total: int, every: int) -> None:
     controller = controller_of(total)
     assert controller.every == every
     assert controller.phases.horizon // controller.every >= min(20, controller.phases.horizon)
+
+
+def test_what_is_removed_is_gone_but_each_group_keeps_its_best_unit() -> None:
+    controller = controller_of()
+    earned = torch.linspace(0.0, 1.0, INDEX.total)
+    earned[INDEX.units(0)] = torch.tensor([0.1, 0.9, 0.3, 0.2])
+    controller.price()
+    controller.learn(SideSums.from_sample(-earned, torch.ones(INDEX.total), 1))
+    score = controller.gate_values.benefit - 0.5 * controller.gate_values.price
+    removable = torch.zeros(INDEX.total, dtype=torch.bool)
+    removable[INDEX.units(0)] = True  # the stream, which nothing can do without
+    removable[INDEX.units(1).start] = True
+    before = controller.state.theta.clone()
+    controller.remove(removable)
+    best = int(score[INDEX.units(0)].argmax())
+    assert controller.state.alive[INDEX.units(0)].nonzero().flatten().tolist() == [best]
+    assert controller.state.alive[INDEX.units(1)].tolist() == [False, True, True]
+    assert controller.state.alive[INDEX.units(2)].all()
+    assert torch.equal(controller.state.theta, before * controller.state.alive)
+    controller.remove(removable)  # what is gone stays gone
+    assert controller.state.alive[INDEX.units(1)].tolist() == [False, True, True]
+
+
+def test_the_bound_of_gradients_forgets_slowly_and_skips_what_is_not_finite() -> None:
+    controller = controller_of()
+    norm = torch.arange(float(INDEX.total))
+    first = torch.full((INDEX.total,), 4.0)
+    controller.take_norms(norm, first)
+    assert torch.equal(controller.state.norm, norm) and torch.equal(controller.state.bound, first)
+    second = torch.full((INDEX.total,), 1.0)
+    second[0], second[1] = 8.0, float("inf")
+    controller.take_norms(2 * norm, second)
+    assert torch.equal(controller.state.norm, 2 * norm)
+    bound = controller.state.bound
+    assert (float(bound[0]), float(bound[1])) == (8.0, 4.0)
+    assert torch.allclose(bound[2:], torch.tensor(4 * _FORGET)) and 0.9 < _FORGET < 1
