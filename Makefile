@@ -66,7 +66,7 @@ types: $(DEV)
 
 # make docs         the documentation in site/, warnings are errors
 docs: $(DEV)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # make serve        the documentation on a local port, rebuilt as you write
 serve: $(DEV)

@@ -8,8 +8,8 @@ class GuyotError(Exception):
 class MisconfiguredError(GuyotError, ValueError):
     """Arguments are wrong: each line of the message names one, its value and the way out.
 
-    Args:
-        *problems: one text per mistake, kept as `args`.
+    Attributes:
+        args: one text per mistake, as they are given.
     """
 
     def __str__(self) -> str:
