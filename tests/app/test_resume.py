@@ -232,6 +232,8 @@ def test_the_last_good_checkpoint_is_good(tmp_path: Path, monkeypatch: pytest.Mo
     warnings.simplefilter("ignore", GuyotWarning)
     with pytest.raises(DivergedError, match=r"the last good checkpoint is .*step-\d+$") as said:
         running.train(killed.config(max_nan_steps=12), folder)
+    # the loss is NaN from step 40 on
+    assert "NaN or inf in 12 steps in a row, the last of them step 51:" in str(said.value)
     good = int(str(said.value)[-9:])
     assert 27 <= good < 40
     monkeypatch.setattr(torch.optim.SGD, "step", take)

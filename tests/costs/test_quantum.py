@@ -191,6 +191,20 @@ def test_an_unclear_16_is_taken_where_8_is_bad() -> None:
     assert decide(rounds) == 16
 
 
+def one_round(seconds: float) -> Callable[..., Iterator[dict[int, Span]]]:
+    """In the place of `rounds`: each step runs once, under autocast, and takes so long."""
+
+    def rounds(
+        steps: dict[int, Callable[[], None]], *_: object, **__: object
+    ) -> Iterator[dict[int, Span]]:
+        for step in steps.values():
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                step()
+        yield dict.fromkeys(steps, Span(wall=seconds, busy=seconds))
+
+    return rounds
+
+
 class Functions:
     """What a layer called, and with what."""
 
@@ -228,13 +242,7 @@ def test_layers_of_the_dtype_and_layout_asked_for_are_measured(
     monkeypatch.setattr(quantum, "F", called)
     monkeypatch.setattr(quantum, "PIXELS", 2)
 
-    def once(steps: dict, *_: object, **__: object) -> Iterator[dict]:  # type: ignore[type-arg]
-        for step in steps.values():
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                step()
-        yield dict.fromkeys(steps, Span(busy=1e-4, wall=1e-4))
-
-    monkeypatch.setattr(quantum, "rounds", once)
+    monkeypatch.setattr(quantum, "rounds", one_round(1e-4))
     (times,) = timing_table(dtype, channels_last, 2.0, batch)
     assert times == dict.fromkeys(WIDTHS, 1e-4)
     images = called.images[-len(WIDTHS) :]
@@ -259,11 +267,8 @@ def test_the_batch_is_as_large_as_there_is_time_for(
         made.append((width, images))
         return lambda: None
 
-    def once(steps: dict, *_: object, **__: object) -> Iterator[dict]:  # type: ignore[type-arg]
-        yield dict.fromkeys(steps, Span(busy=seconds, wall=seconds))
-
     monkeypatch.setattr(quantum, "_layer", layer)
-    monkeypatch.setattr(quantum, "rounds", once)
+    monkeypatch.setattr(quantum, "rounds", one_round(seconds))
     timing_table(torch.float32, True, budget=7.0)
     assert made == [(64, 8), *((width, batch) for width in WIDTHS)]
 

@@ -91,6 +91,15 @@ def test_the_state_continues_where_it_was() -> None:
     assert torch.equal(ours.sums.square_one, theirs.sums.square_one)
 
 
+def test_saved_sums_do_not_change_with_the_next_step() -> None:
+    evidence, ones = Evidence(2, "cpu"), torch.ones(2)
+    evidence.add(ones, ones, 4, same)
+    saved = evidence.state_dict()
+    before = {name: value.clone() for name, value in saved.items()}
+    evidence.add(3 * ones, ones, 4, same)
+    assert all(torch.equal(saved[name], value) for name, value in before.items())
+
+
 def test_a_step_waits_for_nothing() -> None:
     evidence, one = Evidence(3, "cpu"), torch.ones(3)
     with Waits() as waits:

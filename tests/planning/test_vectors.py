@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from guyot.planning.evidence import Evidence
 from guyot.planning.vectors import GateState
 
 
@@ -46,12 +45,3 @@ def test_what_is_saved_or_restored_does_not_change_with_the_state() -> None:
     assert saved["sums"].tolist() == [1, 2, 3]
     saved["sums"].zero_()
     assert again.sums.tolist() == [1, 2, 3]
-
-
-def test_saved_sums_do_not_change_with_the_next_step() -> None:
-    evidence, ones = Evidence(2, "cpu"), torch.ones(2)
-    evidence.add(ones, ones, 4, lambda values: values)
-    saved = evidence.state_dict()
-    before = {name: value.clone() for name, value in saved.items()}
-    evidence.add(3 * ones, ones, 4, lambda values: values)
-    assert all(torch.equal(saved[name], value) for name, value in before.items())

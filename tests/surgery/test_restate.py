@@ -147,6 +147,12 @@ def test_weights_of_an_attention_that_lost_heads_are_refused() -> None:
         model.attention.self_attn(y, y, y)
 
 
+def write_out(attention: nn.MultiheadAttention) -> None:
+    change = written_out(attention)
+    assert change is not None
+    change()
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("masks", ["none", "added", "boolean", "per head", "padding", "both"])
 @pytest.mark.parametrize("batched", [True, False])
@@ -156,9 +162,7 @@ def test_written_out_attention_computes_what_pytorch_does(
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(12, 3, batch_first=batch_first).double().eval()
     written = copy.deepcopy(attention)
-    change = written_out(written)
-    assert change is not None
-    change()
+    write_out(written)
     shape = (2, 4) if batch_first else (4, 2)
     x = torch.randn(*(shape if batched else (4,)), 12, dtype=torch.float64)
     padding = torch.tensor([[False, False, True, True], [False] * 4])
@@ -189,9 +193,7 @@ def test_written_out_attention_without_biases_takes_masks_of_other_dtypes(
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(12, 3, bias=False, batch_first=True).to(dtype).eval()
     written = copy.deepcopy(attention)
-    change = written_out(written)
-    assert change is not None
-    change()
+    write_out(written)
     x = torch.randn(2, 4, 12, dtype=dtype)
     mask = torch.randn(4, 4, dtype=torch.float64)
     found = written(x, x, x, need_weights=False, attn_mask=mask)[0]
@@ -201,13 +203,9 @@ def test_written_out_attention_without_biases_takes_masks_of_other_dtypes(
 
 def test_written_out_attention_drops_while_it_trains() -> None:
     torch.manual_seed(0)
-    attention, x = (
-        nn.MultiheadAttention(12, 3, dropout=0.5, batch_first=True),
-        torch.randn(2, 4, 12),
-    )
-    change = written_out(attention)
-    assert change is not None
-    change()
+    attention = nn.MultiheadAttention(12, 3, dropout=0.5, batch_first=True)
+    x = torch.randn(2, 4, 12)
+    write_out(attention)
 
     def called() -> Tensor:
         return attention(x, x, x, need_weights=False)[0]

@@ -75,7 +75,6 @@ class Course:
         self._before, self._started = 0.0, time.perf_counter()
         self._saved = 0, time.monotonic()
         self._losses = Late()
-        self._heard = 0
         self._bad = 0
         self.epoch = 0
         self.tally = Tally(batches.task, config.device)
@@ -105,7 +104,7 @@ class Course:
         Raises:
             DivergedError: the losses of the steps before were NaN or inf.
         """
-        self._hear(self._losses.give(loss.reshape(1)))
+        self._hear(self._losses.give(loss.reshape(1)), self.tally.steps - 1)
         if self._family is not None and self._family.passed(self._checkpoints):
             self._branch(self._family)
         if overdue or self.step - self._saved[0] >= self._steps:
@@ -117,18 +116,18 @@ class Course:
         Raises:
             DivergedError: it and those of the steps before were NaN or inf.
         """
-        self._hear(self._losses.take())
+        self._hear(self._losses.take(), self.tally.steps)
 
-    def _hear(self, losses: list[float] | None) -> None:
+    def _hear(self, losses: list[float] | None, step: int) -> None:
+        """Take in the loss of a step of this epoch, if there is one."""
         for loss in losses or ():
-            self._heard += 1
-            self._journal.heard(self._heard, loss)
+            self._journal.heard(step, loss)
             self._bad = 0 if math.isfinite(loss) else self._bad + 1
             if self._bad >= self._config.max_nan_steps:
-                step = self.epoch * len(self._batches) + self._heard
                 raise DivergedError(
                     f"the loss was NaN or inf in {self._bad} steps in a row, the last of them step "
-                    f"{step}: choose a smaller learning rate than lr={self._config.lr:g}; "
+                    f"{self.epoch * len(self._batches) + step}: choose a smaller learning rate "
+                    f"than lr={self._config.lr:g}; "
                     f"{self._good}"
                 )
 
@@ -147,7 +146,6 @@ class Course:
     def next_epoch(self) -> None:
         """An epoch is complete, with its lines in the journal."""
         self.epoch += 1
-        self._heard = 0
         self.tally = Tally(self._batches.task, self._config.device)
         self.save()
 
@@ -217,7 +215,6 @@ class Course:
         self.epoch, self._before = position["epoch"], float(position["seconds"])
         try:
             self.tally.load_state_dict(position["tally"])
-            self._heard = self.tally.steps
             self._journal.load_state_dict(position["journal"])
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise MisconfiguredError(

@@ -123,7 +123,7 @@ class SharedStep:
         mean = self._ranks.mean(mine)
         stop, late = self._wishes.give(mean[1:]) or (0, 0)
         self._agreed = stop > 0
-        # this message was sent before the last wish was heard, which it repeats
+        # a rank says it twice, since it hears the answer one step late
         self._overdue = late > 0 and not self._overdue
         return mean[0], self._overdue
 
