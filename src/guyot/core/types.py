@@ -135,7 +135,7 @@ class StandIn:
     Attributes:
         module: qualified name of the module that goes.
         argument: position or name of the argument that is passed on or whose shape a zero has.
-        rest: None: the result is a tensor; else a tuple of it and these: arguments, or None.
+        others: None: the result is a tensor; else a tuple of it and these: arguments, or None.
         zero: the result is 0, else the argument.
         ones: the zero has as many dimensions as this, all of length 1; None: the argument's shape.
         dense: the zero has memory of its own, since something is added to it in place.
@@ -145,7 +145,7 @@ class StandIn:
 
     module: str
     argument: int | str
-    rest: tuple[int | str | None, ...] | None
+    others: tuple[int | str | None, ...] | None
     zero: bool
     ones: int | None = None
     dense: bool = False

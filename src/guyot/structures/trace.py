@@ -51,14 +51,14 @@ class CallRecord:
         alike: whether the argument and the (first) result have the same shape.
         tensor: whether a tensor came back, alone or first in a tuple.
         dimensions: how many the (first) result has; 0 where it is no tensor.
-        rest: None: it came alone; else which arguments the other values are, None for another.
+        others: None: it came alone; else which arguments the other values are, None for another.
     """
 
     argument: int | str | None
     alike: bool
     tensor: bool
     dimensions: int
-    rest: tuple[int | str | None, ...] | None
+    others: tuple[int | str | None, ...] | None
 
 
 @dataclass(frozen=True)
@@ -297,10 +297,10 @@ def _described_call(args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> 
     tensors = [key for key, value in given.items() if isinstance(value, Tensor)]
     alike = [k for k in tensors if given[k].shape == getattr(values[0], "shape", None)]
     key_of = {id(given[key]): key for key in tensors}
-    rest = None if values[0] is out else tuple(key_of.get(id(value)) for value in values[1:])
+    others = None if values[0] is out else tuple(key_of.get(id(value)) for value in values[1:])
     first = next(iter([*alike, *tensors]), None)
     dimensions = values[0].dim() if isinstance(values[0], Tensor) else 0
-    return CallRecord(first, bool(alike), isinstance(values[0], Tensor), dimensions, rest)
+    return CallRecord(first, bool(alike), isinstance(values[0], Tensor), dimensions, others)
 
 
 def plain_graph(module: fx.GraphModule) -> fx.Graph:

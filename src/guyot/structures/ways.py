@@ -137,7 +137,7 @@ class Callers:
                 return f"its module {path} is not called once with a tensor, for a tensor"
             zero, call = last in self._made[path], calls[0]
             assert call.argument is not None
-            spec = StandIn(path, call.argument, call.rest, zero)
+            spec = StandIn(path, call.argument, call.others, zero)
             if zero:
                 ones = None if call.alike else call.dimensions
                 dense = self._in_place(branch, last)
@@ -159,7 +159,7 @@ class Callers:
             return "the module that adds it does something else as well"
         (call,) = calls
         assert call.argument is not None
-        return StandIn(owner, call.argument, call.rest, zero=False, stays=True)
+        return StandIn(owner, call.argument, call.others, zero=False, stays=True)
 
     def _in_place(self, branch: Branch, last: fx.Node) -> bool:
         """Say whether something writes into what a branch makes, from its last module on.

@@ -34,7 +34,7 @@ class Passing(Moving):
 
     def __init__(self, spec: StandIn, module: nn.Module) -> None:
         super().__init__()
-        self.returns = (spec.argument, spec.rest)
+        self.returns = (spec.argument, spec.others)
         copy_plain(module, self)
         tensors = (module._parameters, module._buffers)  # pyright: ignore[reportPrivateUsage]
         self._shapes = {
@@ -130,7 +130,7 @@ def let_pass(module: nn.Module, spec: StandIn) -> None:
         >>> norm(torch.tensor([1.0, 5.0])), isinstance(norm, nn.LayerNorm)
         (tensor([1., 5.]), True)
     """
-    vars(module)["returned_arguments"] = (spec.argument, spec.rest)
+    vars(module)["returned_arguments"] = (spec.argument, spec.others)
     replace_methods(module, {"forward": passed})
 
 

@@ -54,7 +54,7 @@ def _facts(structures: Structures, rename: Rename) -> Iterator[Fact]:
         yield ("group", name, numbers, tied, slots(group.members), slots(group.readers))
     for layer, name in zip(structures.layers, layers, strict=True):
         stand_ins = frozenset(
-            (rename(s.module), s.argument, s.rest, s.zero, s.ones, s.dense, s.narrow, s.stays)
+            (rename(s.module), s.argument, s.others, s.zero, s.ones, s.dense, s.narrow, s.stays)
             for s in layer.stand_ins
         )
         parts = (tensors(layer.writers), tensors(layer.tensors), tensors(layer.modules), stand_ins)
