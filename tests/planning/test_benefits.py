@@ -8,11 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import all_gates, enumerated_mean, exact_benefit, probability
+from oracles import all_gates, enumerated_mean, exact_benefit, probability, residual_network
 from torch import Tensor
 
 from guyot.core.errors import MisconfiguredError
 from guyot.planning.benefits import (
+    Homes,
+    LayerMeans,
     SideMeans,
     SideSums,
     benefit,
@@ -20,6 +22,7 @@ from guyot.planning.benefits import (
     fisher,
     straight_through,
     two_sided,
+    with_branches,
 )
 from guyot.planning.config import ESTIMATORS
 from guyot.planning.evidence import Evidence
@@ -297,3 +300,25 @@ def test_bad_arguments() -> None:
         SideMeans.start(3).updated(SideSums.from_sample(torch.ones(2), torch.ones(2)), 0.96)
     with pytest.raises(MisconfiguredError, match=r"state of the gates has entries \['mean'\]"):
         SideMeans.start(3).restored({"mean": torch.ones(3)})
+
+
+def test_units_of_a_branch_add_up_to_it_when_they_are_few() -> None:
+    net = residual_network(4, (3, 5), pixels=8)
+    index, homes = net.index, Homes.of(net)
+    for seed in range(20):
+        draw = torch.Generator().manual_seed(seed)
+        found = torch.randn(index.total, generator=draw)
+        on = torch.rand(index.total, generator=draw) < 0.5
+        expected = found.clone()
+        for layer, group in enumerate((1, 2)):
+            units = range(index.units(group).start, index.units(group).stop)
+            kept = [u for u in units if on[u]]
+            missing = float(found[index.layer(layer)]) - sum(max(0, float(found[u])) for u in kept)
+            if kept and missing > 0:
+                expected[units.start : units.stop] += missing / len(kept) ** 2
+        assert torch.allclose(with_branches(found, on, homes), expected, atol=1e-6)
+
+
+def test_one_measurement_of_a_layer_takes_the_place_of_the_estimate() -> None:
+    means = LayerMeans.start(3).updated(torch.tensor([1]), torch.tensor([2.0]))
+    assert means.over(torch.tensor([5.0, 6.0, 7.0])).tolist() == [5, 2, 7]

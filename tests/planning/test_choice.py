@@ -18,7 +18,7 @@ from guyot.core.errors import MisconfiguredError
 from guyot.core.types import Fixed, Layer, Operation, Structures, TensorShape, Units
 from guyot.costs.complexity import Complexity
 from guyot.planning import search
-from guyot.planning.candidates import SearchSpace, levels_of
+from guyot.planning.candidates import Ranking, SearchSpace, Sizes, levels_of
 from guyot.planning.choice import Choice, choose, trim
 
 NET = residual_network(stream=4, inner=(6, 6), pixels=16)
@@ -236,6 +236,42 @@ def test_local_steps_find_nearly_what_all_networks_hold(monkeypatch: pytest.Monk
     gaps = [c.lost - least for c, least in zip(found, best, strict=True) if c.within]
     assert min(gaps) >= -1e-5
     assert sum(gaps) <= 0.2 * sum(best)
+
+
+def test_quanta_and_layers_are_taken_by_probability_then_by_benefit_per_price() -> None:
+    theta = torch.full((INDEX.total,), 0.5)
+    theta[INDEX.units(2)] = torch.tensor([0.9, 0.9, 0.2, 0.2, 0.7, 0.1])
+    theta[INDEX.layer(1)] = 0.8
+    benefit, price = torch.ones(INDEX.total), torch.full((INDEX.total,), 2.0)
+    benefit[INDEX.units(1)] = 3.0
+    benefit[INDEX.layer(0)], price[INDEX.layer(0)] = 1.0, 0.1
+    space = SearchSpace(NET, COSTS, [4, 2, 2])
+    ranking = Ranking(space, gate_values(theta, benefit, price), nu=0.5)
+    low = space.smallest
+    high = Sizes(space.top, torch.ones(2, dtype=torch.bool))
+    # groups 0, 1 and 2, then layers: 1 (0.8), quanta of 0.5 by their ratio, 0.45 and 0.15
+    assert ranking.items(low, high).tolist() == [4, 3, 1, 1, 2, 2]
+
+
+def test_from_a_network_every_value_of_every_variable_is_one_change_away() -> None:
+    space = SearchSpace(NET, COSTS, [2, 3, 2])
+    sizes = Sizes(torch.tensor([0, 1, 1]), torch.tensor([True, False]))
+    one = torch.tensor([True, True])
+    bounds = search.Bounds(Sizes(torch.tensor([0, 0, 0]), ~one), Sizes(space.top, one))
+    level, on = sizes.level.tolist(), sizes.on.tolist()
+
+    def changed(sizes: Sizes, variable: torch.Tensor) -> set[tuple[int, tuple, tuple]]:
+        rows = zip(variable.tolist(), sizes.level.tolist(), sizes.on.tolist(), strict=True)
+        return {(v, tuple(a), tuple(b)) for v, a, b in rows}
+
+    others = {(g, k) for g in range(3) for k in range(int(space.top[g]) + 1)} - set(
+        enumerate(level)
+    )
+    expected = {(g, (*level[:g], k, *level[g + 1 :]), tuple(on)) for g, k in others}
+    flips = {(3, tuple(level), (False, False)), (4, tuple(level), (True, True))}
+    assert changed(*search._all_changes(sizes, bounds)) == expected | flips
+    small = {(g, a, b) for g, a, b in expected if abs(a[g] - level[g]) == 1}
+    assert changed(*search._small_changes(sizes, bounds)) == small | flips
 
 
 @pytest.mark.parametrize("target", [0.3, 0.5, 0.7])

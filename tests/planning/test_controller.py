@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracles import residual_network
 
+from guyot.costs.complexity import Complexity
 from guyot.gates.calibration import most_probable
 from guyot.planning.benefits import SideSums
 from guyot.planning.config import Dials, DiscoveryConfig
@@ -20,9 +21,11 @@ NET = residual_network(4, (3, 5), pixels=8)
 INDEX = NET.index
 
 
-def controller_of(total: int = 2_000, **settings: object) -> Controller:
+def controller_of(
+    total: int = 2_000, weight_decay: float | None = None, **settings: object
+) -> Controller:
     config = DiscoveryConfig(round_to=1, **settings)
-    return Controller(NET, Dials(nu=0.5, target=None), Phases(total), config, None)
+    return Controller(NET, Dials(nu=0.5, target=None), Phases(total), config, weight_decay)
 
 
 def test_a_group_that_nothing_is_on_in_is_measured_at_its_most_probable_unit() -> None:
@@ -117,3 +120,47 @@ def test_the_bound_of_gradients_forgets_slowly_and_skips_what_is_not_finite() ->
     bound = controller.state.bound
     assert (float(bound[0]), float(bound[1])) == (8.0, 4.0)
     assert torch.allclose(bound[2:], torch.tensor(4 * _FORGET)) and 0.9 < _FORGET < 1
+
+
+def test_what_is_certified_may_go_and_what_was_never_measured_may_not() -> None:
+    controller = controller_of(weight_decay=0.1)
+    free = torch.zeros(INDEX.total)
+    earned = torch.full((INDEX.total,), 0.1)
+    sums = SideSums.from_sample(-earned, torch.ones(INDEX.total), 1)
+    assert not controller.advance(sums, 200).any()
+    controller.take_norms(free, free)  # no gradient was seen yet
+    assert not controller.advance(sums, 210).any()
+    bound = torch.linspace(1e-6, 0.3, INDEX.total)
+    controller.take_norms(torch.linspace(0.3, 0.0, INDEX.total), bound)
+    removable = controller.advance(sums, 220)
+    state, price = controller.state, controller.nu * controller.state.prices
+    expected = (state.norm * bound < price) & (state.theta * bound.square() < 0.1 * price)
+    assert torch.equal(removable, expected) and 0 < int(removable.sum()) < INDEX.total
+    assert not controller_of().advance(sums, 220).any()  # the proof is for weight decay of SGD
+
+
+def test_after_surgery_everything_is_about_the_smaller_network() -> None:
+    dials = Dials(nu=0.5, target=None, alpha=0.7, beta=0.4)
+    config = DiscoveryConfig(round_to=1)
+    controller = Controller(NET, dials, Phases(2_000), config, None)
+    controller.price()
+    ones = torch.ones(INDEX.total)
+    left = ones.clone()
+    left[INDEX.units(0).start], left[INDEX.units(2).start] = 0, 0
+    cost = controller.complexity.expected(left)
+    kept = left.nonzero().flatten()
+    small = residual_network(3, (3, 4), pixels=8)
+    controller.learn(SideSums.from_sample(-torch.arange(float(INDEX.total)), ones, 1))
+    before = controller.gate_values
+    controller.select(small, kept)
+    assert controller.structures is small and controller.quanta == (1, 1, 1)
+    assert torch.equal(controller.gate_values.theta, before.theta[kept])
+    alone = torch.full((small.index.total,), 1.0)
+    controller.decide(alone.bool())
+    assert controller.expected == pytest.approx(float(cost), rel=1e-6)
+    fresh = Complexity(small, 0.7, 0.4, controller.full)
+    controller.price()
+    assert torch.allclose(controller.gate_values.price, fresh.prices(alone).float())
+    assert torch.allclose(controller.gate_values.benefit, before.benefit[kept])
+    chosen = controller.choose()
+    assert chosen.mask.all() and chosen.attained == pytest.approx(float(cost), rel=1e-6)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import integrate, optimize
 
@@ -98,6 +98,7 @@ def test_phases_without_warmup() -> None:
 
 
 @given(st.floats(0, 0.4), st.floats(0.45, 0.95), st.integers(1, 200))
+@example(0.3, 0.5, 1)
 def test_smallest_run_is_what_the_error_says(warmup: float, end: float, shortest: int) -> None:
     def phases(total: int) -> Phases:
         return Phases(total, warmup=warmup, discovery_end=end, shortest=shortest)
@@ -107,7 +108,10 @@ def test_smallest_run_is_what_the_error_says(warmup: float, end: float, shortest
     with pytest.raises(MisconfiguredError, match="total_steps=1 is too small") as caught:
         phases(1)
     enough = int(str(caught.value).rsplit("at least ", 1)[1].split()[0])
-    phases(enough)
+    for total in (enough, enough + 1):
+        found = phases(total)
+        lengths = [found.discovery_stop - found.discovery_start, total - found.discovery_stop]
+        assert min(lengths + [found.discovery_start] * (warmup > 0)) >= shortest
 
 
 @pytest.mark.parametrize(
@@ -116,6 +120,7 @@ def test_smallest_run_is_what_the_error_says(warmup: float, end: float, shortest
         ({"warmup": 0.7}, "warmup=0.7 and discovery_end=0.4 are out of order"),
         ({"discovery_end": 1.0}, "discovery_end=1.0 are out of order"),
         ({"commit": 0.0}, "commit=0.0 is out of range"),
+        ({"commit": 1.0}, "commit=1.0 is out of range"),
     ],
 )
 def test_bad_phases(arguments: dict[str, float], message: str) -> None:
