@@ -149,7 +149,7 @@ class GuyotInProgress:
 class Shrunk:
     """The trained network, cut by `guyot.shrink` before the first step."""
 
-    settings: Mapping[str, Any] = field(default_factory=lambda: {"batches": 100, "stages": 3})
+    settings: Mapping[str, Any] = field(default_factory=lambda: {"batches": 50})
 
     def network(self, task: Task, run: Run, results: Path) -> nn.Module:
         return task.make(task.full)
@@ -162,7 +162,6 @@ class Shrunk:
             batches,
             lambda model, batch: loss_of(model, *batch)[0],
             target=job.run.target,
-            stages=self.settings["stages"],
             config=DiscoveryConfig(round_to=job.task.quanta if job.run.rounded else 1),
         )
         job.take(job.model)

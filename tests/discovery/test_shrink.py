@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -126,6 +127,64 @@ def test_of_two_layers_that_cost_as_much_the_one_whose_absence_costs_less_goes()
     config, target = DiscoveryConfig(units=False), 1 - 40 * 16 / 2624
     found = shrink(trained(), EXAMPLE, batches(8), loss, target=target, config=config, stages=1)
     assert found.structure["removed_layers"] == [min(rises, key=lambda name: rises[name])]
+
+
+class Sign(nn.Module):
+    """A residual branch that adds a multiple of one number of the stream to another."""
+
+    def __init__(self, source: int, destination: int, gain: float) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 16, bias=False), nn.Linear(16, 4, bias=False)
+        with torch.no_grad():
+            self.first.weight.zero_()[:2, source] = torch.tensor([1.0, -1.0])
+            self.second.weight.zero_()[destination, :2] = torch.tensor([gain, -gain])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(torch.relu(self.first(x)))
+
+
+class Twins(nn.Module):
+    """Two branches that say the same, one of which is enough, and one that says something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(Sign(0, 2, 5.0), Sign(1, 3, 0.5), Sign(0, 2, 5.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        sure, unsure = torch.tanh(self.blocks(x)[:, 2:]).unbind(-1)
+        return (
+            torch.stack([6 * sure, -6 * sure], -1)[:, :, None]
+            + torch.stack([unsure, -unsure], -1)[:, None]
+        )
+
+
+@pytest.mark.parametrize("stages", [1, None])
+def test_layers_that_stand_in_for_each_other_do_not_go_together(stages: int | None) -> None:
+    def loss(model: nn.Module, x: Tensor) -> Tensor:
+        of_signs = (x[:, 0] < 0).long() * 2 + (x[:, 1] < 0).long()
+        return F.cross_entropy(model(x).flatten(1), of_signs)
+
+    torch.manual_seed(0)
+    inputs = [F.pad(torch.randn(64, 2), (0, 2)) for _ in range(10)]
+    model = Twins()
+    config = DiscoveryConfig(units=False)
+    with torch.no_grad():
+        before = float(loss(model, inputs[0]))
+    found = shrink(model, (inputs[0],), inputs, loss, target=1 / 3, stages=stages, config=config)
+    assert set(found.structure["removed_layers"]) in ({f"blocks.{k}", "blocks.1"} for k in (0, 2))
+    with torch.no_grad():
+        assert float(loss(model, inputs[0])) < before + 0.4
+
+
+def test_every_stage_keeps_four_fifths_unless_the_number_of_stages_is_given() -> None:
+    shares = {target: list[float]() for target in (0.9, 0.5, 0.25)}
+    for target, found in shares.items():
+        removals = shrink(trained(), EXAMPLE, batches(10), loss, target=target, config=EXACT)
+        found += [removal.macs / 2624 for removal in removals.removals]
+    assert [len(found) for found in shares.values()] == [1, 4, 7]
+    for target, found in shares.items():
+        steps = [after / before for before, after in pairwise([1.0, *found])]
+        assert steps == pytest.approx([target ** (1 / len(found))] * len(found), abs=0.04)
 
 
 def test_measuring_leaves_no_trace() -> None:

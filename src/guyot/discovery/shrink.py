@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -35,8 +36,15 @@ from guyot.surgery.record import Record, Removal
 _EXACT = 8
 """Batches on which the loss without a layer is measured."""
 
+_ROUNDS = 5
+"""How often a stage may measure several layers together, each time others."""
+
+_KEPT = 0.8
+"""Least share of what is left that one stage keeps, where the user names no number of stages."""
+
 _STAGES = Condition(
-    lambda stages: is_whole(stages) and stages >= 1, "give how many times to cut, 1 or more"
+    lambda stages: is_whole(stages) and stages >= 1,
+    "give how many times to cut, 1 or more, or None",
 )
 _LOSS = Condition(
     lambda loss: callable(loss) and not isinstance(loss, nn.Module),
@@ -76,7 +84,7 @@ def shrink(
     loss: BatchLoss,
     *,
     target: float,
-    stages: int = 3,
+    stages: int | None = None,
     alpha: float | Cost = 1.0,
     config: DiscoveryConfig | None = None,
 ) -> ShrinkResult:
@@ -91,8 +99,10 @@ def shrink(
 
     Every stage measures what each structure contributes and removes what contributes least for
     its cost, until the stage's share of the complexity is reached; the shares fall by equal
-    factors. A unit's benefit is its curvature (`guyot.planning.benefits.curvature`), a layer's is
-    the rise of the loss without it, measured on the first batches. No weight is trained.
+    factors. A unit's benefit is its curvature (`guyot.planning.benefits.curvature`). A layer's is
+    the rise of the loss without it, measured on the first batches. If a stage would remove several
+    layers, each of them is measured again without those that go before it: alone, a layer seems to
+    be worth less, because the others can stand in for it. No weight is trained.
     BatchNorm's running statistics are averaged over the batches again at the end.
 
     Args:
@@ -102,7 +112,8 @@ def shrink(
             than once: give a list or a loader, not an iterator.
         loss: calls the model on a batch and returns the mean loss of a prediction, in nats.
         target: share of the complexity to keep, in (0, 1).
-        stages: how many times to measure and cut.
+        stages: how many times to measure and cut; None: so often that every stage keeps at least
+            0.8 of what is left, which is 4 times for a target of 0.5 and 11 times for 0.1.
         alpha: 1: complexity is MACs only ... 0: parameters only; or a `Cost`, also of latency.
         config: its `units`, `layers`, `ignore`, `freeze`, `tie` and `round_to`; all else is about
             training.
@@ -117,6 +128,8 @@ def shrink(
     """
     config = DiscoveryConfig.given(config)
     Dials(nu=None, target=target, alpha=alpha)
+    if stages is None:
+        stages = math.ceil(math.log(target) / math.log(_KEPT))
     require("stages", stages, _STAGES)
     require("loss", loss, _LOSS)
     require("batches", batches, _BATCHES)
@@ -138,8 +151,7 @@ def shrink(
         quanta = quanta_of(left, config.round_to)
         space = SearchSpace(left, complexity, quanta)
         space.check(target)
-        benefit = _measured(model, left, batches, loss)
-        choice = _chosen(space, benefit, share)
+        choice = _choice(model, left, space, batches, loss, share)
         plan = physical_plan(left, choice.mask, quanta)
         if plan.empty:
             continue
@@ -163,42 +175,78 @@ def shrink(
     )
 
 
-def _chosen(space: SearchSpace, benefit: Tensor, share: float) -> Choice:
-    """Return the network of a share of the complexity that loses least."""
-    price = space.complexity.reference_prices()
-    theta, alive = torch.full_like(price, 0.5), torch.ones_like(price, dtype=torch.bool)
-    return trim(space, GateValues(theta, alive, benefit, price, price, price), share)
-
-
-def _measured(
-    model: nn.Module, structures: Structures, batches: Iterable[Any], loss: BatchLoss
-) -> Tensor:
-    """Return what every structure contributes, nats, shape (gates,)."""
-    index = structures.index
+def _choice(
+    model: nn.Module,
+    structures: Structures,
+    space: SearchSpace,
+    batches: Iterable[Any],
+    loss: BatchLoss,
+    share: float,
+) -> Choice:
+    """Measure what every structure contributes, and return the network that loses least."""
+    layers, price = structures.index.layer_slice, space.complexity.reference_prices()
     gates = Gates(structures, next(model.parameters()).device)
     gates.attach(model)
     try:
         with _measuring(model):
-            evidence, first = Evidence(index.total, gates.sampled.device), []
-            for batch in batches:
-                first += [batch] if len(first) < _EXACT else []
-                gates.zero_grad()
-                _mean_of(loss(model, batch)).backward()
-                evidence.add(gates.gradient, gates.sampled, gates.predictions, mean=_alone)
-            if not first:
-                raise MisconfiguredError("batches is empty: give some ten batches or more")
-            told = evidence.take()
-            if told.broken:
-                raise MisconfiguredError(
-                    f"the loss or its gradients are NaN or infinite in {told.broken} of the "
-                    "batches: give a network that is trained, and batches that it was trained on"
-                )
-            benefit = curvature(SideMeans.start(index.total).updated(told.sums, decay=0.0))
-            benefit[index.layer_slice] = _of_layers(model, gates, first, loss)
+            benefit, first = _measured(model, gates, batches, loss)
+
+            def mean() -> float:
+                return sum(float(loss(model, batch)) for batch in first) / len(first)
+
+            benefit[layers] = layer_benefits(gates, torch.arange(layers.start, layers.stop), mean)
+            choice, together = _chosen(structures, space, benefit, share), list[set[int]]()
+            for _ in range(_ROUNDS):
+                gone = [j for j in range(layers.start, layers.stop) if not choice.mask[j]]
+                if len(gone) < 2 or set(gone) in together:
+                    break
+                together.append(set(gone))
+                gone.sort(key=lambda j: float(benefit[j] / price[j]))
+                benefit[gone] = _one_after_another(gates, gone, mean)
+                choice = _chosen(structures, space, benefit, share)
+            return choice
     finally:
         gates.detach()
-    on = torch.ones(index.total, dtype=torch.bool)
-    return with_branches(benefit, on, Homes.of(structures))
+
+
+def _chosen(structures: Structures, space: SearchSpace, benefit: Tensor, share: float) -> Choice:
+    """Return the network of a share of the complexity that loses least."""
+    price = space.complexity.reference_prices()
+    theta, alive = torch.full_like(price, 0.5), torch.ones_like(price, dtype=torch.bool)
+    benefit = with_branches(benefit, alive, Homes.of(structures))
+    return trim(space, GateValues(theta, alive, benefit, price, price, price), share)
+
+
+def _measured(
+    model: nn.Module, gates: Gates, batches: Iterable[Any], loss: BatchLoss
+) -> tuple[Tensor, list[Any]]:
+    """Return what every unit contributes, nats, shape (gates,), and the first batches."""
+    total = gates.structures.index.total
+    evidence, first = Evidence(total, gates.sampled.device), []
+    for batch in batches:
+        first += [batch] if len(first) < _EXACT else []
+        gates.zero_grad()
+        _mean_of(loss(model, batch)).backward()
+        evidence.add(gates.gradient, gates.sampled, gates.predictions, mean=_alone)
+    if not first:
+        raise MisconfiguredError("batches is empty: give some ten batches or more")
+    told = evidence.take()
+    if told.broken:
+        raise MisconfiguredError(
+            f"the loss or its gradients are NaN or infinite in {told.broken} of the "
+            "batches: give a network that is trained, and batches that it was trained on"
+        )
+    return curvature(SideMeans.start(total).updated(told.sums, decay=0.0)), first
+
+
+def _one_after_another(gates: Gates, gone: list[int], mean: Callable[[], float]) -> Tensor:
+    """Return what each layer contributes when those before it are gone, nats, shape (layers,)."""
+    found = []
+    for gate in gone:
+        found.append(layer_benefits(gates, torch.tensor([gate]), mean))
+        gates.sampled[gate] = 0
+    gates.sampled[gone] = 1
+    return torch.cat(found)
 
 
 def _mean_of(loss: Any) -> Tensor:
@@ -216,16 +264,6 @@ def _mean_of(loss: Any) -> Tensor:
 def _alone(values: Tensor) -> Tensor:
     """Return the mean over one process."""
     return values
-
-
-def _of_layers(model: nn.Module, gates: Gates, batches: list[Any], loss: BatchLoss) -> Tensor:
-    """Return C(0) - C(1) of every layer, nats, shape (layers,)."""
-
-    def mean() -> float:
-        return sum(float(loss(model, batch)) for batch in batches) / len(batches)
-
-    index = gates.structures.index
-    return layer_benefits(gates, torch.arange(index.total)[index.layer_slice], mean)
 
 
 @contextlib.contextmanager
