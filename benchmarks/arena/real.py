@@ -118,6 +118,8 @@ IMAGES = Recipe(
     warmup=1 / 24,
 )
 """That of the other CIFAR benchmarks."""
+SHORTER = replace(IMAGES, steps=12 * 351, fine_steps=4 * 351)
+"""For networks that cost more."""
 
 
 def on_images(
@@ -152,7 +154,9 @@ def resnet_task(depth: int, folder: Folder) -> Task:
         return (*WIDTHS, *hidden)
 
     few, half = max(1, each // 3), (each + 1) // 2
-    task = on_images(f"resnet{depth}", partial(residual_network, depth), folder, cut(*[each] * 3))
+    recipe = IMAGES if depth < 56 else SHORTER
+    make = partial(residual_network, depth)
+    task = on_images(f"resnet{depth}", make, folder, cut(*[each] * 3), recipe)
     grid = {
         "early": cut(each, half, few),
         "late": cut(few, half, each),
@@ -164,7 +168,7 @@ def resnet_task(depth: int, folder: Folder) -> Task:
 
 def vgg_task(folder: Folder) -> Task:
     """VGG-16-BN."""
-    task = on_images("vgg16", vgg, folder, PLANES)
+    task = on_images("vgg16", vgg, folder, PLANES, SHORTER)
     half = tuple(0 if place in (3, 5, 6, 8, 9, 11) else w for place, w in enumerate(PLANES))
     grid = {
         "narrow-late": PLANES[:7] + tuple(w // 4 for w in PLANES[7:]),
