@@ -119,7 +119,7 @@ IMAGES = Recipe(
 )
 """That of the other CIFAR benchmarks."""
 SHORTER = replace(IMAGES, steps=12 * 351, fine_steps=4 * 351)
-"""For networks that cost more."""
+"""Half as many epochs, for networks whose steps cost several times more."""
 
 
 def on_images(

@@ -63,7 +63,8 @@ def train(discovery: Discovery, steps: int, *, closure: bool = True) -> list[flo
     return losses
 
 
-def test_a_measurement_is_the_difference_of_two_losses() -> None:
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_a_measurement_is_the_difference_of_two_losses(in_turn: bool) -> None:
     model, (x, y) = network().train(), batch()
     structures = find_structures(model, (x,))
     gates = Gates(structures, torch.device("cpu"))
@@ -75,7 +76,7 @@ def test_a_measurement_is_the_difference_of_two_losses() -> None:
         return F.cross_entropy(net(x), y)
 
     torch.manual_seed(7)
-    found = layer_benefits(gates, where, loss)
+    found = layer_benefits(gates, where, loss, in_turn=in_turn)
     gates.detach()
 
     def plain(gone: set[int]) -> float:
@@ -92,6 +93,8 @@ def test_a_measurement_is_the_difference_of_two_losses() -> None:
             return float(loss(net))
 
     expected = [plain({0, 1}) - plain({1}), plain({1}) - plain(set()), plain({1, 2}) - plain({1})]
+    if in_turn:  # the first is off for the second, and the second on for the third
+        expected[1:] = [plain({0, 1}) - plain({0}), plain({0, 2}) - plain({0})]
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-6, rtol=1e-4)
     assert gates.sampled[where].tolist() == [1, 0, 1]
 

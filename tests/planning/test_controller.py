@@ -124,11 +124,11 @@ def test_the_bound_of_gradients_forgets_slowly_and_skips_what_is_not_finite() ->
 
 def test_what_is_certified_may_go_and_what_was_never_measured_may_not() -> None:
     controller = controller_of(weight_decay=0.1)
-    free = torch.zeros(INDEX.total)
+    nothing = torch.zeros(INDEX.total)
     earned = torch.full((INDEX.total,), 0.1)
     sums = SideSums.from_sample(-earned, torch.ones(INDEX.total), 1)
     assert not controller.advance(sums, 200).any()
-    controller.take_norms(free, free)  # no gradient was seen yet
+    controller.take_norms(nothing, nothing)  # no gradient was seen yet
     assert not controller.advance(sums, 210).any()
     bound = torch.linspace(1e-6, 0.3, INDEX.total)
     controller.take_norms(torch.linspace(0.3, 0.0, INDEX.total), bound)
@@ -155,12 +155,12 @@ def test_after_surgery_everything_is_about_the_smaller_network() -> None:
     controller.select(small, kept)
     assert controller.structures is small and controller.quanta == (1, 1, 1)
     assert torch.equal(controller.gate_values.theta, before.theta[kept])
-    alone = torch.full((small.index.total,), 1.0)
-    controller.decide(alone.bool())
+    full = torch.ones(small.index.total)
+    controller.decide(full.bool())
     assert controller.expected == pytest.approx(float(cost), rel=1e-6)
     fresh = Complexity(small, 0.7, 0.4, controller.full)
     controller.price()
-    assert torch.allclose(controller.gate_values.price, fresh.prices(alone).float())
+    assert torch.allclose(controller.gate_values.price, fresh.prices(full).float())
     assert torch.allclose(controller.gate_values.benefit, before.benefit[kept])
     chosen = controller.choose()
     assert chosen.mask.all() and chosen.attained == pytest.approx(float(cost), rel=1e-6)

@@ -17,7 +17,7 @@ Loss = Callable[[], Tensor | float]
 
 
 @torch.no_grad()
-def layer_benefits(gates: Gates, where: Tensor, loss: Loss) -> Tensor:
+def layer_benefits(gates: Gates, where: Tensor, loss: Loss, *, in_turn: bool = False) -> Tensor:
     """Measure C(0) - C(1) of some layers in the network that the gates make now.
 
     All passes see the same batch and draw the same random numbers, so that the differences are
@@ -27,6 +27,7 @@ def layer_benefits(gates: Gates, where: Tensor, loss: Loss) -> Tensor:
         gates: on the model.
         where: gates of the layers, int64, shape (n,).
         loss: the model is in training mode.
+        in_turn: what each layer earns when those before it are switched already; else alone.
 
     Returns:
         nats, float32, shape (n,), on the CPU.
@@ -44,9 +45,13 @@ def layer_benefits(gates: Gates, where: Tensor, loss: Loss) -> Tensor:
     present, rises = measured(), list[Tensor]()
     for gate, active in zip(numbers, on, strict=True):
         gates.sampled[gate] = not active
-        rise = measured() - present
-        gates.sampled[gate] = active
-        rises.append(rise if active else -rise)
+        switched = measured()
+        rises.append(switched - present if active else present - switched)
+        if in_turn:
+            present = switched
+        else:
+            gates.sampled[gate] = active
+    gates.sampled[numbers] = gates.sampled.new_tensor(on)
     return torch.stack(rises).cpu()
 
 

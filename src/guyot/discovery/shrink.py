@@ -194,15 +194,16 @@ def _choice(
             def mean() -> float:
                 return sum(float(loss(model, batch)) for batch in first) / len(first)
 
-            benefit[layers] = layer_benefits(gates, torch.arange(layers.start, layers.stop), mean)
-            choice, together = _chosen(structures, space, benefit, share), list[set[int]]()
+            every = torch.arange(layers.start, layers.stop)
+            benefit[every] = layer_benefits(gates, every, mean)
+            choice, together = _chosen(structures, space, benefit, share), list[list[int]]()
             for _ in range(_ROUNDS):
-                gone = [j for j in range(layers.start, layers.stop) if not choice.mask[j]]
-                if len(gone) < 2 or set(gone) in together:
+                gone = every[~choice.mask[every]]
+                if len(gone) < 2 or gone.tolist() in together:
                     break
-                together.append(set(gone))
-                gone.sort(key=lambda j: float(benefit[j] / price[j]))
-                benefit[gone] = _one_after_another(gates, gone, mean)
+                together.append(gone.tolist())
+                gone = gone[torch.argsort(benefit[gone] / price[gone])]
+                benefit[gone] = layer_benefits(gates, gone, mean, in_turn=True)
                 choice = _chosen(structures, space, benefit, share)
             return choice
     finally:
@@ -237,16 +238,6 @@ def _measured(
             "batches: give a network that is trained, and batches that it was trained on"
         )
     return curvature(SideMeans.start(total).updated(told.sums, decay=0.0)), first
-
-
-def _one_after_another(gates: Gates, gone: list[int], mean: Callable[[], float]) -> Tensor:
-    """Return what each layer contributes when those before it are gone, nats, shape (layers,)."""
-    found = []
-    for gate in gone:
-        found.append(layer_benefits(gates, torch.tensor([gate]), mean))
-        gates.sampled[gate] = 0
-    gates.sampled[gone] = 1
-    return torch.cat(found)
 
 
 def _mean_of(loss: Any) -> Tensor:
