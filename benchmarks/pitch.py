@@ -43,7 +43,7 @@ WIDTH = 25.0
 
 SIZES = {"train": 6_000, "validation": 1_500, "test": 3_000}
 BATCH = 64
-STEPS = 600
+STEPS = 2_000
 LR = 1e-3
 """Of Adam, by a cosine to 0."""
 MEASURED = 32
@@ -141,7 +141,7 @@ def measuring(data: Part) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def by_guyot(model: nn.Module, data: Part, target: float, stages: int) -> nn.Module:
+def by_guyot(model: nn.Module, data: Part, target: float) -> nn.Module:
     """Cut by `guyot.shrink`."""
     guyot.shrink(
         model,
@@ -149,7 +149,6 @@ def by_guyot(model: nn.Module, data: Part, target: float, stages: int) -> nn.Mod
         measuring(data),
         lambda network, batch: loss_of(network(batch[0]), batch[1]),
         target=target,
-        stages=stages,
         config=guyot.DiscoveryConfig(round_to=1),
     )
     return model
@@ -195,8 +194,7 @@ def by_torch_pruning(
 
 METHODS: dict[str, Callable[[Part, float], nn.Module]] = {
     "tiny": lambda *_: crepe("tiny"),
-    "guyot-shrink": lambda data, target: by_guyot(crepe("full"), data, target, 3),
-    "guyot-shrink-once": lambda data, target: by_guyot(crepe("full"), data, target, 1),
+    "guyot-shrink": lambda data, target: by_guyot(crepe("full"), data, target),
     "taylor-global": lambda data, target: by_torch_pruning(
         crepe("full"), data, target, "taylor", "global"
     ),

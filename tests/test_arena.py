@@ -136,6 +136,27 @@ def test_cuts_of_other_networks(
     assert result["share"] == pytest.approx(task.targets[0], rel=0.1)
 
 
+def test_a_shallower_stack_keeps_trained_blocks(arena: SimpleNamespace) -> None:
+    def make(shape: tuple[int, int]) -> torch.nn.Module:
+        width, depth = shape
+        return torch.nn.ModuleDict(
+            {"blocks": torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(depth)))}
+        )
+
+    model = make((4, 5))
+    blocks = list(model["blocks"])
+    job = SimpleNamespace(
+        task=SimpleNamespace(
+            stack="blocks", full=(4, 5), full_macs=80, macs_of=lambda shape: 16 * shape[1]
+        ),
+        run=SimpleNamespace(target=0.57),
+        model=model,
+        take=lambda smaller: None,
+    )
+    arena.methods.Shallower().begin(job)
+    assert list(model["blocks"]) == [blocks[0], blocks[2], blocks[4]]
+
+
 def test_the_same_run_twice_is_the_same(arena: SimpleNamespace, tmp_path: Path) -> None:
     task = quick(arena, "mlp-4x80", 100)
     for method in ("uniform", "guyot"):

@@ -169,6 +169,32 @@ class Shrunk:
 
 
 @dataclass(frozen=True)
+class Shallower:
+    """The trained network with some of its blocks, evenly spaced, as DistilBERT begins.
+
+    Sanh et al., arXiv:1910.01108, section 3. The depth is the one that comes closest to the MACs.
+    """
+
+    def network(self, task: Task, run: Run, results: Path) -> nn.Module:
+        return task.make(task.full)
+
+    def begin(self, job: Job) -> Plain:
+        task = job.task
+        assert task.stack is not None
+        width, depth = task.full
+        wanted = job.run.target * task.full_macs
+        left = min(
+            range(1, depth + 1), key=lambda blocks: abs(task.macs_of((width, blocks)) - wanted)
+        )
+        kept = {round(place) for place in torch.linspace(0, depth - 1, left).tolist()}
+        blocks: Any = job.model.get_submodule(task.stack)
+        for number in sorted(set(range(depth)) - kept, reverse=True):
+            del blocks[number]
+        job.take(job.model)
+        return Plain()
+
+
+@dataclass(frozen=True)
 class Rebuilt:
     """The structure that another method found with the same seed, with fresh weights."""
 
@@ -212,6 +238,8 @@ def methods(task: Task, start: str, guyot: Mapping[str, Mapping[str, Any]]) -> d
     }
     if trained:
         found |= discoveries | {"guyot-shrink": Shrunk()}
+        if task.stack is not None:
+            found["shallower"] = Shallower()
         return found | (cuts("") if task.cuttable else {})
     if task.planted is not None:
         found["planted"] = Fixed(planted)

@@ -204,10 +204,10 @@ def vit_task(folder: Folder) -> Task:
         )
 
     task = on_images("vit", make, folder, (64, 6), recipe)
-    return as_stack(task, (1, 2, 4))
+    return as_stack(task, "blocks", (1, 2, 4))
 
 
-def as_stack(task: Task, depths: tuple[int, ...]) -> Task:
+def as_stack(task: Task, stack: str, depths: tuple[int, ...]) -> Task:
     """A transformer whose shape is width and depth, with the depths to try by hand."""
     width, depth = task.full
     return replace(
@@ -215,6 +215,7 @@ def as_stack(task: Task, depths: tuple[int, ...]) -> Task:
         half=(width, depth // 2),
         grid={f"depth-{blocks}": (width, blocks) for blocks in depths},
         steady=frozenset({1}),
+        stack=stack,
         unit=4,
         quanta={"*": 8, "*attn*": 1},
         reset=keep_weights,
@@ -246,7 +247,7 @@ def gpt2_task() -> Task:
         cuttable=False,  # it has no rule for transformers' Conv1D
         meta=False,  # transformers reads values of the attention mask
     )
-    return as_stack(task, (1, 3))
+    return as_stack(task, "transformer.h", (1, 3))
 
 
 MAKERS: dict[str, Callable[[Folder], Task]] = {

@@ -88,6 +88,7 @@ class Task:
         branches: whether it has residual branches, which may go as a whole.
         quanta: what guyot rounds widths to, where they are rounded.
         unit: what all scaled widths are multiples of, such as the number of heads.
+        stack: path of the list of blocks, where the shape is width and depth.
         cuttable: whether torch-pruning knows the network's layers.
         meta: whether the network can be counted without weights.
         steady: positions of a shape that a uniform network does not scale (depths, heads).
@@ -109,6 +110,7 @@ class Task:
     branches: bool = True
     quanta: int | Mapping[str, int] = EIGHT
     unit: int = 1
+    stack: str | None = None
     cuttable: bool = True
     meta: bool = True
     steady: frozenset[int] = frozenset()
