@@ -374,3 +374,19 @@ def test_trimming_loses_least_for_what_it_saves(
     assert result.within and result.attained == pytest.approx(target)
     assert widths(result.mask) == expected
     assert result.lost == pytest.approx((6 - expected[1]) + (6 - expected[2]) * each)
+
+
+def test_trimming_passes_below_the_target_by_the_smallest_step() -> None:
+    """Half of the first block is less than the whole second one, which contributes nothing."""
+    benefit = torch.full((INDEX.total,), 100.0)
+    benefit[INDEX.units(2)] = 0.0
+    benefit[INDEX.layer_slice.start + 1] = 0.0
+    ones = torch.ones(INDEX.total)
+    left = ones.clone()
+    left[INDEX.units(1)][:3] = 0
+    smaller = counted(NET, left)[0] / FULL
+    result = trim(
+        SearchSpace(NET, COSTS, [4, 3, 6]), gate_values(ones, benefit, ones), (1 + smaller) / 2
+    )
+    assert widths(result.mask) == [4, 3, 6]
+    assert not result.within and result.attained == pytest.approx(smaller)

@@ -139,6 +139,23 @@ def test_what_is_certified_may_go_and_what_was_never_measured_may_not() -> None:
     assert not controller_of().advance(sums, 220).any()  # the proof is for weight decay of SGD
 
 
+def test_what_has_been_zero_for_the_patience_may_go() -> None:
+    """One unit costs more than it earns; it may go `patience` of discovery after it reached 0."""
+    controller = controller_of(theta0=0.5, patience=0.05)
+    earned = torch.full((INDEX.total,), 100.0)
+    useless = INDEX.units(1).start
+    earned[useless] = -100.0
+    sums = SideSums.from_sample(-earned, torch.ones(INDEX.total), 1)
+    reached, removable = 0, torch.zeros(INDEX.total, dtype=torch.bool)
+    for step in range(200, 800):
+        removable = controller.advance(sums, step)
+        if removable.any():
+            break
+        reached = reached or step * bool(controller.state.theta[useless] == 0)
+    assert removable.nonzero().flatten().tolist() == [useless]
+    assert reached > 200 and step - reached == 0.05 * 600 - 1
+
+
 def test_after_surgery_everything_is_about_the_smaller_network() -> None:
     dials = Dials(nu=0.5, target=None, alpha=0.7, beta=0.4)
     config = DiscoveryConfig(round_to=1)
