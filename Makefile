@@ -15,7 +15,7 @@ DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo install test slow mutants lint format types docs serve check bench-cifar clean
+.PHONY: help demo install test slow mutants lint format types docs serve check arena clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' $(firstword $(MAKEFILE_LIST))
@@ -74,10 +74,10 @@ serve: $(DEV)
 
 check: lint types docs test
 
-# make bench-cifar  guyot against slimmer networks: DATA=DIR with CIFAR-10, ARGS for the script
-bench-cifar: $(RUN)
-	$(if $(DATA),,$(error give the folder of CIFAR-10: make bench-cifar DATA=DIR))
-	$(BIN)/python benchmarks/cifar.py --data-dir $(DATA) $(ARGS)
+# make arena        guyot against what one would do instead: DATA=DIR with CIFAR-10, ARGS for the script
+arena: $(RUN)
+	$(if $(DATA),,$(error give the folder of CIFAR-10: make arena DATA=DIR))
+	$(BIN)/python benchmarks/arena.py --data-dir $(DATA) $(ARGS)
 
 # make clean        remove caches and builds, not .venv and not runs
 clean:

@@ -3,7 +3,7 @@
     python benchmarks/benefits.py gpt2
     python benchmarks/benefits.py resnet20 --data-dir DIR
 
-Trains a network of `models.py`, or a ResNet-20 on images of 16x16 pixels, for some steps. Then it
+Trains the GPT-2 of the arena, or a ResNet-20 on images of 16x16 pixels, for some steps. Then it
 measures for every layer, and for two units of every group, what the loss rises by without it, and
 beside it what a backward pass tells: first order, Fisher per sample and per prediction, the
 trapezoid and Simpson's rule along the gate. In every branch it also leaves one unit of a group,
@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from models import MODELS, Characters, definitions, optimizer_of
+from arena.characters import Characters, definitions
+from arena.real import gpt2_task
 from runs import ROOT, Json, cifar10, machine, smaller
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -46,10 +47,10 @@ def made(options: argparse.Namespace) -> tuple[nn.Module, torch.optim.Optimizer,
     """A network that is not trained yet, its optimiser and endless batches."""
     torch.manual_seed(0)
     if options.network == "gpt2":
-        described = MODELS["gpt2"]
-        model = described.build(described.full)
-        text = Characters(definitions()[0]["train"], described.recipe.batch_size, 10**9)
-        return model, optimizer_of(model, "AdamW", described.recipe), text.epoch(0)
+        task = gpt2_task()
+        model, recipe = task.make(task.full), task.recipe
+        text = Characters(definitions()["train"], recipe.batch_size, 10**9)
+        return model, recipe.make_optimizer(model, recipe.lr), text.epoch(0)
     model, recipe = resnet(20), Recipe(lr=0.05)
     dataset = smaller(cifar10(options), 16)
     batches = Batches(dataset, dataset.train, recipe.batch_size, augment=True, seed=0)

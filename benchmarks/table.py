@@ -9,10 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
 from arena import page
-
-from guyot.app.models import build, count_macs
 
 ROOT = Path(__file__).parent
 PAGE = ROOT.parent / "docs" / "benchmarks.md"
@@ -23,154 +20,12 @@ INTRODUCTION = """# Benchmarks
 `python benchmarks/table.py` writes this page from the JSON files in `benchmarks/results/`. They
 hold the command, the machine and the seed of each run. Spread (±) is the standard deviation over
 seeds. With one seed it is unknown: expect some tenths of a point.
-
-## Accuracy at equal MACs
-
-The images are a JPEG re-encoded copy of CIFAR-10, so the figures compare with each other and not
-with published ones. All methods have the same recipe, 45,000 training images and the same number
-of steps. The test images were read once, after the last epoch. *uniform* is the same architecture
-with all widths multiplied by one number, trained from scratch, with at least the target's MACs.
-MACs are those of one 3x32x32 image at physical widths. *beta0*, *layers-only*, *units-only* and
-*straight-through* change one setting of guyot. All of guyot's runs here have the estimator
-`two-sided` and β = 0.8, the defaults of version 0.1; *beta0* has β = 0.
-
 """
 
 
 def load(folder: str) -> list[dict[str, Any]]:
     """All results of one benchmark."""
     return [json.loads(path.read_text()) for path in sorted((ROOT / "results" / folder).glob("*"))]
-
-
-def cifar() -> str:
-    """One row per model, method and target."""
-    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for result in load("cifar"):
-        run = result["run"]
-        cells[run["model"], run["epochs"], run["method"], run["target"]].append(result)
-    full: dict[str, dict[str, int]] = {}
-    for model in {model for model, *_ in cells}:
-        network = build(model)
-        params = sum(parameter.numel() for parameter in network.parameters())
-        full[model] = {"macs": count_macs(network, torch.zeros(1, 3, 32, 32)), "params": params}
-    lines = [
-        "| model | epochs | method | target | MACs kept | params kept | test accuracy | seeds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for key, found in sorted(cells.items(), key=lambda item: (*item[0][:2], -item[0][3], item[0])):
-        model, epochs, method, target = key
-        accuracy = [100 * result["test_accuracy"] for result in found]
-        spread = f" ± {stdev(accuracy):.2f}" if len(accuracy) > 1 else ""
-        kept = [
-            f"{mean(result[name] for result in found) / whole:.3f}"
-            for name, whole in full[model].items()
-        ]
-        goal = "" if method == "dense" else f"{target:g}"
-        lines.append(
-            f"| {model} | {epochs} | {method} | {goal} | {kept[0]} | {kept[1]} "
-            f"| {mean(accuracy):.2f}{spread} | {len(found)} |"
-        )
-    return "\n".join(lines) + "\n\n" + source("cifar")
-
-
-def source(benchmark: str) -> str:
-    """The command and the machines that the results of a benchmark are from."""
-    machines = {f"{r['machine']['cpu']}, torch {r['machine']['torch']}" for r in load(benchmark)}
-    return f"`python benchmarks/{benchmark}.py --data-dir DIR`, {'; '.join(sorted(machines))}.\n"
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Mean, and the standard deviation over seeds where there are several."""
-    known = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{known}"
-
-
-def choices() -> str:
-    """One row per variant of a discovery or fixed structure, and target."""
-    cells: dict[tuple[float, str], list[dict[str, Any]]] = defaultdict(list)
-    for result in load("choices"):
-        run = result["run"]
-        cells[-run["target"], run["variant"]].append(result)
-    if not cells:
-        return ""
-    full = count_macs(build("resnet20"), torch.zeros(1, 3, 16, 16))
-    lines = [
-        "| target | variant | MACs kept | blocks gone | training loss | held out | seeds |",
-        "|---" * 7 + "|",
-    ]
-    for (target, variant), found in sorted(cells.items()):
-        gone = [str(len(r["removed_layers"])) for r in found if r["removed_layers"] is not None]
-        lines.append(
-            f"| {-target:g} | {variant} | {mean(r['macs'] for r in found) / full:.3f} "
-            f"| {', '.join(gone)} | {spread([r['losses'][-1] for r in found], 3)} "
-            f"| {spread([100 * r['validation_accuracy'] for r in found], 1)} | {len(found)} |"
-        )
-    return CHOICES + "\n".join(lines) + "\n\n" + source("choices")
-
-
-CHOICES = """
-## What defaults are chosen by
-
-ResNet-20 in 24 epochs on the same images, averaged down to 16x16 pixels. The table has the
-training loss (nats) of the last epoch and the accuracy on 5,000 held-out images. No test image is
-used. *guyot* has the defaults. *steps-40-70* discovers between 40 and 70 % of the steps instead of
-10 and 40. *blocks-1-1-3* is no discovery but a network with one, one and three blocks in its
-stages, as wide as the target allows. *uniform* keeps all blocks.
-
-"""
-
-
-def models() -> str:
-    """One row per model of another library and method."""
-    cells: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    for result in load("models"):
-        cells[result["run"]["model"], result["run"]["method"]].append(result)
-    if not cells:
-        return ""
-    titles = "model | steps | method | MACs | MACs kept | params kept | layers gone"
-    lines = [f"| {titles} | test loss, nats | test accuracy | seeds |", "|---" * 10 + "|"]
-    for (model, method), found in sorted(cells.items()):
-        full = cells.get((model, "dense"), [{}])[0]
-        kept = [
-            f"{mean(r[name] for r in found) / full[name]:.3f}" if full else ""
-            for name in ("macs", "params")
-        ]
-        gone = [len(r["structure"]["removed_layers"]) for r in found if "structure" in r]
-        lines.append(
-            f"| {model} | {found[0]['steps']:,} | {method} "
-            f"| {mean(r['macs'] for r in found) / 1e6:.2f} M | {kept[0]} | {kept[1]} "
-            f"| {', '.join(map(str, gone))} "
-            f"| {spread([r['test_loss'] for r in found], 3)} "
-            f"| {spread([100 * r['test_accuracy'] for r in found], 2)} | {len(found)} |"
-        )
-    machines = {
-        f"{r['machine']['cpu']}, {r['machine']['threads']} thread(s), torch {r['machine']['torch']}"
-        for r in load("models")
-    }
-    return (
-        MODELS
-        + "\n".join(lines)
-        + f"\n\n`python benchmarks/models.py --data-dir DIR`, {'; '.join(sorted(machines))}.\n"
-    )
-
-
-MODELS = """
-## Models of other libraries
-
-- mobilenet_v2 of torchvision and a vision transformer of timm (patches of 8x8 pixels, width 64,
-  six blocks of four heads), on the CIFAR-10 images described above.
-- A GPT-2 of transformers (width 96, four blocks of four heads, 64 characters of context), on 1.5
-  million characters of definitions that timm ships. Its accuracy is that of the next character.
-
-All methods of a model have the same recipe, chosen for the dense network on validation data, and
-the same number of steps. The number is small: with more time, the networks get much better. guyot
-has its defaults and target 0.5. *uniform* is narrower only (`width_mult`, `embed_dim`, `n_embd`,
-with as many heads), the narrowest with at least the target's MACs. *shallow* has full width and
-half of the blocks. MACs are those of one image or one window of text, with attention. *layers
-gone* is the number of residual branches that each seed removed, of 10 in mobilenet_v2, 12 in the
-vision transformer and 8 in the GPT-2.
-
-"""
 
 
 def family() -> str:
@@ -206,8 +61,8 @@ FAMILY = """
 ## One run, many sizes
 
 [The page on families](family.md#is-it-worth-it) has the accuracies.
-[`family.csv`](data/family.csv) adds parameters, steps and cost. ResNet-20 on the same images,
-averaged down to 16x16 pixels. *family* is one run for four sizes, and each member is as long as
+[`family.csv`](data/family.csv) adds parameters, steps and cost. ResNet-20 on CIFAR-10 at 16x16
+pixels. *family* is one run for four sizes, and each member is as long as
 {epochs} epochs. Its steps and its cost begin where it branches off, so the table counts shared
 steps once. *separate* is one run per size, *uniform* a uniformly slimmer network. Both are
 shorter, so that four of them cost as much as the family. Cost is MACs of one image at the present
@@ -274,7 +129,9 @@ ARENA = """
 narrower and shallower networks, structures cut by hand, random ones, and cuts by torch-pruning. All
 methods of a row have the same task, recipe, number of steps and MACs. In a planted task a small
 teacher draws the labels, so a right structure is known. `benchmarks/README.md` describes tasks and
-methods, and `python benchmarks/arena.py table` prints all methods of each task.
+methods, and `python benchmarks/arena.py table` prints all methods of each task. Images are a JPEG
+re-encoded copy of CIFAR-10, averaged down to 16x16 pixels, so figures compare with each other and
+not with published ones. Test data are read once, after the last step.
 
 How to read a row: the best rival is the one with the least *validation* loss. Losses are in nats. A
 difference is the mean of the differences between runs of the same seed, ± half of its 95 %
@@ -373,7 +230,7 @@ def costs() -> str:
 
 def page_text() -> str:
     """Return the whole page."""
-    parts = (cifar(), choices(), models(), family(), arena(), crepe(), costs())
+    parts = (arena(), crepe(), family(), costs())
     return INTRODUCTION + "".join(parts)
 
 

@@ -26,7 +26,7 @@ def arena(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     monkeypatch.setattr(found.labels, "HELD_OUT", 1_000)
     yield found
     for name in list(sys.modules):
-        if name.partition(".")[0] in ("arena", "runs", "models"):
+        if name.partition(".")[0] in ("arena", "runs"):
             sys.modules.pop(name)
 
 

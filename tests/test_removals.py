@@ -20,7 +20,7 @@ def removals() -> Iterator[ModuleType]:
         patch.setattr(importlib.import_module("arena.labels"), "HELD_OUT", 1_000)
         yield importlib.import_module("removals")
     for name in list(sys.modules):
-        if name.partition(".")[0] in ("arena", "runs", "models", "removals"):
+        if name.partition(".")[0] in ("arena", "runs", "removals"):
             sys.modules.pop(name)
 
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 import torch
-from models import CONTEXT, Characters, definitions, gpt2
 from runs import VALIDATION, smaller
 from torch import nn
 
+from arena.characters import CONTEXT, Characters, definitions, gpt2
 from arena.task import Data, Recipe, Shape, Task
 from guyot.app.data import Batches, Dataset, load_dataset
 from guyot.app.models import resnet
@@ -50,7 +50,7 @@ def cifar(folder: Folder, recipe: Recipe, seed: int) -> Data:
 
 def text(recipe: Recipe, seed: int) -> Data:
     """Windows of characters, drawn by a seed."""
-    parts, _ = definitions()
+    parts = definitions()
     return Data(
         Characters(parts["train"], recipe.batch_size, recipe.epoch, seed),
         Characters(parts["validation"], 100),
@@ -117,7 +117,7 @@ IMAGES = Recipe(
     weight_decay=5e-4,
     warmup=1 / 24,
 )
-"""That of the other CIFAR benchmarks."""
+"""The defaults of `guyot train`, on fewer pixels."""
 SHORTER = replace(IMAGES, steps=12 * 351, fine_steps=4 * 351)
 """Half as many epochs, for networks whose steps cost several times more."""
 
