@@ -67,6 +67,16 @@ def average(found: BySeed, value: Callable[[Json], float]) -> float:
     return mean(value(result) for result in found.values())
 
 
+def test_loss(result: Json) -> float:
+    """Mean cross entropy, nats."""
+    return result["test"]["loss"]
+
+
+def test_accuracy(result: Json) -> float:
+    """Right answers, %."""
+    return 100 * result["test"]["accuracy"]
+
+
 def best_rival(methods: dict[str, BySeed]) -> str | None:
     """The rival with the least validation loss, among those with most seeds."""
     known = {name: found for name, found in methods.items() if rivals(name) and found}
@@ -120,10 +130,7 @@ def rows(methods: dict[str, BySeed], against: str | None) -> list[str]:
         if reference is not None and name != reference:
             versus = [
                 interval(difference(found, methods[reference], value), digits)
-                for value, digits in (
-                    (lambda r: r["test"]["loss"], 4),
-                    (lambda r: 100 * r["test"]["accuracy"], 2),
-                )
+                for value, digits in ((test_loss, 4), (test_accuracy, 2))
             ]
         params = average(found, lambda r: r["params"])
         columns: list[Any] = [
@@ -134,8 +141,8 @@ def rows(methods: dict[str, BySeed], against: str | None) -> list[str]:
             f"{params:,.0f}",
             spread(found, lambda r: r["training_loss"], 4),
             spread(found, loss, 4),
-            spread(found, lambda r: r["test"]["loss"], 4),
-            spread(found, lambda r: 100 * r["test"]["accuracy"], 2),
+            spread(found, test_loss, 4),
+            spread(found, test_accuracy, 2),
             *versus,
         ]
         lines.append("| " + " | ".join(map(str, columns)) + " |")
@@ -143,34 +150,43 @@ def rows(methods: dict[str, BySeed], against: str | None) -> list[str]:
 
 
 def summary(results: list[Json]) -> str:
-    """One row per cell: the best rival, and how far guyot is from it and from the planted one."""
-    titles = "task | start | target | widths | seeds | best rival | its test loss | guyot's"
-    lines = [f"| {titles} | guyot − rival | guyot − planted |", "|---" * 10 + "|"]
-
-    def loss(result: Json) -> float:
-        return result["test"]["loss"]
-
+    """One table per start, one row per cell: the best rival, and how far guyot is from it."""
+    tables: dict[str, list[str]] = defaultdict(list)
     for (task, start, rounded, target), methods in cells(results).items():
         name = best_rival(methods)
         ours = methods.get("guyot")
         if name is None or not ours:
             continue
-        versus = difference(ours, methods[name], loss)
-        planted = methods.get("planted", {})
+        rival, beside = methods[name], methods.get(BESIDE[start][1], {})
+        paired_with = (beside, rival) if start != "scratch" else (ours, beside)
+        versus = difference(ours, rival, test_loss)
         columns = [
-            task,
-            start,
+            task + ", rounded" * rounded,
             f"{target:g}",
-            "rounded" if rounded else "exact",
             versus.count,
             name,
-            spread(methods[name], loss, 4),
-            spread(ours, loss, 4),
+            spread(rival, test_loss, 4),
+            spread(ours, test_loss, 4),
             interval(versus, 4),
-            interval(difference(ours, planted, loss), 4),
+            ", ".join(f"{average(found, test_accuracy):.1f}" for found in (ours, rival)),
+            interval(difference(*paired_with, test_loss), 4),
         ]
-        lines.append("| " + " | ".join(map(str, columns)) + " |")
-    return "\n".join(lines) + "\n"
+        tables[start].append("| " + " | ".join(map(str, columns)) + " |")
+    titles = "task | target | seeds | best rival | its test loss | guyot's | guyot − rival"
+    return "\n".join(
+        f"{BEGINNINGS[start].capitalize()}:\n\n| {titles} | accuracy, %: guyot, rival | "
+        f"{BESIDE[start][0]} |\n{'|---' * 9}|\n" + "\n".join(tables[start]) + "\n"
+        for start in BESIDE
+        if tables[start]
+    )
+
+
+BESIDE = {
+    "checkpoint": ("guyot.shrink − rival", "guyot-shrink"),
+    "distilled": ("guyot.shrink − rival", "guyot-shrink"),
+    "scratch": ("guyot − planted", "planted"),
+}
+"""What the last column of a summary is called, and the method that it is about."""
 
 
 def machines(results: list[Json]) -> str:
