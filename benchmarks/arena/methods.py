@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from arena.cuts import Cut
 from arena.job import Job, Json, Run, loss_of
 from arena.task import Shape, Task
-from guyot import Discovery, DiscoveryConfig, rebuild, shrink
+from guyot import Cost, Discovery, DiscoveryConfig, rebuild, shrink
+from guyot.costs.latency import LatencyTable
 
 
 class Progress(Protocol):
@@ -95,8 +96,9 @@ def by_chance(task: Task, run: Run) -> Shape:
 class Guyot:
     """A discovery.
 
-    ``settings`` of `DiscoveryConfig`, the dials ``alpha`` and ``beta``, and ``loss``: whether the
-    loop gives the loss by which layers are measured.
+    ``settings`` of `DiscoveryConfig`, the dials ``alpha`` and ``beta``, ``loss``: whether the loop
+    gives the loss by which layers are measured, and ``table``: a file of `guyot profile`, whose
+    milliseconds the target is a share of.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -116,6 +118,8 @@ class GuyotInProgress:
         config = {key: value for key, value in method.settings.items() if key in known}
         dials = {key: value for key, value in method.settings.items() if key not in known}
         self.measured = bool(dials.pop("loss", True))
+        if (table := dials.pop("table", None)) is not None:
+            dials["alpha"] = Cost(latency=1, table=LatencyTable.load(table))
         quanta = job.task.quanta if job.run.rounded else 1
         config = {"round_to": quanta, "seed": job.run.seed} | config
         self.job = job
