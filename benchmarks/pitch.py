@@ -43,7 +43,7 @@ WIDTH = 25.0
 
 SIZES = {"train": 6_000, "validation": 1_500, "test": 3_000}
 BATCH = 64
-STEPS = 2_000
+STEPS = 600
 LR = 1e-3
 """Of Adam, by a cosine to 0."""
 MEASURED = 32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -176,12 +177,16 @@ def test_layers_that_stand_in_for_each_other_do_not_go_together(stages: int | No
         assert float(loss(model, inputs[0])) < before + 0.4
 
 
-def test_every_stage_keeps_four_fifths_unless_the_number_of_stages_is_given() -> None:
+@pytest.mark.parametrize(("layers", "stages"), [(True, [1, 4, 7]), (False, [1, 1, 2])])
+def test_every_stage_keeps_four_fifths_or_half_without_layers(
+    layers: bool, stages: list[int]
+) -> None:
     shares = {target: list[float]() for target in (0.9, 0.5, 0.25)}
+    config = replace(EXACT, layers=layers)
     for target, found in shares.items():
-        removals = shrink(trained(), EXAMPLE, batches(10), loss, target=target, config=EXACT)
+        removals = shrink(trained(), EXAMPLE, batches(10), loss, target=target, config=config)
         found += [removal.macs / 2624 for removal in removals.removals]
-    assert [len(found) for found in shares.values()] == [1, 4, 7]
+    assert [len(found) for found in shares.values()] == stages
     for target, found in shares.items():
         steps = [after / before for before, after in pairwise([1.0, *found])]
         assert steps == pytest.approx([target ** (1 / len(found))] * len(found), abs=0.04)

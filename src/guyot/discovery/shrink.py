@@ -39,8 +39,8 @@ _EXACT = 8
 _ROUNDS = 5
 """How often a stage may measure several layers together, each time others."""
 
-_KEPT = 0.8
-"""Least share of what is left that one stage keeps, where the user names no number of stages."""
+_KEPT = {True: 0.8, False: 0.5}
+"""Least share of what is left that one stage keeps, with layers and without, by default."""
 
 _STAGES = Condition(
     lambda stages: is_whole(stages) and stages >= 1,
@@ -113,7 +113,8 @@ def shrink(
         loss: calls the model on a batch and returns the mean loss of a prediction, in nats.
         target: share of the complexity to keep, in (0, 1).
         stages: how many times to measure and cut; None: so often that every stage keeps at least
-            0.8 of what is left, which is 4 times for a target of 0.5 and 11 times for 0.1.
+            0.8 of what is left (4 times for a target of 0.5, 11 times for 0.1), or 0.5 if no layer
+            can go (once, and 4 times).
         alpha: 1: complexity is MACs only ... 0: parameters only; or a `Cost`, also of latency.
         config: its `units`, `layers`, `ignore`, `freeze`, `tie` and `round_to`; all else is about
             training.
@@ -128,9 +129,8 @@ def shrink(
     """
     config = DiscoveryConfig.given(config)
     Dials(nu=None, target=target, alpha=alpha)
-    if stages is None:
-        stages = math.ceil(math.log(target) / math.log(_KEPT))
-    require("stages", stages, _STAGES)
+    if stages is not None:
+        require("stages", stages, _STAGES)
     require("loss", loss, _LOSS)
     require("batches", batches, _BATCHES)
     if iter(batches) is batches:
@@ -142,6 +142,8 @@ def shrink(
     check_together(model)
     check_weights(model)
     structures = prunable_structures(model, example_inputs, config)
+    if stages is None:
+        stages = math.ceil(math.log(target) / math.log(_KEPT[bool(structures.layers)]))
     if (table := Cost.of(alpha).table) is not None:
         table.check(structures)
     full, record = Complexity(structures, alpha).full, Record(structures)
