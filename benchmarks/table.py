@@ -119,6 +119,7 @@ def arena() -> str:
     results = page.load(ROOT / "results" / "arena")
     if not results:
         return ARENA + "No run is recorded yet.\n"
+    (DATA / "arena.csv").write_text("\n".join(page.lines(results)) + "\n", encoding="utf-8")
     return f"{ARENA}{page.summary(results)}\nMeasured on: {page.machines(results)}.\n"
 
 
@@ -129,7 +130,7 @@ ARENA = """
 narrower and shallower networks, structures cut by hand, random ones, and cuts by torch-pruning. All
 methods of a row have the same task, recipe, number of steps and MACs. In a planted task a small
 teacher draws the labels, so a right structure is known. `benchmarks/README.md` describes tasks and
-methods, and `python benchmarks/arena.py table` prints all methods of each task. Images are a JPEG
+methods, and [`arena.csv`](data/arena.csv) has the figures of all methods. Images are a JPEG
 re-encoded copy of CIFAR-10, averaged down to 16x16 pixels, so figures compare with each other and
 not with published ones. Test data are read once, after the last step.
 

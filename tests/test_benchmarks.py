@@ -80,12 +80,20 @@ def test_the_table_of_families(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_page_of_benchmarks_is_the_one_of_the_committed_results(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     table = importlib.import_module("table")
-    committed = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    assert committed == table.page_text(), "python benchmarks/table.py"
+    monkeypatch.setattr(table, "DATA", tmp_path)
+    (tmp_path / "benchmarks.md").write_text(table.page_text(), encoding="utf-8")
+    files = {"benchmarks.md", "arena.csv", "family.csv", "widths.csv"}
+    assert {path.name for path in tmp_path.iterdir()} == files
+    for name in files:
+        folder = ROOT / "docs" / ("" if name.endswith(".md") else "data")
+        committed = (folder / name).read_text(encoding="utf-8")
+        assert committed == (tmp_path / name).read_text(encoding="utf-8"), (
+            "python benchmarks/table.py"
+        )
 
 
 @pytest.fixture

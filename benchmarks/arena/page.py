@@ -55,8 +55,7 @@ def with_grid(methods: dict[str, BySeed]) -> dict[str, BySeed]:
     tried = [*hand_cut, *(name for name in ("uniform", "half-depth") if name in methods)]
     seeds = set.intersection(*(set(methods[name]) for name in tried))
     best = {
-        seed: min((methods[name][seed] for name in tried), key=lambda r: r["validation"]["loss"])
-        for seed in seeds
+        seed: min((methods[name][seed] for name in tried), key=validation_loss) for seed in seeds
     }
     rest = {name: found for name, found in methods.items() if name not in hand_cut}
     return rest | {f"best of {len(tried)} by hand": best} if best else rest
@@ -65,6 +64,11 @@ def with_grid(methods: dict[str, BySeed]) -> dict[str, BySeed]:
 def average(found: BySeed, value: Callable[[Json], float]) -> float:
     """Mean over seeds."""
     return mean(value(result) for result in found.values())
+
+
+def validation_loss(result: Json) -> float:
+    """Mean cross entropy, nats."""
+    return result["validation"]["loss"]
 
 
 def test_loss(result: Json) -> float:
@@ -84,7 +88,7 @@ def best_rival(methods: dict[str, BySeed]) -> str | None:
         return None
     most = max(len(found) for found in known.values())
     full = [name for name, found in known.items() if len(found) == most]
-    return min(full, key=lambda name: average(known[name], lambda r: r["validation"]["loss"]))
+    return min(full, key=lambda name: average(known[name], validation_loss))
 
 
 def difference(ours: BySeed, theirs: BySeed, value: Callable[[Json], float]) -> Difference:
@@ -120,11 +124,7 @@ def rows(methods: dict[str, BySeed], against: str | None) -> list[str]:
     """One row per method, the best on validation data first."""
     reference = against if against in methods else best_rival(methods)
     lines = [f"| {TITLES.format(reference)} |", "|---" * 11 + "|"]
-
-    def loss(result: Json) -> float:
-        return result["validation"]["loss"]
-
-    for name in sorted(methods, key=lambda name: average(methods[name], loss)):
+    for name in sorted(methods, key=lambda name: average(methods[name], validation_loss)):
         found = methods[name]
         versus = ["", ""]
         if reference is not None and name != reference:
@@ -140,7 +140,7 @@ def rows(methods: dict[str, BySeed], against: str | None) -> list[str]:
             f"{average(found, lambda r: r['cost']):.2f}",
             f"{params:,.0f}",
             spread(found, lambda r: r["training_loss"], 4),
-            spread(found, loss, 4),
+            spread(found, validation_loss, 4),
             spread(found, test_loss, 4),
             spread(found, test_accuracy, 2),
             *versus,
@@ -187,6 +187,30 @@ BESIDE = {
     "scratch": ("guyot − planted", "planted"),
 }
 """What the last column of a summary is called, and the method that it is about."""
+
+
+FIGURES: dict[str, Callable[[BySeed], object]] = {
+    "seeds": len,
+    "macs_kept": lambda found: f"{average(found, lambda r: r['share']):.4f}",
+    "cost": lambda found: f"{average(found, lambda r: r['cost']):.3f}",
+    "params": lambda found: f"{average(found, lambda r: r['params']):.0f}",
+    "training_loss": lambda found: f"{average(found, lambda r: r['training_loss']):.4f}",
+    "validation_loss": lambda found: f"{average(found, validation_loss):.4f}",
+    "test_loss": lambda found: spread(found, test_loss, 4),
+    "test_accuracy": lambda found: f"{average(found, test_accuracy):.2f}",
+}
+"""Columns of the file with all methods: means over seeds."""
+
+
+def lines(results: list[Json]) -> list[str]:
+    """Comma-separated values: one line per method of a cell, the best on validation data first."""
+    found = [",".join(("task", "start", "widths", "target", "method", *FIGURES))]
+    for (task, start, rounded, target), methods in cells(results).items():
+        cell = [task, start, "rounded" if rounded else "exact", f"{target:g}"]
+        for name in sorted(methods, key=lambda name: average(methods[name], validation_loss)):
+            figures = [str(figure(methods[name])) for figure in FIGURES.values()]
+            found.append(",".join((*cell, name, *figures)))
+    return found
 
 
 def machines(results: list[Json]) -> str:
