@@ -158,7 +158,7 @@ def summary(results: list[Json]) -> str:
         if name is None or not ours:
             continue
         rival, beside = methods[name], methods.get(BESIDE[start][1], {})
-        paired_with = (beside, rival) if start != "scratch" else (ours, beside)
+        last = (ours, beside) if start == "scratch" else (beside, rival)
         versus = difference(ours, rival, test_loss)
         columns = [
             task + ", rounded" * rounded,
@@ -169,7 +169,7 @@ def summary(results: list[Json]) -> str:
             spread(ours, test_loss, 4),
             interval(versus, 4),
             ", ".join(f"{average(found, test_accuracy):.1f}" for found in (ours, rival)),
-            interval(difference(*paired_with, test_loss), 4),
+            interval(difference(*last, test_loss), 4),
         ]
         tables[start].append("| " + " | ".join(map(str, columns)) + " |")
     titles = "task | target | seeds | best rival | its test loss | guyot's | guyot − rival"
