@@ -1,4 +1,4 @@
-"""The arena: its tasks, rivals, statistics, and how it goes on."""
+"""The arena: its tasks, rivals, statistics, and how it resumes."""
 
 import importlib
 import json
