@@ -43,7 +43,7 @@ _KEPT = {True: 0.8, False: 0.5}
 """Least share of what is left that one stage keeps, with layers and without, by default."""
 
 _STAGES = Condition(
-    lambda stages: is_whole(stages) and stages >= 1,
+    lambda stages: stages is None or (is_whole(stages) and stages >= 1),
     "give how many times to cut, 1 or more, or None",
 )
 _LOSS = Condition(
@@ -129,8 +129,7 @@ def shrink(
     """
     config = DiscoveryConfig.given(config)
     Dials(nu=None, target=target, alpha=alpha)
-    if stages is not None:
-        require("stages", stages, _STAGES)
+    require("stages", stages, _STAGES)
     require("loss", loss, _LOSS)
     require("batches", batches, _BATCHES)
     if iter(batches) is batches:
