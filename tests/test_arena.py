@@ -157,6 +157,31 @@ def test_a_shallower_stack_keeps_trained_blocks(arena: SimpleNamespace) -> None:
     assert list(model["blocks"]) == [blocks[0], blocks[2], blocks[4]]
 
 
+def test_test_data_are_read_once_after_the_last_step(
+    arena: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = quick(arena, "mlp-4x80", 100)
+    data, read, job = task.data(0), list[int](), None
+
+    class Watched:
+        def epoch(self, number: int) -> object:
+            read.append(job.step)
+            return data.test.epoch(number)
+
+    begun = arena.training.begin
+
+    def watched(*arguments: object) -> object:
+        nonlocal job
+        job = begun(*arguments)
+        job.data = replace(data, test=Watched())
+        return job
+
+    monkeypatch.setattr(arena.training, "begin", watched)
+    run = arena.job.Run("mlp-4x80", "scratch", "guyot", task.targets[0], False, 0)
+    arena.training.train(task, run, tmp_path, tmp_path)
+    assert read == [100]
+
+
 def test_the_same_run_twice_is_the_same(arena: SimpleNamespace, tmp_path: Path) -> None:
     task = quick(arena, "mlp-4x80", 100)
     for method in ("uniform", "guyot"):
@@ -282,6 +307,14 @@ def test_runs_of_a_command_line(
     with pytest.raises(SystemExit):
         arena.command.main()
     assert "give NAME={" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*line.split(), "--methods", "dense,magic"])
+    with pytest.raises(SystemExit):
+        arena.command.main()
+    assert "--methods magic names no method" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["arena.py", "--starts", "scrath"])
+    with pytest.raises(SystemExit):
+        arena.command.main()
+    assert "--starts scrath: choose among scratch" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pathlib import Path
 from arena.crew import Crew, Orders, path_of
 from arena.job import Run
 from arena.methods import methods
-from arena.page import load, page
+from arena.page import BEGINNINGS, load, page
 from arena.tasks import names, task_of
 
 ROOT = Path(__file__).parents[1]
@@ -115,6 +115,8 @@ def main() -> None:
         else:
             options.out.write_text(text)
         return
+    if unknown := sorted(set(options.starts.split(",")) - set(BEGINNINGS)):
+        parser.error(f"--starts {','.join(unknown)}: choose among {', '.join(BEGINNINGS)}")
     orders = Orders(
         options.results,
         options.weights,
@@ -127,6 +129,12 @@ def main() -> None:
         options.cache_dir,
     )
     asked = list(runs(options, orders))
+    for pattern in options.methods.split(","):
+        if not any(fnmatchcase(run.method, pattern) for run in asked):
+            parser.error(
+                f"--methods {pattern} names no method of these tasks and starts: --list names all "
+                "of them if --methods is left out"
+            )
     if options.list:
         for run in asked:
             print(run.name, "done" if path_of(run, options.results).exists() else "open")

@@ -4,14 +4,13 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from arena.job import Job, Run, loss_of
-from arena.task import EIGHT, Task
+from arena.job import FromFull, Job, loss_of
+from arena.task import EIGHT
 
 MEASURED = 10
 """Training batches that gradients are measured on."""
@@ -195,7 +194,7 @@ def fitted(job: Job, target: float, cut: Callable[[float], nn.Module]) -> nn.Mod
 
 
 @dataclass(frozen=True)
-class Cut:
+class Cut(FromFull):
     """Train the full network, cut it once, train on with a new optimiser.
 
     ``importance`` one of `IMPORTANCES`; ``scope`` "uniform" (the same ratio in all layers),
@@ -208,9 +207,6 @@ class Cut:
     scope: str
     at: float
     sparse: bool = False
-
-    def network(self, task: Task, run: Run, results: Path) -> nn.Module:
-        return task.make(task.full)
 
     def begin(self, job: Job) -> "CutInProgress":
         return CutInProgress(self, job)

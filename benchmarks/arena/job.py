@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +47,14 @@ class Run:
             return f"{self.task}/{self.start}-dense-s{self.seed}"
         widths = "rounded" if self.rounded else "exact"
         return f"{self.task}/{self.start}-{self.method}-{self.target:g}-{widths}-s{self.seed}"
+
+
+class FromFull:
+    """For methods whose runs begin with the full network."""
+
+    def network(self, task: Task, run: Run, results: Path) -> nn.Module:
+        """What training begins with."""
+        return task.make(task.full)
 
 
 def cross_entropy(output: Any, labels: Tensor) -> Tensor:

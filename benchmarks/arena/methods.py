@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from arena.cuts import Cut
-from arena.job import Job, Json, Run, loss_of
+from arena.job import FromFull, Job, Json, Run, loss_of
 from arena.task import Shape, Task
 from guyot import Cost, Discovery, DiscoveryConfig, rebuild, shrink
 from guyot.costs.latency import LatencyTable
@@ -93,7 +93,7 @@ def by_chance(task: Task, run: Run) -> Shape:
 
 
 @dataclass(frozen=True)
-class Guyot:
+class Guyot(FromFull):
     """A discovery.
 
     ``settings`` of `DiscoveryConfig`, the dials ``alpha`` and ``beta``, ``loss``: whether the loop
@@ -102,9 +102,6 @@ class Guyot:
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-
-    def network(self, task: Task, run: Run, results: Path) -> nn.Module:
-        return task.make(task.full)
 
     def begin(self, job: Job) -> "GuyotInProgress":
         return GuyotInProgress(self, job)
@@ -150,13 +147,10 @@ class GuyotInProgress:
 
 
 @dataclass(frozen=True)
-class Shrunk:
+class Shrunk(FromFull):
     """The trained network, cut by `guyot.shrink` before the first step."""
 
     settings: Mapping[str, Any] = field(default_factory=lambda: {"batches": 50})
-
-    def network(self, task: Task, run: Run, results: Path) -> nn.Module:
-        return task.make(task.full)
 
     def begin(self, job: Job) -> Plain:
         batches = list(job.measuring(self.settings["batches"]))
@@ -173,14 +167,11 @@ class Shrunk:
 
 
 @dataclass(frozen=True)
-class Shallower:
+class Shallower(FromFull):
     """The trained network with some of its blocks, evenly spaced, as DistilBERT begins.
 
     Sanh et al., arXiv:1910.01108, section 3. The depth is the one that comes closest to the MACs.
     """
-
-    def network(self, task: Task, run: Run, results: Path) -> nn.Module:
-        return task.make(task.full)
 
     def begin(self, job: Job) -> Plain:
         task = job.task

@@ -88,7 +88,12 @@ def best_rival(methods: dict[str, BySeed]) -> str | None:
         return None
     most = max(len(found) for found in known.values())
     full = [name for name, found in known.items() if len(found) == most]
-    return min(full, key=lambda name: average(known[name], validation_loss))
+    return ranked({name: known[name] for name in full})[0]
+
+
+def ranked(methods: dict[str, BySeed]) -> list[str]:
+    """The names of methods, the best on validation data first."""
+    return sorted(methods, key=lambda name: average(methods[name], validation_loss))
 
 
 def difference(ours: BySeed, theirs: BySeed, value: Callable[[Json], float]) -> Difference:
@@ -124,7 +129,7 @@ def rows(methods: dict[str, BySeed], against: str | None) -> list[str]:
     """One row per method, the best on validation data first."""
     reference = against if against in methods else best_rival(methods)
     lines = [f"| {TITLES.format(reference)} |", "|---" * 11 + "|"]
-    for name in sorted(methods, key=lambda name: average(methods[name], validation_loss)):
+    for name in ranked(methods):
         found = methods[name]
         versus = ["", ""]
         if reference is not None and name != reference:
@@ -207,7 +212,7 @@ def lines(results: list[Json]) -> list[str]:
     found = [",".join(("task", "start", "widths", "target", "method", *FIGURES))]
     for (task, start, rounded, target), methods in cells(results).items():
         cell = [task, start, "rounded" if rounded else "exact", f"{target:g}"]
-        for name in sorted(methods, key=lambda name: average(methods[name], validation_loss)):
+        for name in ranked(methods):
             figures = [str(figure(methods[name])) for figure in FIGURES.values()]
             found.append(",".join((*cell, name, *figures)))
     return found
