@@ -76,7 +76,8 @@ print("same", len(case["inputs"]))
     assert result.stdout == "same 7\n"
 
 
-def test_the_source_needs_no_guyot(tmp_path: Path):
+def test_the_source_needs_no_guyot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)  # as in a user's shell
     model, inputs = finished("cifar")
     exported = export.to_source(model, inputs, tmp_path / "net")
     assert sorted(path.name for path in (tmp_path / "net").iterdir()) == [

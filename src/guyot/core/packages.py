@@ -6,8 +6,10 @@ import contextlib
 import importlib.util
 import sys
 from collections.abc import Generator
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from guyot.core.errors import MisconfiguredError
 
@@ -40,15 +42,22 @@ def needed(by: str, extra: str, instead: str = "") -> Generator[None]:
         ) from error
 
 
+class _Source(SourceFileLoader):
+    """Leaves no `__pycache__` beside the file."""
+
+    def set_data(self, *_: Any, **__: Any) -> None:
+        pass
+
+
 def module_from(file: Path, name: str, *, known: bool = False) -> ModuleType:
-    """Run the code in a file as a module.
+    """Run the code in a file as a module. Nothing is written beside the file.
 
     Args:
         file: of Python code.
         name: of the module.
         known: `sys.modules` has it by its name, also while it runs.
     """
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, file, loader=_Source(name, str(file)))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     if known:
